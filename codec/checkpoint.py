@@ -1,0 +1,183 @@
+"""Reading a release: the codec's tensors out of an 8 GB checkpoint without touching the language model.
+
+The codec's modules carry the checkpoint's names, so a name is a prefix and a `state_dict` key:
+
+    audio_tokenizer.{input_proj,encoder_blocks}.*            codec.encoder
+    audio_tokenizer.{decoder_blocks,output_proj}.*           codec.decoder
+    audio_tokenizer.quantizer.*                              codec.quantizer
+    mm_audio_embeddings.audio_codebook_embeddings.…weight    codec.embedding_table
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from codec.codec import Codec
+from codec.config import CodecConfig, ReleaseError, read_params
+from codec.encoder import Encoder
+
+CODEC_PREFIX = "audio_tokenizer."
+ENCODER_PREFIXES = (CODEC_PREFIX + "input_proj.", CODEC_PREFIX + "encoder_blocks.")
+QUANTIZER_PREFIX = CODEC_PREFIX + "quantizer."
+EMBEDDING_NAME = "mm_audio_embeddings.audio_codebook_embeddings.embeddings.weight"
+
+
+def load_release(folder: str | Path, dtype: torch.dtype = torch.bfloat16, device: str | torch.device = "cpu") -> Codec:
+    """The codec of the release in `folder`, in evaluation mode, with its encoder if the release has one.
+
+    In bfloat16 it computes as the server does; float32 is for training and for comparing. Raises ReleaseError
+    where the folder is no release, a file is truncated, or tensors are missing or have other shapes than
+    `params.json` says.
+    """
+    folder = Path(folder)
+    config = CodecConfig.from_params(read_params(folder))
+    files = tensor_files(folder)
+    names = [name for name in files if name.startswith(CODEC_PREFIX) or name == EMBEDDING_NAME]
+    has_encoder = any(name.startswith(ENCODER_PREFIXES) for name in names)
+    with torch.device("meta"):
+        codec = Codec(config, has_encoder=has_encoder)
+    expected = expected_tensors(codec)
+    missing = sorted(set(expected) - set(names))
+    if missing:
+        raise ReleaseError(f"{folder} lacks {len(missing)} tensors of the codec, among them {listed(missing)}")
+    tensors = read_tensors({name: files[name] for name in expected})
+    wrong = wrong_shapes(tensors, expected)
+    if wrong:
+        raise ReleaseError(f"{folder}: tensors do not have the shapes params.json gives: {listed(wrong)}")
+    for prefix, module in _modules(codec):
+        state = {key: tensors.pop(prefix + key).to(device, dtype) for key in module.state_dict()}
+        module.load_state_dict(state, assign=True)
+    codec.embedding_table = tensors.pop(EMBEDDING_NAME).to(device, dtype)
+    return codec.eval().requires_grad_(False)
+
+
+def expected_tensors(codec: Codec) -> dict[str, tuple[int, ...]]:
+    """Checkpoint name -> shape of everything this codec holds."""
+    shapes = {
+        prefix + key: tuple(tensor.shape)
+        for prefix, module in _modules(codec)
+        for key, tensor in module.state_dict().items()
+    }
+    if codec.embedding_table is not None:
+        shapes[EMBEDDING_NAME] = tuple(codec.embedding_table.shape)
+    return shapes
+
+
+def expected_encoder(config: CodecConfig) -> dict[str, tuple[int, ...]]:
+    """Checkpoint name -> shape of the encoder's tensors: 114 of them at the release's dimensions."""
+    with torch.device("meta"):
+        encoder = Encoder(config)
+    return {CODEC_PREFIX + key: tuple(tensor.shape) for key, tensor in encoder.state_dict().items()}
+
+
+def tensor_files(folder: Path) -> dict[str, Path]:
+    """Tensor name -> the file that holds it, over every `consolidated*.safetensors`, as the server reads them: in
+    the order of their names, a later file winning."""
+    paths = sorted(folder.glob("consolidated*.safetensors"))
+    if not paths:
+        raise ReleaseError(
+            f"{folder} holds no consolidated*.safetensors: it is not the folder of a Voxtral TTS release"
+        )
+    return {name: path for path in paths for name in tensor_names(path)}
+
+
+def tensor_names(path: Path) -> list[str]:
+    """The names in a safetensors file. Raises ReleaseError where it is truncated or none."""
+    with _open(path) as file:
+        return list(file.keys())
+
+
+def read_tensors(files: Mapping[str, Path]) -> dict[str, Tensor]:
+    """Reads tensor `name` from `files[name]`, every file opened once."""
+    tensors = {}
+    for path in sorted(set(files.values())):
+        with _open(path) as file:
+            for name in (name for name, where in files.items() if where == path):
+                tensors[name] = file.get_tensor(name)
+    return tensors
+
+
+def wrong_shapes(tensors: Mapping[str, Tensor], expected: Mapping[str, tuple[int, ...]]) -> list[str]:
+    """A line for each tensor whose shape is not the expected one."""
+    return [
+        f"{name} is {list(tensors[name].shape)}, expected {list(shape)}"
+        for name, shape in expected.items()
+        if name in tensors and tuple(tensors[name].shape) != shape
+    ]
+
+
+def codec_fingerprint(tensors: Mapping[str, Tensor]) -> str:
+    """A short hash of what an encoder was trained against: the quantizer and the decoder's last projection, given by
+    checkpoint name, as bf16. Tells two codecs of the same dimensions apart."""
+    digest = hashlib.sha256()
+    for name in sorted(tensors):
+        if name.startswith((QUANTIZER_PREFIX, CODEC_PREFIX + "output_proj.")):
+            digest.update(name.encode())
+            digest.update(tensors[name].to("cpu", torch.bfloat16).contiguous().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()[:16]
+
+
+def checkpoint_tensors(codec: Codec) -> dict[str, Tensor]:
+    """Everything the codec holds by its checkpoint name, bf16 on the CPU, as a release stores it."""
+    tensors = {
+        prefix + key: tensor for prefix, module in _modules(codec) for key, tensor in module.state_dict().items()
+    }
+    if codec.embedding_table is not None:
+        tensors[EMBEDDING_NAME] = codec.embedding_table
+    return {name: tensor.detach().to("cpu", torch.bfloat16).contiguous() for name, tensor in tensors.items()}
+
+
+def save_encoder(path: Path, encoder: Encoder, codec: Codec, metadata: Mapping[str, Any]) -> None:
+    """Writes the encoder's tensors, BF16, named as in the checkpoint. The file's metadata holds the codec's
+    configuration and fingerprint beside what is given."""
+    tensors = {
+        CODEC_PREFIX + key: tensor.detach().to("cpu", torch.bfloat16).contiguous()
+        for key, tensor in encoder.state_dict().items()
+    }
+    stated = {
+        "format": "pt",
+        "codec_config": json.dumps(asdict(codec.config)),
+        "codec_fingerprint": codec_fingerprint(checkpoint_tensors(codec)),
+        **{key: json.dumps(value) for key, value in metadata.items()},
+    }
+    partial = path.with_name(f".{path.name}.partial")
+    save_file(tensors, partial, metadata=stated)
+    partial.replace(path)
+
+
+def read_encoder(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """An encoder file's tensors and metadata. Raises ReleaseError where it is no safetensors file."""
+    with _open(path) as file:
+        return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118
+
+
+def listed(items: Iterable[str], limit: int = 5) -> str:
+    """The first few of a list, and how many more there are."""
+    items = list(items)
+    more = f", and {len(items) - limit} more" if len(items) > limit else ""
+    return ", ".join(items[:limit]) + more
+
+
+def _modules(codec: Codec) -> list[tuple[str, nn.Module]]:
+    """Prefix and module: together they make the checkpoint's names."""
+    modules = [(CODEC_PREFIX, codec.encoder), (CODEC_PREFIX, codec.decoder), (QUANTIZER_PREFIX, codec.quantizer)]
+    return [(prefix, module) for prefix, module in modules if module is not None]
+
+
+def _open(path: Path) -> Any:
+    try:
+        return safe_open(path, framework="pt")
+    except FileNotFoundError:
+        raise ReleaseError(f"{path} does not exist") from None
+    except SafetensorError as error:
+        raise ReleaseError(f"{path} is truncated or no safetensors file ({error}): get it again") from error

@@ -1,0 +1,103 @@
+"""The codec as others use it: waveform -> codes -> waveform, and codes -> voice embedding."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from codec.config import CodecConfig
+from codec.decoder import Decoder
+from codec.encoder import Encoder
+from codec.quantizer import Quantizer
+from codec.voices import embed_codes
+
+SERVER_CHUNK = 375  # frames (30 s): the server decodes longer sequences in independent pieces of this length
+
+
+class Codec(nn.Module):
+    """The Voxtral codec. Its parameters' dtype decides the arithmetic: in bfloat16 it computes what the server
+    computes, bit by bit (one clip at a time, the encoder under bf16 autocast, distances and rounding in bf16); in
+    float32 it computes in float32, a batch at once. `encoder` is None where a release has none; `embedding_table`
+    where nothing embeds codes.
+    """
+
+    embedding_table: Tensor | None
+
+    def __init__(self, config: CodecConfig, has_encoder: bool = True, has_embedding: bool = True):
+        super().__init__()
+        self.config = config
+        self.encoder = Encoder(config) if has_encoder else None
+        self.decoder = Decoder(config)
+        self.quantizer = Quantizer(config)
+        table = torch.zeros(config.embedding_rows, config.embedding_dim) if has_embedding else None
+        self.register_buffer("embedding_table", table)
+
+    @property
+    def sample_rate(self) -> int:
+        """Hz."""
+        return self.config.sampling_rate
+
+    @property
+    def frame_rate(self) -> float:
+        """Frames a second."""
+        return self.config.frame_rate
+
+    @property
+    def frame_size(self) -> int:
+        """Samples a frame."""
+        return self.config.frame_size
+
+    @property
+    def num_codebooks(self) -> int:
+        return self.config.num_codebooks
+
+    @property
+    def has_encoder(self) -> bool:
+        return self.encoder is not None
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.decoder.output_proj.conv.weight.dtype
+
+    @torch.no_grad()
+    def latent(self, waveform: Tensor) -> Tensor:
+        """What is quantized: [B, 1, T] in [-1, 1] -> [B, semantic + acoustic, F]. Raises ValueError without encoder."""
+        if self.encoder is None:
+            raise ValueError("this release has no encoder: inject one with inject_encoder.py")
+        if waveform.ndim != 3 or waveform.shape[1] != 1 or waveform.shape[2] == 0:
+            raise ValueError(f"waveform has shape {list(waveform.shape)}, expected [B, 1, T] with T of 1 or more")
+        with torch.autocast(waveform.device.type, torch.bfloat16, enabled=self.dtype == torch.bfloat16):
+            return self.encoder(waveform.to(self.dtype))
+
+    @torch.no_grad()
+    def encode(self, waveform: Tensor) -> Tensor:
+        """Waveform [B, 1, T] in [-1, 1] at 24 kHz to codes [B, 37, ceil(T / 1920)], int64."""
+        clips = waveform.split(1) if self.dtype == torch.bfloat16 else (waveform,)
+        return torch.cat([self.quantizer.encode(self.latent(clip)) for clip in clips])
+
+    @torch.no_grad()
+    def decode(self, codes: Tensor) -> Tensor:
+        """Codes [B, 37, F] to the waveform [B, 1, F * 1920], float32. Raises ValueError for codes out of range."""
+        self._check(codes)
+        clips = codes.split(1) if self.dtype == torch.bfloat16 else (codes,)
+        return torch.cat([torch.cat([self._decode(c) for c in clip.split(SERVER_CHUNK, -1)], -1) for clip in clips])
+
+    def _decode(self, codes: Tensor) -> Tensor:
+        return self.decoder(self.quantizer.decode(codes)).float()
+
+    @torch.no_grad()
+    def embed(self, codes: Tensor) -> Tensor:
+        """Codes [B, 37, F] to a voice embedding [B, F + 1, dim]: what stands in the prompt for a reference voice, the
+        end-of-audio row last."""
+        self._check(codes)
+        if self.embedding_table is None:
+            raise ValueError("this codec was loaded without the audio embedding table")
+        return embed_codes(codes, self.embedding_table, self.config.codebook_sizes)
+
+    def _check(self, codes: Tensor) -> None:
+        if codes.ndim != 3 or codes.shape[1] != self.num_codebooks:
+            raise ValueError(f"codes have shape {list(codes.shape)}, expected [B, {self.num_codebooks}, F]")
+        limits = (self.config.semantic_codebook_size, *[self.config.acoustic_codebook_size] * self.config.acoustic_dim)
+        limit = torch.tensor(limits, device=codes.device)[:, None]
+        if codes.numel() and bool(((codes < 0) | (codes >= limit)).any()):
+            raise ValueError("codes out of range: give the quantizer's codes, without the offset of special tokens")

@@ -1,0 +1,130 @@
+"""The server's own codec class, unmodified, from the installed package `vllm-omni`, without vLLM and a GPU.
+
+Its two source files import names from vLLM (and, through their packages' `__init__`, all of vLLM) that computing
+codes does not need. Where vLLM is absent, those names are stood in for while the files are loaded under their real
+module names. Nothing in them is changed.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import logging
+import sys
+from importlib.metadata import distribution
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from codec.checkpoint import CODEC_PREFIX, EMBEDDING_NAME, read_tensors, tensor_files
+from codec.config import read_params
+
+PACKAGE = "vllm_omni.model_executor.models.voxtral_tts"
+
+
+class _Anything(type):
+    """A class that can be a base, a decorator or an annotation."""
+
+    def __getattr__(cls, name: str) -> Any:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        return lambda *args, **kwargs: lambda target: target
+
+    def __getitem__(cls, item: Any) -> Any:
+        return cls
+
+
+class _StandIn(ModuleType):
+    """A module that gives a placeholder class for any name asked of it."""
+
+    __path__: list[str] = []  # noqa: RUF012
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        return _Anything(name, (), {})
+
+
+def _copy_weight(parameter: Tensor, loaded: Tensor) -> None:
+    """What vLLM's default weight loader does: the sizes must agree, the values are copied."""
+    if parameter.size() != loaded.size():
+        raise ValueError(f"{list(loaded.shape)} does not fit {list(parameter.shape)}")
+    parameter.data.copy_(loaded)
+
+
+def _stand_in(name: str, **attributes: Any) -> None:
+    module = _StandIn(name)
+    module.__dict__.update(attributes)
+    sys.modules[name] = module
+
+
+def codec_class() -> type[nn.Module]:
+    """`VoxtralTTSAudioTokenizer` of the installed vllm-omni."""
+    name = f"{PACKAGE}.voxtral_tts_audio_tokenizer"
+    if name not in sys.modules:
+        if importlib.util.find_spec("vllm") is None:
+            for module in (
+                "vllm",
+                "vllm.config",
+                "vllm.inputs",
+                "vllm.model_executor",
+                "vllm.model_executor.model_loader",
+                "vllm.model_executor.models",
+                "vllm.model_executor.models.interfaces",
+                "vllm.model_executor.models.utils",
+                "vllm.multimodal",
+                "vllm.multimodal.inputs",
+                "vllm.multimodal.parse",
+                "vllm.multimodal.processing",
+                "vllm.multimodal.processing.processor",
+                "vllm.sequence",
+                "vllm.tokenizers",
+                "vllm.tokenizers.mistral",
+            ):
+                _stand_in(module)
+            _stand_in("vllm.logger", init_logger=logging.getLogger)
+            _stand_in("vllm.model_executor.model_loader.weight_utils", default_weight_loader=_copy_weight)
+        parts = PACKAGE.split(".")
+        for depth in range(1, len(parts) + 1):
+            _stand_in(".".join(parts[:depth]))
+        _stand_in("vllm_omni.quantization")
+        _stand_in("vllm_omni.quantization.component_config")
+        _stand_in("vllm_omni.platforms", current_omni_platform=SimpleNamespace(device_type="cpu"))
+        source = Path(str(distribution("vllm-omni").locate_file(PACKAGE.replace(".", "/"))))
+        for leaf in ("voxtral_tts_audio_generation", "voxtral_tts_audio_tokenizer"):
+            spec = importlib.util.spec_from_file_location(f"{PACKAGE}.{leaf}", source / f"{leaf}.py")
+            if spec is None or spec.loader is None:
+                raise ImportError(f"{source}/{leaf}.py cannot be loaded")
+            module = importlib.util.module_from_spec(spec)
+            sys.modules[spec.name] = module
+            spec.loader.exec_module(module)
+    return sys.modules[name].VoxtralTTSAudioTokenizer
+
+
+def load_server_codec(folder: Path, dtype: torch.dtype = torch.bfloat16) -> Any:
+    """The server's codec with the release's weights, built as the server builds it: under the model's dtype, every
+    tensor handed to its own `load_weight` (the quantizer's buffers keep the file's dtype, bf16)."""
+    params = read_params(folder)
+    audio = {
+        "codec_args": params["multimodal"]["audio_tokenizer_args"],
+        "audio_model_args": params["multimodal"]["audio_model_args"],
+    }
+    hf_config = SimpleNamespace(audio_config=audio, text_config=SimpleNamespace(hidden_size=params["dim"]))
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        codec = codec_class()(vllm_config=SimpleNamespace(model_config=SimpleNamespace(hf_config=hf_config)))
+    finally:
+        torch.set_default_dtype(before)
+    files = tensor_files(folder)
+    wanted = {name: path for name, path in files.items() if name.startswith(CODEC_PREFIX) or name == EMBEDDING_NAME}
+    for name, tensor in read_tensors(wanted).items():
+        if dtype == torch.float32 and "quantizer" in name:
+            tensor = tensor.float()
+        if name == EMBEDDING_NAME:
+            name = "audio_token_embedding.embeddings.weight"
+        codec.load_weight((name.removeprefix(CODEC_PREFIX), tensor))
+    return codec.eval().requires_grad_(False)
