@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shutil
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -137,22 +138,31 @@ def checkpoint_tensors(codec: Codec) -> dict[str, Tensor]:
     return {name: tensor.detach().to("cpu", torch.bfloat16).contiguous() for name, tensor in tensors.items()}
 
 
-def save_encoder(path: Path, encoder: Encoder, codec: Codec, metadata: Mapping[str, Any]) -> None:
-    """Writes the encoder's tensors, BF16, named as in the checkpoint. The file's metadata holds the codec's
+def save_encoder(path: Path, codec: Codec, metadata: Mapping[str, Any]) -> None:
+    """Writes the codec's encoder: its tensors, BF16, named as in the checkpoint. The file's metadata holds the codec's
     configuration and fingerprint beside what is given."""
-    tensors = {
-        CODEC_PREFIX + key: tensor.detach().to("cpu", torch.bfloat16).contiguous()
-        for key, tensor in encoder.state_dict().items()
-    }
+    everything = checkpoint_tensors(codec)
+    tensors = {name: tensor for name, tensor in everything.items() if name.startswith(ENCODER_PREFIXES)}
     stated = {
         "format": "pt",
         "codec_config": json.dumps(asdict(codec.config)),
-        "codec_fingerprint": codec_fingerprint(checkpoint_tensors(codec)),
+        "codec_fingerprint": codec_fingerprint(everything),
         **{key: json.dumps(value) for key, value in metadata.items()},
     }
     partial = path.with_name(f".{path.name}.partial")
     save_file(tensors, partial, metadata=stated)
     partial.replace(path)
+
+
+def save_release(folder: Path, codec: Codec, params: Path) -> None:
+    """Writes the codec as a release without encoder: `params.json`, a copy of `params`, and what of
+    `consolidated.safetensors` is the codec's. There is no language model in it."""
+    folder.mkdir(parents=True, exist_ok=True)
+    tensors = {name: t for name, t in checkpoint_tensors(codec).items() if not name.startswith(ENCODER_PREFIXES)}
+    partial = folder / ".consolidated.safetensors.partial"
+    save_file(tensors, partial, metadata={"format": "pt"})
+    partial.replace(folder / "consolidated.safetensors")
+    shutil.copyfile(params, folder / "params.json")
 
 
 def read_encoder(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:

@@ -59,6 +59,14 @@ class Codec(nn.Module):
     def dtype(self) -> torch.dtype:
         return self.decoder.output_proj.conv.weight.dtype
 
+    def with_new_encoder(self, mirror: bool = True) -> Codec:
+        """Gives this codec an untrained encoder, its transformers started from the decoder's or all at random.
+        Returns the codec."""
+        self.encoder = Encoder(self.config).to(self.decoder.output_proj.conv.weight.device, self.dtype).eval()
+        if mirror:
+            self.encoder.mirror(self.decoder)
+        return self
+
     @torch.no_grad()
     def latent(self, waveform: Tensor) -> Tensor:
         """What is quantized: [B, 1, T] in [-1, 1] -> [B, semantic + acoustic, F]. Raises ValueError without encoder."""

@@ -205,8 +205,15 @@ def read_params(folder: Path) -> dict[str, Any]:
         raise ReleaseError(f"{folder} is not a folder: give the release's folder (MODEL_DIR)")
     if not path.is_file():
         raise ReleaseError(f"{folder} holds no params.json: it is not the folder of a Voxtral TTS release")
+    return read_params_file(path)
+
+
+def read_params_file(path: Path) -> dict[str, Any]:
+    """A parsed `params.json`, wherever it lies. Raises ReleaseError where it is not there or no JSON object."""
     try:
         params = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ReleaseError(f"{path} cannot be read: {error.strerror}") from error
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise ReleaseError(f"{path} is not valid JSON ({error}): download it again") from error
     if not isinstance(params, dict):

@@ -25,7 +25,8 @@ class Decoder(nn.Module):
         self.output_proj = CausalConv1d(config.dim, patch, kernel, 1, "reflect", config.conv_weight_norm)
 
     def forward(self, latent: Tensor) -> Tensor:
-        x = latent
+        # [B, T, D] in memory from here on, as in the server: the layout is part of its arithmetic
+        x = latent.transpose(1, 2).contiguous().transpose(1, 2)
         for block in self.decoder_blocks:
             x = block(x)
         return self.output_proj(x).transpose(1, 2).flatten(1)[:, None]  # patches back into samples

@@ -33,7 +33,8 @@ class Encoder(nn.Module):
     def forward(self, waveform: Tensor) -> Tensor:
         waveform = F.pad(waveform, (0, -waveform.shape[-1] % self.patch_size))
         x = waveform[:, 0].unflatten(-1, (-1, self.patch_size)).transpose(1, 2)  # patches as channels [B, 240, T/240]
-        x = self.input_proj(x)
+        # the transformers work on [B, T, D]; that layout from here on is part of the server's arithmetic
+        x = self.input_proj(x).transpose(1, 2).contiguous().transpose(1, 2)
         for block in self.encoder_blocks:
             x = block(x)
         return x

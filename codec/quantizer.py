@@ -20,6 +20,18 @@ SEMANTIC_QUANTIZED = 0.5  # share of samples whose semantic part is quantized in
 ACOUSTIC_QUANTIZED, ACOUSTIC_NOISY = 0.5, 0.25  # shares for the acoustic part; the rest passes untouched
 
 
+class Draw(NamedTuple):
+    """What is random in the training path, uniform: in [0, 1) which way a sample takes, in [-1, 1) the noise."""
+
+    semantic: Tensor  # [B, 1, 1]
+    acoustic: Tensor  # [B, 1, 1]
+    noise: Tensor  # [B, 36, F]
+
+    def part(self, rank: int, ranks: int) -> Draw:
+        """The share of one rank of a draw for all."""
+        return Draw(*(tensor.chunk(ranks)[rank] for tensor in self))
+
+
 class Quantized(NamedTuple):
     latent: Tensor
     """[B, semantic + acoustic, F], what the decoder gets; straight-through to the encoder."""
@@ -130,25 +142,31 @@ class Quantizer(nn.Module):
         semantic = self.semantic_codebook.decode(codes[:, :1])
         return torch.cat([semantic, self.acoustic_codebook.decode(codes[:, 1:]).to(semantic.dtype)], dim=1)
 
-    def forward(self, latent: Tensor, generator: torch.Generator | None = None) -> Quantized:
-        """The training path. Per sample, half of the semantic parts are quantized and half pass; of the acoustic
-        parts, half are quantized, a quarter get uniform noise in ±1/L, a quarter pass. In evaluation mode every
-        sample is quantized. Random numbers come from the CPU `generator`, so that every device draws the same."""
-        latent = latent.float()
-        batch = len(latent)
-        semantic, acoustic = latent.split(self.split_sizes, dim=1)
+    def draw(self, batch: int, frames: int, generator: torch.Generator) -> Draw:
+        """The random numbers of one training step, from a CPU generator: the same on every device, and to be drawn
+        for the batch of all ranks at once, so that their number does not change the result."""
+        return Draw(
+            torch.rand(batch, 1, 1, generator=generator),
+            torch.rand(batch, 1, 1, generator=generator),
+            torch.rand(batch, self.split_sizes[1], frames, generator=generator) * 2 - 1,
+        )
+
+    def forward(self, latent: Tensor, draw: Draw | None = None) -> Quantized:
+        """The training path, in float32. Per sample, half of the semantic parts are quantized and half pass; of the
+        acoustic parts, half are quantized, a quarter get uniform noise in ±1/L, a quarter pass. Without a draw
+        everything is quantized."""
+        semantic, acoustic = latent.float().split(self.split_sizes, dim=1)
         bounded = torch.tanh(acoustic)
-        codes = self.encode(latent.detach())
+        codes = self.encode(latent.detach().float())
         entry = _straight_through(semantic, self.semantic_codebook.decode(codes[:, :1]))
         level = _straight_through(bounded, self.acoustic_codebook.decode(codes[:, 1:]))
-        if not self.training:
+        if draw is None:
             return Quantized(torch.cat([entry, level], dim=1), entry, codes)
-        draw = torch.rand(2, batch, 1, 1, generator=generator).to(latent.device)
-        noise = torch.rand(bounded.shape, generator=generator).to(latent.device) * 2 - 1
+        semantic_draw, acoustic_draw, noise = (part.to(latent.device) for part in draw)
+        mixed_semantic = torch.where(semantic_draw < SEMANTIC_QUANTIZED, entry, semantic)
         noisy = bounded + noise / self.acoustic_codebook.levels
-        mixed_semantic = torch.where(draw[0] < SEMANTIC_QUANTIZED, entry, semantic)
-        mixed_acoustic = torch.where(draw[1] < ACOUSTIC_QUANTIZED + ACOUSTIC_NOISY, noisy, bounded)
-        mixed_acoustic = torch.where(draw[1] < ACOUSTIC_QUANTIZED, level, mixed_acoustic)
+        mixed_acoustic = torch.where(acoustic_draw < ACOUSTIC_QUANTIZED + ACOUSTIC_NOISY, noisy, bounded)
+        mixed_acoustic = torch.where(acoustic_draw < ACOUSTIC_QUANTIZED, level, mixed_acoustic)
         return Quantized(torch.cat([mixed_semantic, mixed_acoustic], dim=1), entry, codes)
 
 

@@ -96,7 +96,8 @@ def language_model(config: CodecConfig, megabytes: float = 0.5) -> dict[str, Ten
     rows = max(1, int(megabytes * 1e6 / 2 / 4 / config.embedding_dim))
     generator = torch.Generator().manual_seed(5)
     weights = {
-        f"layers.{i}.attention.wq.weight": torch.randn(rows, config.embedding_dim, generator=generator) for i in range(4)
+        f"layers.{i}.attention.wq.weight": torch.randn(rows, config.embedding_dim, generator=generator)
+        for i in range(4)
     }
     weights["norm.weight"] = torch.ones(config.embedding_dim)
     return {name: tensor.to(torch.bfloat16) for name, tensor in weights.items()}

@@ -8,7 +8,6 @@ module names. Nothing in them is changed.
 from __future__ import annotations
 
 import importlib.util
-import json
 import logging
 import sys
 from importlib.metadata import distribution

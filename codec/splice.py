@@ -1,0 +1,305 @@
+"""Safetensors files spliced on disk: tensors added, replaced and removed without holding more than a few megabytes.
+
+A safetensors file is 8 bytes (the header's length, little-endian), the header (JSON: name -> dtype, shape, place) and
+the tensors' bytes, one after another. A new file is put together from byte ranges of others and written the way the
+safetensors library writes: compact JSON, padded with spaces to 8 bytes, tensors in the order of their places. So what
+is taken out again leaves the file that was there before, bit by bit.
+
+Nothing is written in place. `apply` writes every new file beside the one it replaces, reads it back, and only when all
+of them are whole renames them, in the order given.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import json
+import os
+import shutil
+import struct
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO
+
+import torch
+
+from codec.checkpoint import tensor_names
+from codec.config import ReleaseError
+
+CHUNK = 4 << 20  # bytes; a multiple of every dtype's size
+_FLOATS = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+
+
+@dataclass(frozen=True)
+class Stored:
+    """A tensor where it lies: `size` bytes at `offset` of `path`. With `to_bf16` it is converted as it is read."""
+
+    path: Path
+    offset: int
+    size: int
+    shape: tuple[int, ...]
+    stored_as: str  # the file's dtype, by safetensors' name for it
+    to_bf16: bool = False
+
+    @property
+    def dtype(self) -> str:
+        return "BF16" if self.to_bf16 else self.stored_as
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes it takes where it is written."""
+        return self.size * 2 // _FLOATS[self.stored_as].itemsize if self.to_bf16 else self.size
+
+    def chunks(self, buffer: bytearray) -> Iterator[memoryview]:
+        """Its bytes as they are written, piece by piece through `buffer`: a piece is good until the next is asked."""
+        view = memoryview(buffer)
+        with self.path.open("rb") as file:
+            file.seek(self.offset)
+            for begin in range(0, self.size, len(buffer)):
+                wanted = min(len(buffer), self.size - begin)
+                if file.readinto(view[:wanted]) != wanted:
+                    raise ReleaseError(f"{self.path} became shorter while it was read: leave it alone and start again")
+                yield self._converted(view[:wanted])
+
+    def _converted(self, piece: memoryview) -> memoryview:
+        if not self.to_bf16 or self.stored_as == "BF16":
+            return piece
+        values = torch.frombuffer(piece, dtype=_FLOATS[self.stored_as]).to(torch.bfloat16)
+        return memoryview(values.view(torch.uint8).numpy())
+
+    def is_finite(self, buffer: bytearray) -> bool:
+        """Whether no value is NaN or infinite, for a tensor that is or becomes BF16."""
+        return all(bool(torch.frombuffer(c, dtype=torch.bfloat16).isfinite().all()) for c in self.chunks(buffer))
+
+
+@dataclass(frozen=True)
+class TensorFile:
+    """What a safetensors file holds or shall hold: tensors in the order of their places, and the metadata."""
+
+    tensors: dict[str, Stored]
+    metadata: dict[str, str] | None = None
+
+    @property
+    def nbytes(self) -> int:
+        return len(self.header()) + sum(tensor.nbytes for tensor in self.tensors.values())
+
+    def header(self) -> bytes:
+        """The file's first bytes, its length included."""
+        entries: dict[str, object] = {} if self.metadata is None else {"__metadata__": self.metadata}
+        offset = 0
+        for name, tensor in self.tensors.items():
+            end = offset + tensor.nbytes
+            entries[name] = {"dtype": tensor.dtype, "shape": tensor.shape, "data_offsets": [offset, end]}
+            offset = end
+        text = json.dumps(entries, ensure_ascii=False, separators=(",", ":")).encode()
+        text += b" " * (-len(text) % 8)
+        return struct.pack("<Q", len(text)) + text
+
+    def spliced(self, add: Mapping[str, Stored], remove: Iterable[str] = ()) -> TensorFile:
+        """The same file with tensors put in, exchanged where they are, or left out; the others keep their order."""
+        gone = set(remove)
+        tensors = {name: add.get(name, tensor) for name, tensor in self.tensors.items() if name not in gone}
+        new = {name: tensor for name, tensor in add.items() if name not in tensors}
+        # A tensor of odd size would leave those after it at odd offsets: BF16 goes before the first of them.
+        odd = [name for name, tensor in tensors.items() if tensor.nbytes % 2]
+        after = {name: tensors.pop(name) for name in list(tensors)[list(tensors).index(odd[0]) :]} if odd else {}
+        return TensorFile(tensors | new | after, self.metadata)
+
+    def chunks(self, buffer: bytearray) -> Iterator[bytes | memoryview]:
+        yield self.header()
+        for tensor in self.tensors.values():
+            yield from tensor.chunks(buffer)
+
+
+def read_tensor_file(path: Path) -> TensorFile:
+    """Where each tensor of a safetensors file lies. Raises ReleaseError where it is truncated or none."""
+    tensor_names(path)  # the library's own judgement of the whole header
+    with path.open("rb") as file:
+        (length,) = struct.unpack("<Q", file.read(8))
+        entries = json.loads(file.read(length))
+    metadata = entries.pop("__metadata__", None)
+    tensors = {}
+    for name, entry in sorted(entries.items(), key=lambda item: item[1]["data_offsets"]):
+        begin, end = entry["data_offsets"]
+        tensors[name] = Stored(path, 8 + length + begin, end - begin, tuple(entry["shape"]), entry["dtype"])
+    return TensorFile(tensors, metadata)
+
+
+@dataclass(frozen=True)
+class Write:
+    """A file to be put at `target`, with the permissions of the file `like`."""
+
+    target: Path
+    content: TensorFile | bytes
+    like: Path
+
+    @property
+    def nbytes(self) -> int:
+        return len(self.content) if isinstance(self.content, bytes) else self.content.nbytes
+
+
+@dataclass(frozen=True)
+class Delete:
+    target: Path
+
+
+Step = Write | Delete
+
+
+def apply(folder: Path, steps: Sequence[Step]) -> None:
+    """Writes and verifies every new file of `folder` beside its place, then puts them in place and deletes, in the
+    order of the steps. Raises ReleaseError where that fails; unless the message says otherwise nothing has changed."""
+    require_room(folder, sum(step.nbytes for step in steps if isinstance(step, Write)))
+    partials: dict[int, Path] = {}
+    try:
+        for number, step in enumerate(steps):
+            if isinstance(step, Write):
+                # The leading dot hides it from `consolidated*.safetensors`; an index may be written twice.
+                partials[number] = step.target.with_name(f".{step.target.name}.{number}.partial")
+                write_verified(partials[number], step.content, step.like)
+        for number, step in enumerate(steps):
+            outcome = "run the same command again to finish: the release can be served meanwhile" if number else None
+            with told("replace" if number in partials else "delete", step.target, outcome):
+                if number in partials:
+                    partials[number].replace(step.target)
+                else:
+                    step.target.unlink(missing_ok=True)
+                # Before the next step, so that a power cut can't keep a later step and lose an earlier one.
+                sync_folder(folder)
+    finally:
+        for partial in partials.values():
+            with suppress(OSError):
+                partial.unlink(missing_ok=True)
+
+
+def write_verified(path: Path, content: TensorFile | bytes, like: Path) -> None:
+    """Writes a new file, forces it to the disk, reads it back from there and compares it with its sources."""
+    buffer, read = bytearray(CHUNK), bytearray(CHUNK)
+    with told("write", path):
+        owner = like.stat()
+        with path.open("xb") as file:
+            os.fchmod(file.fileno(), owner.st_mode & 0o7777)
+            if os.geteuid() == 0:  # root in a container must not take the file from the user who owns the release
+                os.fchown(file.fileno(), owner.st_uid, owner.st_gid)
+            for piece in _pieces(content, buffer):
+                file.write(piece)
+            file.flush()
+            os.fsync(file.fileno())
+        with path.open("rb") as file:
+            # Without this the comparison would read the page cache, not the disk.
+            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+            equal = all(_next_equals(file, piece, read) for piece in _pieces(content, buffer)) and not file.read(1)
+    if not equal:
+        raise ReleaseError(f"{path} read back differs from what was written: check the disk; nothing was changed")
+
+
+def _pieces(content: TensorFile | bytes, buffer: bytearray) -> Iterable[bytes | memoryview]:
+    return (content,) if isinstance(content, bytes) else content.chunks(buffer)
+
+
+def _next_equals(file: BinaryIO, piece: bytes | memoryview, read: bytearray) -> bool:
+    if len(piece) != len(read):
+        return file.read(len(piece)) == bytes(piece)
+    # A bytearray compares with a buffer by memcmp; two memoryviews would compare item by item.
+    return file.readinto(read) == len(read) and read == piece
+
+
+def index_text(like: str, index: object) -> bytes:
+    """`index` as JSON in the layout of the text `like`, so that undoing a change gives the same bytes."""
+    layouts: list[dict] = [{"indent": 2}, {"indent": 4}, {}, {"separators": (",", ":")}]
+    body = like.rstrip()
+    parsed = json.loads(body)
+    layout = next((each for each in layouts if json.dumps(parsed, **each) == body), layouts[0])
+    return (json.dumps(index, **layout) + like[len(body) :]).encode()
+
+
+def require_room(folder: Path, needed: int) -> None:
+    """Raises ReleaseError where the disk of `folder` has less than `needed` bytes free."""
+    free = shutil.disk_usage(folder).free
+    if free < needed:
+        raise ReleaseError(
+            f"{folder} is on a disk with {readable(free)} free, and {readable(needed)} are needed to write beside what "
+            f"is there: free {readable(needed - free)}; nothing was changed"
+        )
+
+
+@contextmanager
+def sole_use(folder: Path) -> Iterator[None]:
+    """Keeps a second run away from `folder` and clears what killed runs left there half written."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise ReleaseError(f"another run is changing {folder}: wait until it has ended") from None
+        except OSError as error:
+            if error.errno not in (errno.EBADF, errno.ENOLCK, errno.ENOTSUP):  # a network disk that has no locks
+                raise
+        for partial in folder.glob(".consolidated*.partial"):
+            with told("delete", partial):
+                partial.unlink()
+        yield
+    finally:
+        os.close(handle)
+
+
+def copy_folder(source: Path, target: Path, leave_out: set[str], link_from: int) -> None:
+    """Carries the files of `source` over to the folder `target`, but for those named in `leave_out`. Files of
+    `link_from` bytes or more are hard-linked where the disk allows it."""
+    for parent, _, names in os.walk(source, followlinks=True):
+        folder = target / Path(parent).relative_to(source)
+        with told("write", folder):
+            folder.mkdir(exist_ok=True)
+            for name in sorted(names):
+                if name in leave_out or name.endswith(".partial"):
+                    continue
+                file = (Path(parent) / name).resolve()  # a hub's cache holds links to files, not files
+                if file.stat().st_size < link_from or not _linked(file, folder / name):
+                    shutil.copy(file, folder / name)
+                    with (folder / name).open("rb") as copy:
+                        os.fsync(copy.fileno())
+            sync_folder(folder)
+
+
+def _linked(file: Path, target: Path) -> bool:
+    try:
+        target.hardlink_to(file)
+    except OSError as error:
+        if error.errno not in (errno.EXDEV, errno.EPERM, errno.ENOTSUP, errno.EMLINK, errno.ENOSYS):
+            raise
+        return False
+    return True
+
+
+def sync_folder(folder: Path) -> None:
+    """Forces a folder's entries, and so the renames in it, to the disk."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    except OSError as error:
+        if error.errno != errno.EINVAL:  # some network disks can't do this for a folder
+            raise
+    finally:
+        os.close(handle)
+
+
+@contextmanager
+def told(doing: str, path: Path, outcome: str | None = None) -> Iterator[None]:
+    """Turns what the operating system refuses into a sentence: on what, why, what to do."""
+    advice = {
+        **dict.fromkeys((errno.ENOSPC, errno.EDQUOT, errno.EFBIG), "free some space or raise the limit"),
+        **dict.fromkeys((errno.EACCES, errno.EPERM, errno.EROFS), f"make {path.parent} writable"),
+    }
+    try:
+        yield
+    except OSError as error:
+        todo = advice.get(error.errno or 0, "see to the disk")
+        outcome = outcome or "nothing was changed"
+        raise ReleaseError(f"cannot {doing} {path} ({error.strerror}): {todo}; {outcome}") from error
+
+
+def readable(size: int) -> str:
+    """A number of bytes, in words."""
+    return f"{size / 1e9:.1f} GB" if size >= 1e9 else f"{size / 1e6:.1f} MB"

@@ -1,0 +1,142 @@
+"""Where clips come from: folders of audio files, and parquet files in LibriTTS-R's schema."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+import soundfile
+import torch
+import torchaudio
+from torch import Tensor
+
+AUDIO_SUFFIXES = (".wav", ".flac", ".ogg", ".mp3")
+SILENCE = 1e-4  # peak under which a clip counts as silent (-80 dBFS)
+
+
+class DataError(Exception):
+    """Data that cannot be used at all. The message says what, where and what is accepted."""
+
+
+class BadClipError(Exception):
+    """One clip that cannot be used; the message is the reason. The run counts it and goes on."""
+
+
+@dataclass(frozen=True)
+class Clip:
+    """A clip as it is stored: `audio` is a whole file's bytes."""
+
+    name: str
+    audio: bytes
+    speaker: str = ""
+    text: str = ""
+
+
+class Clips(Protocol):
+    """A numbered collection of clips. Reading one is cheap in memory, whatever the collection's size."""
+
+    def __len__(self) -> int: ...
+
+    def read(self, index: int) -> Clip: ...
+
+
+class FolderClips:
+    """Every audio file below a folder, in the order of the paths."""
+
+    def __init__(self, folder: Path):
+        self.paths = sorted(path for path in folder.rglob("*") if path.suffix.lower() in AUDIO_SUFFIXES)
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def read(self, index: int) -> Clip:
+        path = self.paths[index]
+        try:
+            return Clip(str(path), path.read_bytes())
+        except OSError as error:
+            raise BadClipError(f"{path} cannot be read: {error.strerror}") from error
+
+
+class ParquetClips:
+    """The rows of parquet files, memory-mapped from an Arrow copy in the cache."""
+
+    COLUMNS = ("audio", "text_normalized", "speaker_id", "id")
+
+    def __init__(self, paths: Sequence[Path], cache: str):
+        from datasets import Audio, Dataset, concatenate_datasets  # takes seconds to import, for parquet alone
+
+        parts = []
+        for path in paths:
+            try:
+                rows = Dataset.from_parquet(str(path), cache_dir=cache or None)
+            except (OSError, ValueError) as error:
+                raise DataError(f"{path} cannot be read as parquet: {error}") from error
+            missing = [column for column in self.COLUMNS if column not in rows.column_names]
+            if missing:
+                raise DataError(f"{path} lacks the columns {missing}; expected LibriTTS-R's: {list(self.COLUMNS)}")
+            parts.append(rows.select_columns(list(self.COLUMNS)).cast_column("audio", Audio(decode=False)))
+        self.rows = concatenate_datasets(parts)
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def read(self, index: int) -> Clip:
+        row = self.rows[index]
+        audio = row["audio"]["bytes"]
+        if not audio:
+            raise BadClipError(f"{row['id']} holds no audio")
+        return Clip(row["id"], audio, row["speaker_id"], row["text_normalized"])
+
+
+class JoinedClips:
+    """Several collections, one after another."""
+
+    def __init__(self, parts: Sequence[Clips]):
+        self.parts = list(parts)
+        self.ends = np.cumsum([len(part) for part in parts])
+
+    def __len__(self) -> int:
+        return int(self.ends[-1])
+
+    def read(self, index: int) -> Clip:
+        part = int(np.searchsorted(self.ends, index, side="right"))
+        return self.parts[part].read(index - int(self.ends[part - 1] if part else 0))
+
+
+def open_clips(paths: Sequence[str], cache: str = "") -> Clips:
+    """The clips of folders of audio files, of parquet files, and of folders of parquet files. Raises DataError for
+    a path that is none of these or holds nothing."""
+    parts: list[Clips] = []
+    for path in map(Path, paths):
+        parquet = sorted(path.glob("*.parquet")) if path.is_dir() else [path] * (path.suffix == ".parquet")
+        if not path.exists():
+            raise DataError(f"{path} does not exist; data is a folder of audio files or parquet files")
+        part: Clips = ParquetClips(parquet, cache) if parquet else FolderClips(path)
+        if not len(part):
+            kinds = ", ".join(AUDIO_SUFFIXES)
+            raise DataError(f"{path} holds no clips: expected {kinds} files, or parquet files in LibriTTS-R's schema")
+        parts.append(part)
+    return JoinedClips(parts)
+
+
+def decode(clip: Clip, sample_rate: int, resample: bool = False) -> Tensor:
+    """A clip's waveform [1, T] at `sample_rate`, mixed down to mono. Raises BadClipError where the bytes are no audio,
+    hold values that are not finite, nothing but silence, or another sample rate and `resample` is off."""
+    try:
+        samples, rate = soundfile.read(io.BytesIO(clip.audio), dtype="float32", always_2d=True)
+    except soundfile.LibsndfileError as error:
+        raise BadClipError(f"{clip.name} cannot be decoded: {error}") from error
+    waveform = torch.from_numpy(samples).mean(dim=1)[None]
+    if not torch.isfinite(waveform).all():
+        raise BadClipError(f"{clip.name} holds values that are not finite")
+    if waveform.numel() == 0 or waveform.abs().max() < SILENCE:
+        raise BadClipError(f"{clip.name} is silent")
+    if rate == sample_rate:
+        return waveform
+    if not resample:
+        raise BadClipError(f"{clip.name} has {rate} Hz, not {sample_rate} Hz (data.resample=true accepts it)")
+    return torchaudio.functional.resample(waveform, rate, sample_rate)

@@ -1,0 +1,134 @@
+"""Fixed-length random crops in batches: the same for a seed on any number of workers and ranks.
+
+The training data is one endless stream: epoch after epoch of all clips, each epoch in its own order. A position in
+it is a number, so a run goes on anywhere without replaying, and batches are always whole.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from data.clips import BadClipError, Clips, DataError, decode
+
+ATTEMPTS = 50  # clips tried in a row before the data is called unusable
+
+
+class Item(NamedTuple):
+    waveform: Tensor  # [1, T]
+    skipped: tuple[str, ...]  # why clips before it in line were not used
+
+
+class Batch(NamedTuple):
+    waveform: Tensor  # [B, 1, T]
+    skipped: tuple[str, ...]
+
+
+class Crops(Dataset[Item]):
+    """A crop of `length` samples for (epoch, index), drawn by (seed, epoch, index). A clip that cannot be used gives
+    its place to another one, also drawn, and its reason goes with the item."""
+
+    def __init__(self, clips: Clips, length: int, sample_rate: int, resample: bool, seed: int):
+        self.clips, self.length, self.sample_rate = clips, length, sample_rate
+        self.resample, self.seed = resample, seed
+
+    def __len__(self) -> int:
+        return len(self.clips)
+
+    def __getitem__(self, key: tuple[int, int]) -> Item:
+        epoch, index = key
+        generator = torch.Generator().manual_seed(derive_seed(self.seed, epoch, index))
+        skipped = []
+        for _ in range(ATTEMPTS):
+            try:
+                waveform = self._usable(index)
+            except BadClipError as reason:
+                skipped.append(str(reason))
+                index = int(torch.randint(len(self.clips), (), generator=generator))
+                continue
+            start = int(torch.randint(waveform.shape[-1] - self.length + 1, (), generator=generator))
+            return Item(waveform[:, start : start + self.length], tuple(skipped))
+        raise DataError(f"no usable clip among {ATTEMPTS} tried; the last one: {skipped[-1]}")
+
+    def _usable(self, index: int) -> Tensor:
+        clip = self.clips.read(index)
+        waveform = decode(clip, self.sample_rate, self.resample)
+        if waveform.shape[-1] < self.length:
+            seconds = self.length / self.sample_rate
+            raise BadClipError(
+                f"{clip.name} is shorter than a crop ({waveform.shape[-1] / self.sample_rate:.2f} < {seconds} s)"
+            )
+        return waveform
+
+
+class Stream(Sampler[list[tuple[int, int]]]):
+    """Endless batches of (epoch, index) for one rank, from a step on. All ranks' batches together are consecutive
+    places of the stream."""
+
+    def __init__(self, clips: int, batch_size: int, seed: int, first_step: int = 0, rank: int = 0, ranks: int = 1):
+        self.clips, self.batch_size, self.seed = clips, batch_size, seed
+        self.first_step, self.rank, self.ranks = first_step, rank, ranks
+
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+        place = (self.first_step * self.ranks + self.rank) * self.batch_size
+        epoch, order = -1, torch.empty(0)
+        while True:
+            keys = []
+            for i in range(place, place + self.batch_size):
+                if i // self.clips != epoch:
+                    epoch = i // self.clips
+                    generator = torch.Generator().manual_seed(derive_seed(self.seed, epoch, -1))
+                    order = torch.randperm(self.clips, generator=generator)
+                keys.append((epoch, int(order[i % self.clips])))
+            yield keys
+            place += self.batch_size * self.ranks
+
+
+def crop_loader(crops: Crops, stream: Stream, workers: int, pin_memory: bool) -> Iterable[Batch]:
+    """Batches of crops, decoded ahead in worker processes."""
+    return DataLoader(
+        crops,
+        batch_sampler=stream,
+        num_workers=workers,
+        collate_fn=_collate,
+        pin_memory=pin_memory,
+        persistent_workers=workers > 0,
+        prefetch_factor=4 if workers else None,
+    )
+
+
+def fixed_clips(clips: Clips, count: int, length: int, sample_rate: int, resample: bool) -> Tensor:
+    """The beginning of the first `count` clips that are long enough: [count, 1, length], the same every time."""
+    found = []
+    for index in range(len(clips)):
+        try:
+            waveform = decode(clips.read(index), sample_rate, resample)
+        except BadClipError:  # validation only looks for clips it can use; training is what counts its data
+            continue
+        if waveform.shape[-1] >= length:
+            found.append(waveform[:, :length])
+        if len(found) == count:
+            return torch.stack(found)
+    raise DataError(
+        f"the validation data holds {len(found)} usable clips of {length / sample_rate} s, expected {count}: "
+        "set data.validation_clips or data.validation_seconds lower"
+    )
+
+
+def _collate(items: list[Item]) -> Batch:
+    return Batch(torch.stack([item.waveform for item in items]), tuple(s for item in items for s in item.skipped))
+
+
+def derive_seed(*numbers: int) -> int:
+    """One seed of several numbers: 64 bits, well spread (splitmix64, Steele et al. 2014)."""
+    state = 0
+    for number in numbers:
+        state = (state + number + 0x9E3779B97F4A7C15) & 0xFFFFFFFFFFFFFFFF
+        state = ((state ^ (state >> 30)) * 0xBF58476D1CE4E5B9) & 0xFFFFFFFFFFFFFFFF
+        state = ((state ^ (state >> 27)) * 0x94D049BB133111EB) & 0xFFFFFFFFFFFFFFFF
+        state ^= state >> 31
+    return state - (1 << 63)

@@ -1,0 +1,8 @@
+"""One loss a file, and the balancer that weighs them by gradient."""
+
+from losses.balancer import Balancer
+from losses.commitment import commitment
+from losses.mel import MelDistance
+from losses.stft import STFTDistance
+
+__all__ = ["Balancer", "MelDistance", "STFTDistance", "commitment"]

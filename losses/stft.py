@@ -1,0 +1,30 @@
+"""L1 distance of STFT magnitudes (Voxtral TTS, arXiv 2603.25551, codec loss), at several window lengths."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+WINDOWS = (2048, 1024, 512, 256)  # samples; the hop is a quarter
+
+
+class STFTDistance(nn.Module):
+    """Mean over the windows of the L1 distance between magnitude spectrograms, each window scaled to unit energy so
+    that the resolutions weigh alike. Nothing is padded. Two waveforms [B, 1, T] -> scalar."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        for length in WINDOWS:
+            window = torch.hann_window(length)
+            self.register_buffer(f"window_{length}", window / window.norm(), persistent=False)
+
+    def forward(self, reconstruction: Tensor, original: Tensor) -> Tensor:
+        total = torch.zeros((), device=original.device)
+        for length in WINDOWS:
+            window = self.get_buffer(f"window_{length}")
+            magnitudes = [
+                torch.stft(x.float()[:, 0], length, length // 4, window=window, center=False, return_complex=True).abs()
+                for x in (reconstruction, original)
+            ]
+            total = total + (magnitudes[0] - magnitudes[1]).abs().mean()
+        return total / len(WINDOWS)

@@ -1,0 +1,276 @@
+"""Trains the encoder that a Voxtral release lacks, against its frozen decoder.
+
+    python train_encoder.py --config configs/demo.yaml                     # two CPU cores, minutes
+    MODEL_DIR=... torchrun --nproc_per_node=4 train_encoder.py             # four GPUs, configs/v3.yaml
+    python train_encoder.py --config configs/codec.yaml                    # a whole codec, from scratch
+    python train_encoder.py --config configs/v3.yaml steps=1000 losses.mel=2
+
+Settings are in the YAML files; `key=value` changes one. The run goes on from the newest checkpoint in `output_dir`
+and leaves there `encoder.safetensors`, ready for inject_encoder.py.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from codec.checkpoint import load_release, save_encoder, save_release
+from codec.codec import Codec
+from codec.config import CodecConfig, ReleaseError, read_params_file
+from data import Crops, DataError, Stream, crop_loader, derive_seed, fixed_clips, open_clips
+from losses import Balancer, MelDistance, STFTDistance, commitment
+from training.average import AveragedCodec
+from training.checkpoints import check_same_run, load_newest, save_checkpoint
+from training.config import Config, ConfigError, dump_config, load_config
+from training.distributed import Ranks, start_ranks
+from training.progress import Progress
+
+WaveformLoss = Callable[[Tensor, Tensor], Tensor]
+
+
+class TrainingError(Exception):
+    """The run cannot go on. The message says why, and what is left of it."""
+
+
+class Training:
+    """Everything a step needs and a checkpoint holds."""
+
+    def __init__(self, config: Config, ranks: Ranks):
+        self.config, self.ranks = config, ranks
+        self.bf16 = config.precision == "bf16" and ranks.device.type == "cuda"
+        torch.manual_seed(config.seed)
+        self.codec = build_codec(config).to(ranks.device)
+        names = ("encoder", "decoder") if config.train == "codec" else ("encoder",)
+        self.trained = nn.ModuleDict({name: self.codec.get_submodule(name) for name in names}).requires_grad_(True)
+        self.averaged = AveragedCodec(self.codec, names, config.optimizer.average_decay)
+        self.encoder = self._running(self.codec.get_submodule("encoder"))
+        self.decoder = self._running(self.codec.decoder)
+        self.quantizer = self.codec.quantizer
+        options = config.optimizer
+        self.optimizer = torch.optim.Adam(self.trained.parameters(), options.lr, (options.beta1, options.beta2))
+
+        self.mel = MelDistance(self.codec.sample_rate).to(ranks.device)
+        known: dict[str, WaveformLoss] = {
+            "mel": self.mel,
+            "l1": nn.functional.l1_loss,
+            "stft": STFTDistance().to(ranks.device),
+        }
+        weights = {name: getattr(config.losses, name) for name in known}
+        self.waveform_losses = {name: known[name] for name, weight in weights.items() if weight > 0}
+        self.waveform_balancer = Balancer({name: weights[name] for name in self.waveform_losses})
+        latent_weights = {"reconstruction": sum(weights.values()), "commitment": config.losses.commitment}
+        self.latent_balancer = Balancer({name: weight for name, weight in latent_weights.items() if weight > 0})
+        self.entries_seen = torch.zeros(self.codec.config.semantic_codebook_size, dtype=torch.bool, device=ranks.device)
+
+    def _running(self, network: nn.Module) -> nn.Module:
+        trained = any(parameter.requires_grad for parameter in network.parameters())
+        running = self.ranks.parallel(network) if trained else network
+        return torch.compile(running) if self.config.compile else running  # type: ignore[return-value]
+
+    def autocast(self) -> torch.autocast:
+        return torch.autocast(self.ranks.device.type, torch.bfloat16, enabled=self.bf16)
+
+    def step(self, waveform: Tensor, step: int) -> dict[str, Tensor]:
+        """One step on crops [B, 1, T] of this rank. Returns metrics that still lie on the device."""
+        batch, samples = len(waveform), waveform.shape[-1]
+        self.optimizer.zero_grad(set_to_none=True)
+        for group in self.optimizer.param_groups:
+            group["lr"] = learning_rate(step, self.config)
+
+        # encoder -> quantizer -> decoder, cut at the latent and at the reconstruction, where gradients are balanced
+        with self.autocast():
+            encoded = self.encoder(waveform)
+        latent = encoded.detach().float().requires_grad_()
+        generator = torch.Generator().manual_seed(derive_seed(self.config.seed, step))
+        draws = self.quantizer.draw(batch * self.ranks.count, latent.shape[-1], generator)
+        quantized = self.quantizer(latent, draws.part(self.ranks.rank, self.ranks.count))
+        with self.autocast():
+            decoded = self.decoder(quantized.latent)
+        reconstruction = decoded.detach().float()[..., :samples].requires_grad_()
+
+        # losses on the reconstruction, each differentiated there
+        values = {name: loss(reconstruction, waveform) for name, loss in self.waveform_losses.items()}
+        at_waveform = {name: torch.autograd.grad(value, reconstruction)[0] for name, value in values.items()}
+        balanced = self.waveform_balancer.combine(at_waveform)
+        # one backward through the decoder; balanced norms are per item, so a batch's gradient is their mean
+        decoded[..., :samples].backward(balanced.to(decoded.dtype) / batch)
+
+        # losses on the latent, beside what arrived from the decoder
+        assert latent.grad is not None
+        at_latent = {"reconstruction": latent.grad}
+        if "commitment" in self.latent_balancer.weights:
+            semantic = latent[:, : self.codec.config.semantic_dim]
+            values["commitment"] = commitment(semantic, quantized.semantic)
+            at_latent["commitment"] = torch.autograd.grad(values["commitment"], latent)[0]
+        # one backward through the encoder
+        encoded.backward(self.latent_balancer.combine(at_latent).to(encoded.dtype) / batch)
+
+        norms = {
+            f"gradient_norm/{name}": nn.utils.clip_grad_norm_(network.parameters(), self.config.optimizer.clip_norm)
+            for name, network in self.trained.items()
+        }
+        self.optimizer.step()
+        self.averaged.update(step)
+        if self.config.train == "codec":
+            semantic = latent.detach()[:, : self.codec.config.semantic_dim]
+            self.quantizer.semantic_codebook.learn(semantic, quantized.codes[:, :1], generator)
+        self.entries_seen[quantized.codes[:, 0].flatten()] = True
+        acoustic = quantized.codes[:, 1:].float()
+        return {
+            **{name: value.detach() for name, value in values.items()},
+            **{f"share/{name}": share for name, share in self.waveform_balancer.shares.items()},
+            **{f"share_latent/{name}": share for name, share in self.latent_balancer.shares.items()},
+            **norms,
+            "acoustic_min": acoustic.min(),
+            "acoustic_mean": acoustic.mean(),
+            "acoustic_max": acoustic.max(),
+        }
+
+    @torch.no_grad()
+    def validate(self, clips: Tensor) -> tuple[dict[str, float], Tensor]:
+        """Hard codes and averaged weights on clips [N, 1, T]: metrics and the reconstructions."""
+        codec = self.averaged.codec
+        codes, outputs = [], []
+        for part in clips.split(self.config.batch_size):
+            with self.autocast():
+                quantized = codec.quantizer(codec.get_submodule("encoder")(part))
+                outputs.append(codec.decoder(quantized.latent).float()[..., : part.shape[-1]])
+            codes.append(quantized.codes)
+        reconstruction, all_codes = torch.cat(outputs), torch.cat(codes)
+        acoustic = all_codes[:, 1:]
+        top = self.codec.config.acoustic_codebook_size - 1
+        metrics = {
+            "mel": self.mel(reconstruction, clips),
+            "l1": nn.functional.l1_loss(reconstruction, clips),
+            "sem_util": all_codes[:, 0].unique().numel(),
+            "acoustic_min": acoustic.min(),
+            "acoustic_mean": acoustic.float().mean(),
+            "acoustic_max": acoustic.max(),
+            "acoustic_at_ends": ((acoustic == 0) | (acoustic == top)).float().mean(),
+        }
+        return {name: float(value) for name, value in metrics.items()}, reconstruction
+
+    def state_dict(self) -> dict[str, object]:
+        return {
+            "trained": self.trained.state_dict(),
+            "average": self.averaged.networks.state_dict(),
+            "quantizer": self.quantizer.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "waveform_balancer": self.waveform_balancer.state_dict(),
+            "latent_balancer": self.latent_balancer.state_dict(),
+        }
+
+    def load_state_dict(self, state: dict) -> None:
+        self.trained.load_state_dict(state["trained"])
+        self.averaged.networks.load_state_dict(state["average"])
+        self.quantizer.load_state_dict(state["quantizer"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.waveform_balancer.load_state_dict(state["waveform_balancer"], self.ranks.device)
+        self.latent_balancer.load_state_dict(state["latent_balancer"], self.ranks.device)
+
+    def save(self, folder: Path, step: int) -> None:
+        """A checkpoint to go on from, and what the run is for: the encoder (of a whole codec, the release too)."""
+        state = {"step": step, "config": dump_config(self.config), **self.state_dict()}
+        save_checkpoint(folder / "checkpoints", step, state, self.config.keep)
+        codec = self.averaged.codec
+        if self.config.train == "codec":
+            save_release(folder / "release", codec, Path(self.config.params))
+        save_encoder(folder / "encoder.safetensors", codec, {"step": step, "averaged_weights": True})
+
+
+def build_codec(config: Config) -> Codec:
+    """The codec to train, in float32: a release's, its encoder new, or one from scratch."""
+    if config.train == "codec":
+        codec = Codec(CodecConfig.from_params(read_params_file(Path(config.params)))).requires_grad_(False)
+        # no language model is trained here: any rows will do that give embeddings the norm of the release's, 3.7
+        nn.init.normal_(codec.get_buffer("embedding_table"), std=0.6 * codec.config.embedding_dim**-0.5)
+        return codec
+    return load_release(config.model_dir, torch.float32).with_new_encoder(mirror=config.init == "mirror")
+
+
+def learning_rate(step: int, config: Config) -> float:
+    """Linear warm-up, then half a cosine from the peak to the final rate at the last step."""
+    options = config.optimizer
+    if step < options.warmup_steps:
+        return options.lr * (step + 1) / options.warmup_steps
+    progress = (step - options.warmup_steps) / max(1, config.steps - options.warmup_steps)
+    return options.final_lr + (options.lr - options.final_lr) * 0.5 * (1 + math.cos(math.pi * progress))
+
+
+def train(config: Config, ranks: Ranks) -> None:
+    folder = Path(config.output_dir)
+    training = Training(config, ranks)
+    codec = training.codec
+    state = load_newest(folder / "checkpoints")
+    first_step = 0
+    if state is not None:
+        check_same_run(state["config"], dump_config(config))
+        training.load_state_dict(state)
+        first_step = state["step"]
+
+    clips = open_clips(config.data.train, config.hf_cache)
+    length = round(config.data.crop_seconds * codec.sample_rate)
+    crops = Crops(clips, length, codec.sample_rate, config.data.resample, config.seed)
+    stream = Stream(len(clips), config.batch_size, config.seed, first_step, ranks.rank, ranks.count)
+    batches = iter(crop_loader(crops, stream, config.data.workers, pin_memory=ranks.device.type == "cuda"))
+    validation = fixed_clips(
+        open_clips(config.data.validation, config.hf_cache),
+        config.data.validation_clips,
+        round(config.data.validation_seconds * codec.sample_rate),
+        codec.sample_rate,
+        config.data.resample,
+    ).to(ranks.device)
+
+    progress = Progress(
+        folder, first_step, config.steps, config.batch_size * ranks.count * config.data.crop_seconds, ranks.main
+    )
+    if ranks.main:
+        (folder / "config.yaml").write_text(dump_config(config), encoding="utf-8")
+    if ranks.main and first_step == 0:
+        progress.log_validation(0, *training.validate(validation), validation, codec.sample_rate)
+    for step in range(first_step, config.steps):
+        batch = next(batches)
+        progress.skip(batch.skipped)
+        metrics = training.step(batch.waveform.to(ranks.device, non_blocking=True), step)
+        progress.advance()
+        done = step + 1
+        if done % config.log_every == 0:
+            seen = ranks.gather(training.entries_seen[None]).any(dim=0)
+            training.entries_seen.zero_()
+            lr = learning_rate(step, config)
+            progress.log(done, {**metrics, "sem_util": seen.sum(), "learning_rate": lr})
+            if not all(bool(torch.isfinite(value)) for value in metrics.values()):
+                broken = ", ".join(name for name, value in metrics.items() if not bool(torch.isfinite(value)))
+                raise TrainingError(f"step {done}: {broken} not finite; the last checkpoint in {folder} is still good")
+        if ranks.main and (done % config.validate_every == 0 or done == config.steps):
+            progress.log_validation(done, *training.validate(validation), validation, codec.sample_rate)
+        if ranks.main and (done % config.save_every == 0 or done == config.steps):
+            training.save(folder, done)
+    progress.close()
+    if ranks.main:
+        print(f"encoder after {config.steps} steps: {folder / 'encoder.safetensors'}")
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--config", default="configs/v3.yaml", help="a YAML file of settings (default: %(default)s)")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="a setting to change")
+    arguments = parser.parse_args()
+    try:
+        config = load_config(arguments.config, arguments.overrides)
+        with start_ranks() as ranks:
+            train(config, ranks)
+    except (ConfigError, DataError, ReleaseError, TrainingError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,1 @@
+"""What a training run needs around its step: configuration, ranks, checkpoints, metrics."""

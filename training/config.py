@@ -1,0 +1,202 @@
+"""A run's configuration: YAML into frozen dataclasses, then the environment, then `key=value`. The later wins.
+
+An unknown key, a wrong type or a value out of range is a ConfigError that names key, value and expectation.
+"""
+
+from __future__ import annotations
+
+import difflib
+import types
+import typing
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields, is_dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from training.environment import from_environment
+
+
+class ConfigError(Exception):
+    """A configuration that cannot be run. The message names the key, its value and what was expected."""
+
+
+@dataclass(frozen=True)
+class Data:
+    train: tuple[str, ...] = ()  # folders of audio files, parquet files, or folders of parquet files
+    validation: tuple[str, ...] = ()  # the same, of speakers that are not in train
+    crop_seconds: float = 4.0  # length of a training crop; shorter clips are skipped and counted
+    resample: bool = False  # accept other sample rates than the codec's; otherwise such a clip is skipped and counted
+    workers: int = 4  # processes that read and decode; 0 decodes in the training process
+    validation_clips: int = 32  # the first clips of the validation data that are long enough
+    validation_seconds: float = 4.0  # their beginning, of this length
+
+    def __post_init__(self) -> None:
+        _at_least("data.crop_seconds", self.crop_seconds, 0.1)
+        _at_least("data.validation_seconds", self.validation_seconds, 0.1)
+        _at_least("data.workers", self.workers, 0)
+        _at_least("data.validation_clips", self.validation_clips, 1)
+
+
+@dataclass(frozen=True)
+class Losses:
+    """Shares of the gradient, relative to one another; 0 switches a loss off."""
+
+    mel: float = 4.0
+    l1: float = 0.5
+    stft: float = 1.0
+    commitment: float = 0.1
+
+    def __post_init__(self) -> None:
+        for name, value in asdict(self).items():
+            _at_least(f"losses.{name}", value, 0)
+        if not (self.mel or self.l1 or self.stft):
+            raise ConfigError("losses: mel, l1 and stft are all 0, expected one on the reconstruction above 0")
+
+
+@dataclass(frozen=True)
+class Optimizer:
+    lr: float = 3e-4  # peak of the schedule: linear warm-up, then a cosine down to final_lr
+    final_lr: float = 3e-5
+    beta1: float = 0.5  # 0.5 rather than 0.9: balanced gradients change direction quickly
+    beta2: float = 0.9
+    warmup_steps: int = 500
+    clip_norm: float = 1.0  # largest norm of the parameters' gradient, per trained network
+    average_decay: float = 0.999  # of the weights that are validated, saved and injected
+
+    def __post_init__(self) -> None:
+        for name in ("lr", "clip_norm"):
+            _above("optimizer." + name, getattr(self, name), 0)
+        for name in ("beta1", "beta2", "average_decay"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ConfigError(f"optimizer.{name} is {getattr(self, name)}, expected 0 or more and less than 1")
+        _at_least("optimizer.warmup_steps", self.warmup_steps, 0)
+        _at_least("optimizer.final_lr", self.final_lr, 0)
+
+
+@dataclass(frozen=True)
+class Config:
+    train: str = "encoder"  # "encoder" against a frozen release, or "codec": the whole of it, from scratch
+    model_dir: str = ""  # MODEL_DIR: the release to train against
+    params: str = ""  # a params.json: the dimensions of a codec from scratch
+    output_dir: str = "runs/latest"  # OUTPUT_DIR: what the run writes
+    hf_cache: str = ""  # HF_CACHE: where data sets are cached; empty takes the hub's own default
+    init: str = "mirror"  # encoder layers start from the "mirror"ed decoder layers, or "random"
+    steps: int = 100_000
+    batch_size: int = 32  # crops a GPU
+    precision: str = "bf16"  # autocast of encoder and decoder: "bf16" or "fp32"
+    compile: bool = False  # torch.compile for encoder and decoder: minutes at the start, faster steps
+    seed: int = 0
+    log_every: int = 50  # steps between two lines of metrics
+    validate_every: int = 1000
+    save_every: int = 1000
+    keep: int = 2  # checkpoints kept
+    data: Data = field(default_factory=Data)
+    losses: Losses = field(default_factory=Losses)
+    optimizer: Optimizer = field(default_factory=Optimizer)
+
+    def __post_init__(self) -> None:
+        _one_of("train", self.train, ("encoder", "codec"))
+        _one_of("init", self.init, ("mirror", "random"))
+        _one_of("precision", self.precision, ("bf16", "fp32"))
+        for name in ("steps", "batch_size", "log_every", "validate_every", "save_every", "keep"):
+            _at_least(name, getattr(self, name), 1)
+        if self.train == "encoder" and not self.model_dir:
+            raise ConfigError("model_dir is empty, expected a release's folder: set MODEL_DIR, or model_dir=DIR")
+        if self.train == "codec" and not self.params:
+            raise ConfigError("params is empty, expected the params.json that gives the codec's dimensions")
+        if not self.data.train or not self.data.validation:
+            empty = "data.validation" if self.data.train else "data.train"
+            raise ConfigError(f"{empty} is empty, expected folders or parquet files of speech")
+
+
+def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
+    """Reads `path`, applies MODEL_DIR, OUTPUT_DIR and HF_CACHE, then `key=value` arguments (`losses.mel=2`)."""
+    path = Path(path)
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+    except FileNotFoundError:
+        raise ConfigError(f"{path} does not exist: --config takes a YAML file, such as configs/v3.yaml") from None
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{path} is not valid YAML: {error}") from error
+    if not isinstance(values, dict):
+        raise ConfigError(f"{path} holds a {type(values).__name__}, expected keys and values")
+    for key in ("model_dir", "output_dir", "hf_cache"):
+        value = from_environment(key.upper())
+        if value:
+            values[key] = value
+    for override in overrides:
+        key, equals, text = override.partition("=")
+        if not equals:
+            raise ConfigError(f"{override!r} is not an override, expected key=value")
+        *sections, last = key.split(".")
+        target = values
+        for section in sections:
+            target = target.setdefault(section, {})
+            if not isinstance(target, dict):
+                raise ConfigError(f"{key} is unknown: {section} is a value, not a section")
+        target[last] = yaml.safe_load(text) if text else ""
+    return _build(Config, values, "")
+
+
+def dump_config(config: Config) -> str:
+    """The configuration as YAML that `load_config` reads back."""
+    values = asdict(config)
+    for key in ("train", "validation"):
+        values["data"][key] = list(values["data"][key])
+    return yaml.safe_dump(values, sort_keys=False)
+
+
+def _build(cls: Any, values: Mapping[str, Any], prefix: str) -> Any:
+    hints = typing.get_type_hints(cls)
+    known = {f.name for f in fields(cls)}
+    arguments = {}
+    for key, value in values.items():
+        if key not in known:
+            near = difflib.get_close_matches(str(key), known, n=1, cutoff=0)
+            raise ConfigError(f"{prefix}{key} is no configuration key; the nearest known one is {prefix}{near[0]}")
+        kind = hints[key]
+        if is_dataclass(kind):
+            if not isinstance(value, Mapping):
+                raise ConfigError(f"{prefix}{key} is {value!r}, expected a section of keys and values")
+            arguments[key] = _build(kind, value, f"{prefix}{key}.")
+        else:
+            arguments[key] = _convert(value, kind, prefix + key)
+    return cls(**arguments)
+
+
+def _convert(value: Any, kind: Any, name: str) -> Any:
+    if isinstance(kind, types.GenericAlias):  # tuple[str, ...]
+        items = [value] if isinstance(value, str) else value
+        if not isinstance(items, list) or not all(isinstance(item, str) for item in items):
+            raise ConfigError(f"{name} is {value!r}, expected a path or a list of paths")
+        return tuple(items)
+    if kind is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if kind is float and isinstance(value, str):  # YAML 1.1 reads 3e-4, without a dot, as text
+        try:
+            return float(value)
+        except ValueError:
+            pass
+    if kind is str and value is None:
+        return ""
+    if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
+        expected = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}[kind]
+        raise ConfigError(f"{name} is {value!r}, expected {expected}")
+    return value
+
+
+def _one_of(name: str, value: str, allowed: Sequence[str]) -> None:
+    if value not in allowed:
+        raise ConfigError(f"{name} is {value!r}, expected {' or '.join(repr(option) for option in allowed)}")
+
+
+def _at_least(name: str, value: float, limit: float) -> None:
+    if not value >= limit:
+        raise ConfigError(f"{name} is {value}, expected {limit} or more")
+
+
+def _above(name: str, value: float, limit: float) -> None:
+    if not value > limit:
+        raise ConfigError(f"{name} is {value}, expected more than {limit}")

@@ -1,0 +1,93 @@
+"""What a person and a program see of a run: a line on the terminal, metrics.jsonl, TensorBoard."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.tensorboard import SummaryWriter
+from tqdm import tqdm
+
+from losses.mel import MelDistance
+
+
+class Progress:
+    """Reports a run from its main process; elsewhere every call does nothing."""
+
+    def __init__(self, folder: Path, first_step: int, steps: int, audio_seconds_a_step: float, enabled: bool):
+        self.enabled = enabled
+        self.audio_seconds_a_step = audio_seconds_a_step
+        self.skipped: Counter[str] = Counter()
+        self.since, self.step_since = time.perf_counter(), first_step
+        if enabled:
+            folder.mkdir(parents=True, exist_ok=True)
+            self.bar = tqdm(total=steps, initial=first_step, desc="training", unit="step", dynamic_ncols=True)
+            self.lines = (folder / "metrics.jsonl").open("a", encoding="utf-8")
+            self.board = SummaryWriter(str(folder / "tensorboard"), purge_step=first_step)
+
+    def say(self, text: str) -> None:
+        if self.enabled:
+            self.bar.write(text, file=sys.stderr)
+
+    def advance(self) -> None:
+        if self.enabled:
+            self.bar.update()
+
+    def skip(self, reasons: tuple[str, ...]) -> None:
+        """Counts clips that were not used, and names each once."""
+        for reason in reasons:
+            self.skipped[reason] += 1
+            if self.skipped[reason] == 1:
+                self.say(f"skipped: {reason}")
+
+    def log(self, step: int, metrics: dict[str, Tensor | float]) -> None:
+        """One line of metrics. This is where their values are read from the device."""
+        if not self.enabled:
+            return
+        now = time.perf_counter()
+        speed = (step - self.step_since) / (now - self.since)
+        self.since, self.step_since = now, step
+        values = {name: float(value) for name, value in metrics.items()}
+        values["audio_seconds_per_second"] = speed * self.audio_seconds_a_step
+        values["skipped_clips"] = sum(self.skipped.values())
+        if torch.cuda.is_available():
+            values["memory_gb"] = torch.cuda.max_memory_allocated() / 1e9
+        self._record(step, values)
+        shown = {name: f"{values[name]:.3g}" for name in ("mel", "sem_util", "audio_seconds_per_second")}
+        shown["acoustic"] = f"{values['acoustic_min']:.0f}-{values['acoustic_max']:.0f}"
+        self.bar.set_postfix({"audio s/s": shown.pop("audio_seconds_per_second"), **shown})
+
+    def log_validation(
+        self, step: int, metrics: dict[str, float], reconstruction: Tensor, original: Tensor, rate: int
+    ) -> None:
+        """Validation metrics, and a few of its clips to hear and see."""
+        if not self.enabled:
+            return
+        self._record(step, {f"validation/{name}": value for name, value in metrics.items()})
+        described = "  ".join(f"{name} {value:.4g}" for name, value in metrics.items())
+        self.say(f"step {step}: validation {described}")
+        mel = MelDistance(rate).scales[1].to(original.device)
+        for i in range(min(4, len(original))):
+            for name, waveform in (("original", original[i]), ("reconstruction", reconstruction[i])):
+                self.board.add_audio(f"clip_{i}/{name}", waveform.float().cpu().clamp(-1, 1), step, rate)
+                logs = mel(waveform.float()).clamp(min=1e-5).log()[0].flip(0).cpu()  # [mels, frames], low bands below
+                picture = (logs - logs.min()) / (logs.max() - logs.min() + 1e-9)
+                self.board.add_image(f"clip_{i}/{name}_mel", picture, step, dataformats="HW")
+
+    def _record(self, step: int, values: dict[str, Any]) -> None:
+        self.lines.write(json.dumps({"step": step, **values}) + "\n")
+        self.lines.flush()
+        for name, value in values.items():
+            self.board.add_scalar(name, value, step)
+
+    def close(self) -> None:
+        if self.enabled:
+            self.bar.close()
+            self.lines.close()
+            self.board.close()
