@@ -61,11 +61,14 @@ class Training:
             "l1": nn.functional.l1_loss,
             "stft": STFTDistance().to(ranks.device),
         }
+        decay = config.losses.balancer_decay
         weights = {name: getattr(config.losses, name) for name in known}
         self.waveform_losses = {name: known[name] for name, weight in weights.items() if weight > 0}
-        self.waveform_balancer = Balancer({name: weights[name] for name in self.waveform_losses})
+        self.waveform_balancer = Balancer({name: weights[name] for name in self.waveform_losses}, decay=decay)
         latent_weights = {"reconstruction": sum(weights.values()), "commitment": config.losses.commitment}
-        self.latent_balancer = Balancer({name: weight for name, weight in latent_weights.items() if weight > 0})
+        self.latent_balancer = Balancer(
+            {name: weight for name, weight in latent_weights.items() if weight > 0}, decay=decay
+        )
         self.entries_seen = torch.zeros(self.codec.config.semantic_codebook_size, dtype=torch.bool, device=ranks.device)
 
     def _running(self, network: nn.Module) -> nn.Module:

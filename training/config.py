@@ -47,10 +47,12 @@ class Losses:
     l1: float = 0.5
     stft: float = 1.0
     commitment: float = 0.1
+    balancer_decay: float = 0.999  # of the averaged gradient norms; short runs forget their wild start with 0.99
 
     def __post_init__(self) -> None:
         for name, value in asdict(self).items():
             _at_least(f"losses.{name}", value, 0)
+        _below_one("losses.balancer_decay", self.balancer_decay)
         if not (self.mel or self.l1 or self.stft):
             raise ConfigError("losses: mel, l1 and stft are all 0, expected one on the reconstruction above 0")
 
@@ -69,8 +71,7 @@ class Optimizer:
         for name in ("lr", "clip_norm"):
             _above("optimizer." + name, getattr(self, name), 0)
         for name in ("beta1", "beta2", "average_decay"):
-            if not 0 <= getattr(self, name) < 1:
-                raise ConfigError(f"optimizer.{name} is {getattr(self, name)}, expected 0 or more and less than 1")
+            _below_one("optimizer." + name, getattr(self, name))
         _at_least("optimizer.warmup_steps", self.warmup_steps, 0)
         _at_least("optimizer.final_lr", self.final_lr, 0)
 
@@ -200,3 +201,8 @@ def _at_least(name: str, value: float, limit: float) -> None:
 def _above(name: str, value: float, limit: float) -> None:
     if not value > limit:
         raise ConfigError(f"{name} is {value}, expected more than {limit}")
+
+
+def _below_one(name: str, value: float) -> None:
+    if not 0 <= value < 1:
+        raise ConfigError(f"{name} is {value}, expected 0 or more and less than 1")
