@@ -30,6 +30,7 @@ from codec.encoder import Encoder
 CODEC_PREFIX = "audio_tokenizer."
 ENCODER_PREFIXES = (CODEC_PREFIX + "input_proj.", CODEC_PREFIX + "encoder_blocks.")
 QUANTIZER_PREFIX = CODEC_PREFIX + "quantizer."
+INDEX_NAME = "consolidated.safetensors.index.json"
 EMBEDDING_NAME = "mm_audio_embeddings.audio_codebook_embeddings.embeddings.weight"
 
 
@@ -82,14 +83,42 @@ def expected_encoder(config: CodecConfig) -> dict[str, tuple[int, ...]]:
 
 
 def tensor_files(folder: Path) -> dict[str, Path]:
-    """Tensor name -> the file that holds it, over every `consolidated*.safetensors`, as the server reads them: in
-    the order of their names, a later file winning."""
-    paths = sorted(folder.glob("consolidated*.safetensors"))
+    """Tensor name -> the file that holds it, over the files the server reads, a later one winning."""
+    return {name: path for path in served_files(folder) for name in tensor_names(path)}
+
+
+def served_files(folder: Path, apart_from: str = "") -> list[Path]:
+    """The checkpoint's files as the server reads them: every `consolidated*.safetensors` in the order of their names,
+    or those of them that the index file lists, where there is one."""
+    paths = [path for path in sorted(folder.glob("consolidated*.safetensors")) if path.name != apart_from]
+    index = read_index(folder)
+    if index is not None:
+        names = set(index["weight_map"].values()) - {apart_from}
+        missing = sorted(names - {path.name for path in paths})
+        if missing:
+            raise ReleaseError(f"{folder / INDEX_NAME} lists files that are not there: {listed(missing)}")
+        paths = [path for path in paths if path.name in names]
     if not paths:
         raise ReleaseError(
             f"{folder} holds no consolidated*.safetensors: it is not the folder of a Voxtral TTS release"
         )
-    return {name: path for path in paths for name in tensor_names(path)}
+    return paths
+
+
+def read_index(folder: Path) -> dict[str, Any] | None:
+    """The index of a checkpoint in several files, None where there is none. Its `weight_map` names each tensor's file,
+    its `metadata` the `total_size` in bytes."""
+    path = folder / INDEX_NAME
+    if not path.is_file():
+        return None
+    try:
+        index = json.loads(path.read_text(encoding="utf-8"))
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise ReleaseError(f"{path} is not valid JSON ({error}): download it again") from error
+    weight_map = index.get("weight_map") if isinstance(index, dict) else None
+    if not isinstance(weight_map, dict) or not all(isinstance(name, str) for name in weight_map.values()):
+        raise ReleaseError(f"{path} holds no weight_map, which names the file of every tensor: download it again")
+    return index
 
 
 def tensor_names(path: Path) -> list[str]:
@@ -149,9 +178,7 @@ def save_encoder(path: Path, codec: Codec, metadata: Mapping[str, Any]) -> None:
         "codec_fingerprint": codec_fingerprint(everything),
         **{key: json.dumps(value) for key, value in metadata.items()},
     }
-    partial = path.with_name(f".{path.name}.partial")
-    save_file(tensors, partial, metadata=stated)
-    partial.replace(path)
+    _write(path, tensors, stated)
 
 
 def save_release(folder: Path, codec: Codec, params: Path) -> None:
@@ -159,9 +186,7 @@ def save_release(folder: Path, codec: Codec, params: Path) -> None:
     `consolidated.safetensors` is the codec's. There is no language model in it."""
     folder.mkdir(parents=True, exist_ok=True)
     tensors = {name: t for name, t in checkpoint_tensors(codec).items() if not name.startswith(ENCODER_PREFIXES)}
-    partial = folder / ".consolidated.safetensors.partial"
-    save_file(tensors, partial, metadata={"format": "pt"})
-    partial.replace(folder / "consolidated.safetensors")
+    _write(folder / "consolidated.safetensors", tensors, {"format": "pt"})
     shutil.copyfile(params, folder / "params.json")
 
 
@@ -182,6 +207,15 @@ def _modules(codec: Codec) -> list[tuple[str, nn.Module]]:
     """Prefix and module: together they make the checkpoint's names."""
     modules = [(CODEC_PREFIX, codec.encoder), (CODEC_PREFIX, codec.decoder), (QUANTIZER_PREFIX, codec.quantizer)]
     return [(prefix, module) for prefix, module in modules if module is not None]
+
+
+def _write(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> None:
+    partial = path.with_name(f".{path.name}.partial")
+    partial.touch()  # with the mode any new file gets: safetensors would make it readable for its owner alone
+    mode = partial.stat().st_mode
+    save_file(tensors, partial, metadata=metadata)
+    partial.chmod(mode)
+    partial.replace(path)
 
 
 def _open(path: Path) -> Any:

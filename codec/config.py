@@ -183,6 +183,10 @@ class CodecConfig:
         """Frames a second: 12.5 Hz in the release."""
         return self.sampling_rate / self.frame_size
 
+    def frames(self, samples: int) -> int:
+        """Frames the encoder makes of so many samples."""
+        return math.ceil(samples / self.frame_size)
+
     @property
     def codebook_sizes(self) -> list[int]:
         """Rows each codebook has in the embedding table, the special tokens included."""

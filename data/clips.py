@@ -23,7 +23,11 @@ class DataError(Exception):
 
 
 class BadClipError(Exception):
-    """One clip that cannot be used; the message is the reason. The run counts it and goes on."""
+    """One clip that cannot be used, named with its reason. The run counts it by `kind` and goes on."""
+
+    def __init__(self, name: str, kind: str, detail: str = ""):
+        super().__init__(f"{name} {kind}" + (f" ({detail})" if detail else ""))
+        self.kind = kind
 
 
 @dataclass(frozen=True)
@@ -58,7 +62,7 @@ class FolderClips:
         try:
             return Clip(str(path), path.read_bytes())
         except OSError as error:
-            raise BadClipError(f"{path} cannot be read: {error.strerror}") from error
+            raise BadClipError(str(path), "cannot be read", str(error.strerror)) from error
 
 
 class ParquetClips:
@@ -88,7 +92,7 @@ class ParquetClips:
         row = self.rows[index]
         audio = row["audio"]["bytes"]
         if not audio:
-            raise BadClipError(f"{row['id']} holds no audio")
+            raise BadClipError(row["id"], "holds no audio")
         return Clip(row["id"], audio, row["speaker_id"], row["text_normalized"])
 
 
@@ -129,14 +133,14 @@ def decode(clip: Clip, sample_rate: int, resample: bool = False) -> Tensor:
     try:
         samples, rate = soundfile.read(io.BytesIO(clip.audio), dtype="float32", always_2d=True)
     except soundfile.LibsndfileError as error:
-        raise BadClipError(f"{clip.name} cannot be decoded: {error}") from error
+        raise BadClipError(clip.name, "cannot be decoded", str(error)) from error
     waveform = torch.from_numpy(samples).mean(dim=1)[None]
     if not torch.isfinite(waveform).all():
-        raise BadClipError(f"{clip.name} holds values that are not finite")
+        raise BadClipError(clip.name, "holds values that are not finite")
     if waveform.numel() == 0 or waveform.abs().max() < SILENCE:
-        raise BadClipError(f"{clip.name} is silent")
+        raise BadClipError(clip.name, "is silent")
     if rate == sample_rate:
         return waveform
     if not resample:
-        raise BadClipError(f"{clip.name} has {rate} Hz, not {sample_rate} Hz (data.resample=true accepts it)")
+        raise BadClipError(clip.name, f"is not at {sample_rate} Hz", f"{rate} Hz; data.resample=true accepts it")
     return torchaudio.functional.resample(waveform, rate, sample_rate)

@@ -18,14 +18,19 @@ from data.clips import BadClipError, Clips, DataError, decode
 ATTEMPTS = 50  # clips tried in a row before the data is called unusable
 
 
+class Skipped(NamedTuple):
+    kind: str
+    message: str  # the clip's name and what is wrong with it
+
+
 class Item(NamedTuple):
     waveform: Tensor  # [1, T]
-    skipped: tuple[str, ...]  # why clips before it in line were not used
+    skipped: tuple[Skipped, ...]  # clips before it in line that were not used
 
 
 class Batch(NamedTuple):
     waveform: Tensor  # [B, 1, T]
-    skipped: tuple[str, ...]
+    skipped: tuple[Skipped, ...]
 
 
 class Crops(Dataset[Item]):
@@ -47,21 +52,19 @@ class Crops(Dataset[Item]):
             try:
                 waveform = self._usable(index)
             except BadClipError as reason:
-                skipped.append(str(reason))
+                skipped.append(Skipped(reason.kind, str(reason)))
                 index = int(torch.randint(len(self.clips), (), generator=generator))
                 continue
             start = int(torch.randint(waveform.shape[-1] - self.length + 1, (), generator=generator))
             return Item(waveform[:, start : start + self.length], tuple(skipped))
-        raise DataError(f"no usable clip among {ATTEMPTS} tried; the last one: {skipped[-1]}")
+        raise DataError(f"no usable clip among {ATTEMPTS} tried; the last one: {skipped[-1].message}")
 
     def _usable(self, index: int) -> Tensor:
         clip = self.clips.read(index)
         waveform = decode(clip, self.sample_rate, self.resample)
         if waveform.shape[-1] < self.length:
-            seconds = self.length / self.sample_rate
-            raise BadClipError(
-                f"{clip.name} is shorter than a crop ({waveform.shape[-1] / self.sample_rate:.2f} < {seconds} s)"
-            )
+            seconds = waveform.shape[-1] / self.sample_rate
+            raise BadClipError(clip.name, "is shorter than a crop", f"{seconds:.2f} s")
         return waveform
 
 

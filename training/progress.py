@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
+from data.crops import Skipped
 from losses.mel import MelDistance
 
 
@@ -24,11 +25,13 @@ class Progress:
         self.enabled = enabled
         self.audio_seconds_a_step = audio_seconds_a_step
         self.skipped: Counter[str] = Counter()
+        self.named: set[str] = set()
         self.since, self.step_since = time.perf_counter(), first_step
         if enabled:
             folder.mkdir(parents=True, exist_ok=True)
             self.bar = tqdm(total=steps, initial=first_step, desc="training", unit="step", dynamic_ncols=True)
             self.lines = (folder / "metrics.jsonl").open("a", encoding="utf-8")
+            self.names = (folder / "skipped_clips.txt").open("a", encoding="utf-8", buffering=1)
             self.board = SummaryWriter(str(folder / "tensorboard"), purge_step=first_step)
 
     def say(self, text: str) -> None:
@@ -39,12 +42,15 @@ class Progress:
         if self.enabled:
             self.bar.update()
 
-    def skip(self, reasons: tuple[str, ...]) -> None:
-        """Counts clips that were not used, and names each once."""
-        for reason in reasons:
-            self.skipped[reason] += 1
-            if self.skipped[reason] == 1:
-                self.say(f"skipped: {reason}")
+    def skip(self, clips: tuple[Skipped, ...]) -> None:
+        """Counts clips that were not used. Each is named once in skipped_clips.txt, the first of a kind here too."""
+        for clip in clips:
+            if self.enabled and clip.message not in self.named:
+                self.named.add(clip.message)
+                self.names.write(clip.message + "\n")
+                if clip.kind not in self.skipped:
+                    self.say(f"skipped: {clip.message}; every other one is named in {self.names.name}")
+            self.skipped[clip.kind] += 1
 
     def log(self, step: int, metrics: dict[str, Tensor | float]) -> None:
         """One line of metrics. This is where their values are read from the device."""
@@ -89,5 +95,8 @@ class Progress:
     def close(self) -> None:
         if self.enabled:
             self.bar.close()
+            for kind, count in self.skipped.items():
+                self.say(f"skipped {count} times: a clip {kind}")
             self.lines.close()
+            self.names.close()
             self.board.close()

@@ -1,0 +1,222 @@
+"""What the codec promises by itself: batches, causality, lengths, errors, memory."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from mistral_common.tokens.tokenizers.audio import AudioConfig, AudioEncoder, AudioSpectrogramConfig
+from torch import Tensor
+
+from codec import CodecConfig, ReleaseError, load_release
+from codec.encoder import Encoder
+from tests.releases import REAL, SMALL, TINY, params_json, random_codec, write_release
+
+# lengths up to 3 s at which mistral-common's rounding gives one token more than the encoder gives frames
+MISCOUNTED = {13440, 26880, 53760}
+
+
+def test_properties_of_the_release() -> None:
+    codec = random_codec(TINY)
+    assert (codec.sample_rate, codec.frame_rate, codec.frame_size) == (24000, 12.5, 1920)
+    assert codec.num_codebooks == 37
+    assert codec.has_encoder
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_batch_gives_what_its_clips_give_alone(small_release: Path, dtype: torch.dtype) -> None:
+    codec = load_release(small_release, dtype)
+    clips = 0.1 * torch.randn(3, 1, 24000, generator=torch.Generator().manual_seed(1))
+    codes = codec.encode(clips)
+    assert torch.equal(codes, torch.cat([codec.encode(clip[None]) for clip in clips]))
+    together, alone = codec.decode(codes), torch.cat([codec.decode(code[None]) for code in codes])
+    assert (together - alone).abs().max() < 1e-5
+    assert torch.equal(codec.embed(codes), torch.cat([codec.embed(code[None]) for code in codes]))
+
+
+def test_latents_of_a_batch_are_those_of_its_clips(small_release: Path) -> None:
+    codec = load_release(small_release, torch.float32)
+    clips = 0.1 * torch.randn(4, 1, 9600, generator=torch.Generator().manual_seed(2))
+    alone = torch.cat([codec.latent(clip[None]) for clip in clips])
+    assert (codec.latent(clips) - alone).abs().max() < 1e-5
+
+
+def test_codes_do_not_depend_on_what_comes_after(small_release: Path, speech: Tensor) -> None:
+    codec = load_release(small_release, torch.float32)
+    latent = codec.latent(speech[..., : 1920 * 20])
+    changed = speech[..., : 1920 * 20].clone()
+    changed[..., 1920 * 12 :] = torch.rand(1920 * 8) - 0.5
+    assert (codec.latent(changed) - latent)[..., :12].abs().max() < 1e-5
+    assert (codec.latent(speech[..., : 1920 * 12]) - latent[..., :12]).abs().max() < 1e-5
+    # and they do depend on what came before, or the test above would pass for anything
+    changed = speech[..., : 1920 * 20].clone()
+    changed[..., 1920 * 10 : 1920 * 11] = 0
+    assert (codec.latent(changed) - latent)[..., 11].abs().max() > 1e-3
+
+
+def test_frames_are_counted_as_mistral_common_counts_tokens() -> None:
+    spectrogram = AudioSpectrogramConfig(num_mel_bins=128, hop_length=160, window_size=400)
+    tokenizer = AudioEncoder(AudioConfig(24000, 12.5, spectrogram), special_ids=None)  # type: ignore[arg-type]
+    differing = {
+        samples
+        for samples in range(1, 72001)
+        if tokenizer._get_num_audio_token_for_speech_request(samples) != REAL.frames(samples) + 1
+    }
+    assert differing == MISCOUNTED
+
+
+def test_the_encoder_gives_the_counted_frames_for_every_number_of_patches_up_to_3_s() -> None:
+    with torch.device("meta"):  # shapes alone
+        encoder = Encoder(replace(REAL, encoder_transformer_lengths_str="1,1,1,1"))
+        waveform = torch.zeros(1, 1, 72000)
+    for patches in range(1, 301):
+        samples = patches * 240 - 239 * (patches % 2)  # a whole last patch, or one sample of it
+        assert encoder(waveform[..., :samples]).shape[-1] == REAL.frames(samples), samples
+
+
+def test_a_voice_ends_with_the_end_of_audio_row(small_release: Path) -> None:
+    codec = load_release(small_release)
+    assert codec.embedding_table is not None
+    codes = torch.zeros(1, 37, 3, dtype=torch.long)
+    embedding = codec.embed(codes)
+    assert embedding.shape == (1, 4, SMALL.embedding_dim)
+    starts = [0] + [8194 + 23 * i for i in range(36)]
+    rows = [1, *starts[1:]]  # end of audio in the first codebook, row 0 of every other
+    assert torch.equal(embedding[0, -1], codec.embedding_table[rows].sum(0))
+    assert torch.equal(embedding[0, 0], codec.embedding_table[[start + 2 for start in starts]].sum(0))
+
+
+def test_codes_out_of_range_are_refused(small_release: Path) -> None:
+    codec = load_release(small_release)
+    codes = torch.zeros(1, 37, 3, dtype=torch.long)
+    codes[0, 5, 1] = 21
+    with pytest.raises(ValueError, match="out of range"):
+        codec.decode(codes)
+    with pytest.raises(ValueError, match=r"expected \[B, 37, F\]"):
+        codec.embed(codes[:, :36])
+
+
+def test_a_release_without_encoder_decodes_and_says_why_it_cannot_encode(tmp_path: Path) -> None:
+    codec = load_release(write_release(tmp_path, random_codec(TINY), with_encoder=False))
+    assert not codec.has_encoder
+    assert codec.decode(torch.zeros(1, 37, 2, dtype=torch.long)).shape == (1, 1, 3840)
+    with pytest.raises(ValueError, match="no encoder"):
+        codec.encode(torch.zeros(1, 1, 1920))
+
+
+def test_shards_are_read_as_one(tmp_path: Path) -> None:
+    codec = random_codec(TINY)
+    whole = load_release(write_release(tmp_path / "whole", codec))
+    shards = load_release(write_release(tmp_path / "shards", codec, shards=3))
+    assert all(
+        torch.equal(a, b) for a, b in zip(whole.state_dict().values(), shards.state_dict().values(), strict=True)
+    )
+
+
+def _changed(key: str, value: Any, section: str = "audio_tokenizer_args") -> dict[str, Any]:
+    params = params_json(SMALL)
+    params["multimodal"][section][key] = value
+    return params
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "expectation"),
+    [
+        ("dim", "1024", "positive whole number"),
+        ("dim", 0, "positive whole number"),
+        ("hidden_dim", 12.5, "positive whole number"),
+        ("norm_eps", -1, "positive number"),
+        ("causal", False, "true"),
+        ("qk_norm", 1, "true or false"),
+        ("channels", 2, "1"),
+        ("n_kv_heads", 1, "n_heads"),
+        ("n_heads", 3, "n_heads"),
+        ("decoder_convs_strides_str", "1,2,2", "as many"),
+        ("decoder_convs_strides_str", "1,2,2,1", "product"),
+        ("decoder_convs_strides_str", "1;2;2;2", "separated by commas"),
+        ("encoder_convs_strides_str", "4,2,1,1", "1 or 2"),
+        ("attn_sliding_window_size", 8, "2 or more"),
+        ("encoder_convs_kernels_str", "1,4,4,3", "above its kernel"),
+    ],
+)
+def test_a_wrong_value_names_key_value_and_expectation(key: str, value: Any, expectation: str) -> None:
+    with pytest.raises(ReleaseError, match=expectation) as error:
+        CodecConfig.from_params(_changed(key, value))
+    assert "audio_tokenizer_args" in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("key", "value"), [("semantic_codebook_size", 4096), ("n_acoustic_codebook", 35), ("acoustic_codebook_size", None)]
+)
+def test_codebooks_must_agree_with_the_model(key: str, value: Any) -> None:
+    with pytest.raises(ReleaseError, match=rf"audio_model_args\.{key} is {value}, expected"):
+        CodecConfig.from_params(_changed(key, value, "audio_model_args"))
+
+
+def test_missing_keys_take_the_servers_defaults() -> None:
+    params = params_json(REAL)
+    params["multimodal"]["audio_tokenizer_args"] = {"layer_scale_init": 0.01}
+    assert CodecConfig.from_params(params) == REAL
+
+
+@pytest.mark.parametrize("params", [{}, {"multimodal": {}}, {"multimodal": {"audio_tokenizer_args": 3}}])
+def test_a_foreign_params_json_is_called_so(params: dict[str, Any]) -> None:
+    with pytest.raises(ReleaseError, match="not a Voxtral TTS release"):
+        CodecConfig.from_params(params)
+
+
+def test_other_dimensions_than_the_weights_are_an_error(tmp_path: Path) -> None:
+    write_release(tmp_path, random_codec(TINY))
+    (tmp_path / "params.json").write_text(json.dumps(params_json(replace(TINY, hidden_dim=64))))
+    with pytest.raises(ReleaseError, match=r"w1\.weight is \[32, 16\], expected \[64, 16\]"):
+        load_release(tmp_path)
+
+
+def test_a_truncated_file_is_an_error(tmp_path: Path) -> None:
+    path = write_release(tmp_path, random_codec(TINY)) / "consolidated.safetensors"
+    path.write_bytes(path.read_bytes()[:-100])
+    with pytest.raises(ReleaseError, match="truncated"):
+        load_release(tmp_path)
+
+
+def test_a_folder_that_is_no_release_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(ReleaseError, match=r"no params\.json"):
+        load_release(tmp_path)
+    with pytest.raises(ReleaseError, match="not a folder"):
+        load_release(tmp_path / "nothing")
+    (tmp_path / "params.json").write_text("{")
+    with pytest.raises(ReleaseError, match="not valid JSON"):
+        load_release(tmp_path)
+
+
+def test_mirrored_encoder_layers_are_the_decoders(small_release: Path) -> None:
+    codec = load_release(small_release, torch.float32).with_new_encoder(mirror=True)
+    encoder = codec.encoder
+    assert encoder is not None
+    first, last = encoder.encoder_blocks[0].layers[1], codec.decoder.decoder_blocks[7].layers[1]
+    assert first.attention.window == last.attention.window == 16
+    assert torch.equal(first.feed_forward.w1.weight, last.feed_forward.w1.weight)
+
+
+def test_reading_takes_under_1_5_gb_above_the_imports(real_release: Path) -> None:
+    script = """
+import re, sys
+from pathlib import Path
+import torch
+from codec import load_release
+peak = lambda: int(re.search(r"VmHWM:\\s+(\\d+)", Path("/proc/self/status").read_text())[1]) / 1e6
+before = peak()
+codec = load_release(sys.argv[1])
+codec.embed(codec.encode(torch.rand(1, 1, 24000) - 0.5))  # tensors are mapped: use brings them into memory
+print(peak() - before)
+"""
+    run = subprocess.run(
+        [sys.executable, "-c", script, str(real_release)], capture_output=True, text=True, check=True, cwd=Path.cwd()
+    )
+    assert 0.3 < float(run.stdout) < 1.5

@@ -1,0 +1,163 @@
+"""Clips from folders and parquet files, crops, and what bad clips get."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import soundfile
+import torch
+
+from data import Crops, DataError, Stream, crop_loader, decode, fixed_clips, open_clips
+from data.clips import BadClipError, Clip
+
+RATE = 24000
+
+
+def audio_bytes(seconds: float, rate: int = RATE, channels: int = 1, level: float = 0.1, kind: str = "WAV") -> bytes:
+    samples = level * np.random.default_rng(int(seconds * 1000)).standard_normal((int(seconds * rate), channels))
+    stream = io.BytesIO()
+    soundfile.write(stream, samples.clip(-1, 1), rate, format=kind)
+    return stream.getvalue()
+
+
+def write_parquet(path: Path, clips: dict[str, bytes]) -> Path:
+    rows = [
+        {
+            "audio": {"bytes": audio, "path": f"{name}.wav"},
+            "text_normalized": "words",
+            "text_original": "Words.",
+            "speaker_id": name[0],
+            "path": f"{name}.wav",
+            "chapter_id": "1",
+            "id": name,
+        }
+        for name, audio in clips.items()
+    ]
+    pq.write_table(pa.Table.from_pylist(rows), path)
+    return path
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    for i, (name, kind) in enumerate(
+        [("a/1.wav", "WAV"), ("a/2.flac", "FLAC"), ("b/3.ogg", "OGG"), ("b/4.mp3", "MP3")]
+    ):
+        path = tmp_path / "speech" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(audio_bytes(1.0 + 0.1 * i, kind=kind))
+    (tmp_path / "speech" / "notes.txt").write_text("no audio")
+    return tmp_path / "speech"
+
+
+def test_folders_and_parquet_files_give_the_same_clips_joined(folder: Path, tmp_path: Path) -> None:
+    parquet = write_parquet(tmp_path / "rows.parquet", {"x": audio_bytes(1.0), "y": audio_bytes(2.0)})
+    clips = open_clips([str(folder), str(parquet)], str(tmp_path / "cache"))
+    assert len(clips) == 6
+    lengths = [decode(clips.read(i), RATE).shape[-1] / RATE for i in range(6)]
+    assert lengths == pytest.approx([1.0, 1.1, 1.2, 1.3, 1.0, 2.0], abs=0.05)
+    assert clips.read(4).speaker == "x"
+    assert clips.read(5).text == "words"
+
+
+def test_crops_repeat_for_a_seed_on_any_number_of_workers(folder: Path) -> None:
+    clips = open_clips([str(folder)])
+    crops = Crops(clips, 12000, RATE, resample=False, seed=5)
+
+    def batches(workers: int, first_step: int) -> list[torch.Tensor]:
+        stream = iter(crop_loader(crops, Stream(len(clips), 3, seed=5, first_step=first_step), workers, False))
+        return [next(stream).waveform for _ in range(4 - first_step)]
+
+    alone, with_workers = batches(0, 0), batches(2, 0)
+    assert all(torch.equal(a, b) for a, b in zip(alone, with_workers, strict=True))
+    assert all(torch.equal(a, b) for a, b in zip(alone[2:], batches(0, 2), strict=True))
+    assert not torch.equal(alone[0], alone[1])
+
+
+def test_an_epoch_holds_every_clip_once_and_ranks_share_it() -> None:
+    keys = iter(Stream(10, 4, seed=0))
+    seen = [key for _ in range(5) for key in next(keys)]
+    assert sorted(index for epoch, index in seen if epoch == 0) == list(range(10))
+    assert sorted(index for epoch, index in seen if epoch == 1) == list(range(10))
+    assert [index for epoch, index in seen if epoch == 0] != [index for epoch, index in seen if epoch == 1]
+    halves = [iter(Stream(10, 2, seed=0, rank=rank, ranks=2)) for rank in range(2)]
+    shared = [key for _ in range(5) for half in halves for key in next(half)]
+    assert shared == seen
+
+
+BAD = {
+    "corrupt": b"RIFF no audio at all",
+    "silent": audio_bytes(1.0, level=0.0),
+    "short": audio_bytes(0.2),
+    "other_rate": audio_bytes(1.0, rate=16000),
+    "empty": b"",
+}
+
+
+def test_bad_clips_are_replaced_and_named_with_their_reason(tmp_path: Path) -> None:
+    good = {f"good{i}": audio_bytes(1.0 + i / 100) for i in range(5)}
+    clips = open_clips([str(write_parquet(tmp_path / "rows.parquet", good | BAD))], str(tmp_path / "cache"))
+    crops = Crops(clips, 12000, RATE, resample=False, seed=0)
+    items = [crops[0, i] for i in range(len(clips))]
+    assert all(item.waveform.shape == (1, 12000) for item in items)
+    kinds = {skipped.message.split()[0]: skipped.kind for item in items for skipped in item.skipped}
+    assert kinds == {
+        "corrupt": "cannot be decoded",
+        "silent": "is silent",
+        "short": "is shorter than a crop",
+        "other_rate": "is not at 24000 Hz",
+        "empty": "holds no audio",
+    }
+
+
+def test_another_sample_rate_is_resampled_when_allowed() -> None:
+    clip = Clip("tone", audio_bytes(1.0, rate=16000))
+    assert decode(clip, RATE, resample=True).shape == (1, 24000)
+    with pytest.raises(BadClipError, match="16000 Hz"):
+        decode(clip, RATE)
+
+
+def test_resampling_makes_no_image_above_the_old_band() -> None:
+    """Linear interpolation would leave mirrored energy above 8 kHz."""
+    time = np.arange(16000) / 16000
+    stream = io.BytesIO()
+    soundfile.write(stream, 0.5 * np.sin(2 * np.pi * 6000 * time), 16000, format="WAV", subtype="FLOAT")
+    spectrum = torch.fft.rfft(decode(Clip("tone", stream.getvalue()), RATE, resample=True)[0, 2000:-2000]).abs()
+    above = int(len(spectrum) * 8500 / 12000)
+    assert spectrum[above:].max() < 1e-2 * spectrum.max()
+
+
+def test_stereo_is_mixed_down() -> None:
+    assert decode(Clip("stereo", audio_bytes(1.0, channels=2)), RATE).shape == (1, 24000)
+
+
+def test_data_of_nothing_but_bad_clips_ends_with_the_reason(tmp_path: Path) -> None:
+    clips = open_clips([str(write_parquet(tmp_path / "rows.parquet", BAD))], str(tmp_path / "cache"))
+    with pytest.raises(DataError, match="no usable clip among 50"):
+        Crops(clips, 12000, RATE, resample=False, seed=0)[0, 0]
+
+
+def test_unusable_sources_say_what_is_accepted(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="does not exist"):
+        open_clips([str(tmp_path / "nothing")])
+    with pytest.raises(DataError, match=r"\.wav, \.flac, \.ogg, \.mp3 files, or parquet"):
+        open_clips([str(tmp_path)])
+    pq.write_table(pa.table({"sound": [1]}), tmp_path / "other.parquet")
+    with pytest.raises(DataError, match="lacks the columns"):
+        open_clips([str(tmp_path / "other.parquet")], str(tmp_path / "cache"))
+    (tmp_path / "broken.parquet").write_bytes(b"PAR1 not really")
+    with pytest.raises(DataError, match="cannot be read as parquet"):
+        open_clips([str(tmp_path / "broken.parquet")], str(tmp_path / "cache"))
+
+
+def test_validation_clips_are_the_same_every_time_and_long_enough(folder: Path) -> None:
+    clips = open_clips([str(folder)])
+    first = fixed_clips(clips, 2, 28000, RATE, resample=False)
+    assert first.shape == (2, 1, 28000)
+    assert torch.equal(first, fixed_clips(clips, 2, 28000, RATE, resample=False))
+    with pytest.raises(DataError, match="expected 5"):
+        fixed_clips(clips, 5, 28000, RATE, resample=False)
