@@ -16,7 +16,7 @@ from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from codec.checkpoint import CODEC_PREFIX, EMBEDDING_NAME, read_tensors, tensor_files
 from codec.config import read_params
@@ -60,12 +60,12 @@ def _stand_in(name: str, **attributes: Any) -> None:
     sys.modules[name] = module
 
 
-def codec_class() -> type[nn.Module]:
+def codec_class() -> Any:
     """`VoxtralTTSAudioTokenizer` of the installed vllm-omni."""
-    name = f"{PACKAGE}.voxtral_tts_audio_tokenizer"
-    if name not in sys.modules:
+    target = f"{PACKAGE}.voxtral_tts_audio_tokenizer"
+    if target not in sys.modules:
         if importlib.util.find_spec("vllm") is None:
-            for module in (
+            for name in (
                 "vllm",
                 "vllm.config",
                 "vllm.inputs",
@@ -83,7 +83,7 @@ def codec_class() -> type[nn.Module]:
                 "vllm.tokenizers",
                 "vllm.tokenizers.mistral",
             ):
-                _stand_in(module)
+                _stand_in(name)
             _stand_in("vllm.logger", init_logger=logging.getLogger)
             _stand_in("vllm.model_executor.model_loader.weight_utils", default_weight_loader=_copy_weight)
         parts = PACKAGE.split(".")
@@ -100,7 +100,7 @@ def codec_class() -> type[nn.Module]:
             module = importlib.util.module_from_spec(spec)
             sys.modules[spec.name] = module
             spec.loader.exec_module(module)
-    return sys.modules[name].VoxtralTTSAudioTokenizer
+    return sys.modules[target].VoxtralTTSAudioTokenizer
 
 
 def load_server_codec(folder: Path, dtype: torch.dtype = torch.bfloat16) -> Any:

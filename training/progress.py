@@ -6,6 +6,7 @@ import json
 import sys
 import time
 from collections import Counter
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -22,21 +23,28 @@ class Progress:
     """Reports a run from its main process; elsewhere every call does nothing."""
 
     def __init__(self, folder: Path, first_step: int, steps: int, audio_seconds_a_step: float, enabled: bool):
-        self.enabled = enabled
+        self.enabled, self.steps = enabled, steps
         self.audio_seconds_a_step = audio_seconds_a_step
         self.skipped: Counter[str] = Counter()
         self.named: set[str] = set()
         self.since, self.step_since = time.perf_counter(), first_step
         if enabled:
             folder.mkdir(parents=True, exist_ok=True)
-            self.bar = tqdm(total=steps, initial=first_step, desc="training", unit="step", dynamic_ncols=True)
+            self.bar = tqdm(
+                total=steps,
+                initial=first_step,
+                desc="training",
+                unit="step",
+                dynamic_ncols=True,
+                disable=not sys.stderr.isatty(),  # a log file gets a line per interval instead
+            )
             self.lines = (folder / "metrics.jsonl").open("a", encoding="utf-8")
             self.names = (folder / "skipped_clips.txt").open("a", encoding="utf-8", buffering=1)
             self.board = SummaryWriter(str(folder / "tensorboard"), purge_step=first_step)
 
     def say(self, text: str) -> None:
         if self.enabled:
-            self.bar.write(text, file=sys.stderr)
+            tqdm.write(text, file=sys.stderr)
 
     def advance(self) -> None:
         if self.enabled:
@@ -65,9 +73,17 @@ class Progress:
         if torch.cuda.is_available():
             values["memory_gb"] = torch.cuda.max_memory_allocated() / 1e9
         self._record(step, values)
-        shown = {name: f"{values[name]:.3g}" for name in ("mel", "sem_util", "audio_seconds_per_second")}
-        shown["acoustic"] = f"{values['acoustic_min']:.0f}-{values['acoustic_max']:.0f}"
-        self.bar.set_postfix({"audio s/s": shown.pop("audio_seconds_per_second"), **shown})
+        shown = {
+            "mel": f"{values['mel']:.3f}",
+            "sem_util": f"{values['sem_util']:.0f}",
+            "acoustic": f"{values['acoustic_min']:.0f}-{values['acoustic_max']:.0f}",
+            "audio s/s": f"{values['audio_seconds_per_second']:.3g}",
+        }
+        if self.bar.disable:
+            left = timedelta(seconds=round((self.steps - step) / speed))
+            self.say(f"step {step}/{self.steps}: {', '.join(f'{k} {v}' for k, v in shown.items())}, {left} left")
+        else:
+            self.bar.set_postfix(shown)
 
     def log_validation(
         self, step: int, metrics: dict[str, float], reconstruction: Tensor, original: Tensor, rate: int

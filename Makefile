@@ -1,0 +1,35 @@
+# make demo    the whole way on two CPU cores, about ten minutes after the installation
+# make test    formatting, lint, types and tests
+# Both set up the environment themselves. VENV=DIR names one to keep between clones.
+
+VENV ?= .venv
+PYTHON ?= python3
+# the server's own codec class, without the server's dependencies (5 GB of CUDA and vLLM)
+SERVER_CLASS = vllm-omni==0.30.0
+
+REQUIREMENTS = requirements.txt requirements-dev.txt
+# named by content: a kept environment is renewed when what it needs changes, not when a clone is younger than it
+STAMP := $(VENV)/.installed-$(shell cat $(REQUIREMENTS) Makefile | cksum | tr ' ' '-')
+RUN = $(abspath $(VENV))/bin/python
+
+.PHONY: demo test install
+
+install: $(STAMP)
+
+$(STAMP):
+	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 13))' || \
+	  { echo "error: $(PYTHON) is not Python 3.11 or 3.12: give one with PYTHON=..."; exit 2; }
+	$(PYTHON) -m venv $(VENV)
+	$(RUN) -m pip install --quiet --disable-pip-version-check $(addprefix -r ,$(REQUIREMENTS))
+	$(RUN) -m pip install --quiet --disable-pip-version-check --no-deps $(SERVER_CLASS)
+	rm -f $(VENV)/.installed-*
+	touch $@
+
+demo: $(STAMP)
+	$(RUN) -m data.demo.run
+
+test: $(STAMP)
+	$(RUN) -m ruff format --check .
+	$(RUN) -m ruff check .
+	$(RUN) -m mypy
+	$(RUN) -m pytest

@@ -1,0 +1,197 @@
+"""The training loop: what a run leaves behind, what it goes on from, what stops it."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from safetensors import safe_open
+
+import train_encoder
+from codec import load_release
+from codec.checkpoint import ENCODER_PREFIXES, checkpoint_tensors, codec_fingerprint, expected_encoder
+from tests.releases import TINY, params_json
+from tests.test_data import audio_bytes
+from training.config import Config, load_config
+from training.distributed import Ranks
+
+ALONE = Ranks(0, 1, torch.device("cpu"))
+
+
+@pytest.fixture(scope="module")
+def speech_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("speech")
+    for i in range(12):
+        (folder / f"{i}.wav").write_bytes(audio_bytes(0.5 + i / 50))
+    (folder / "short.wav").write_bytes(audio_bytes(0.1))
+    return folder
+
+
+@pytest.fixture
+def settings(tiny_release: Path, speech_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    for name in ("MODEL_DIR", "OUTPUT_DIR", "HF_CACHE"):
+        monkeypatch.delenv(name, raising=False)
+    values = {
+        "model_dir": str(tiny_release),
+        "output_dir": str(tmp_path / "run"),
+        "steps": 6,
+        "batch_size": 2,
+        "log_every": 1,
+        "validate_every": 3,
+        "save_every": 2,
+        "data": {
+            "train": str(speech_folder),
+            "validation": str(speech_folder),
+            "crop_seconds": 0.4,
+            "validation_seconds": 0.4,
+            "validation_clips": 3,
+            "workers": 0,
+        },
+        "optimizer": {"warmup_steps": 2},
+    }
+    path = tmp_path / "settings.yaml"
+    path.write_text(yaml.safe_dump(values))
+    return path
+
+
+def run(settings: Path, *overrides: str) -> Config:
+    config = load_config(settings, overrides)
+    train_encoder.train(config, ALONE)
+    return config
+
+
+def read(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
+    with safe_open(path, framework="pt") as file:
+        return {name: file.get_tensor(name) for name in file.keys()}, file.metadata()  # noqa: SIM118
+
+
+def test_a_run_leaves_what_others_build_on(settings: Path, tiny_release: Path) -> None:
+    config = run(settings)
+    folder = Path(config.output_dir)
+    tensors, metadata = read(folder / "encoder.safetensors")
+    assert {name: tuple(tensor.shape) for name, tensor in tensors.items()} == expected_encoder(TINY)
+    assert {tensor.dtype for tensor in tensors.values()} == {torch.bfloat16}
+    assert json.loads(metadata["step"]) == 6
+    assert json.loads(metadata["averaged_weights"]) is True
+    assert metadata["codec_fingerprint"] == codec_fingerprint(checkpoint_tensors(load_release(tiny_release)))
+    assert [path.name for path in sorted((folder / "checkpoints").iterdir())] == ["step_0000004", "step_0000006"]
+    assert load_config(folder / "config.yaml") == config
+    assert list((folder / "tensorboard").glob("events*"))
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    last = next(line for line in reversed(lines) if "mel" in line)
+    assert last["step"] == 6
+    assert last["skipped_clips"] >= 1
+    assert "short.wav is shorter than a crop" in (folder / "skipped_clips.txt").read_text()
+    shares = [value for name, value in last.items() if name.startswith("share/")]
+    assert sum(shares) == pytest.approx(1)
+    assert [line["step"] for line in lines if "validation/mel" in line] == [0, 3, 6]
+
+
+def test_the_decoder_and_the_codebook_stay_as_released(settings: Path, tiny_release: Path) -> None:
+    config = load_config(settings)
+    training = train_encoder.Training(config, ALONE)
+    before = {name: tensor.clone() for name, tensor in training.codec.state_dict().items()}
+    training.step(0.1 * torch.randn(2, 1, 9600), 0)
+    changed = {name for name, tensor in training.codec.state_dict().items() if not torch.equal(tensor, before[name])}
+    assert changed == {f"encoder.{name}" for name in training.codec.get_submodule("encoder").state_dict()}
+
+
+def test_a_resumed_run_ends_with_the_same_bits(settings: Path, tmp_path: Path) -> None:
+    whole = run(settings, f"output_dir={tmp_path / 'whole'}")
+
+    class KilledError(Exception):
+        pass
+
+    save = train_encoder.Training.save
+
+    def save_then_die(self: train_encoder.Training, folder: Path, step: int) -> None:
+        save(self, folder, step)
+        raise KilledError
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(train_encoder.Training, "save", save_then_die)
+        with pytest.raises(KilledError):
+            run(settings)
+    resumed = run(settings)
+    steps = [json.loads(line)["step"] for line in (Path(resumed.output_dir) / "metrics.jsonl").read_text().splitlines()]
+    assert steps.count(1) == 1
+    one, other = (read(Path(config.output_dir) / "encoder.safetensors")[0] for config in (whole, resumed))
+    assert all(torch.equal(one[name], other[name]) for name in one)
+
+
+def test_training_brings_the_reconstruction_nearer(settings: Path) -> None:
+    quick = ("optimizer.lr=0.003", "losses.balancer_decay=0.9", "validate_every=40", "save_every=40")
+    config = run(settings, "steps=40", *quick)
+    lines = [json.loads(line) for line in (Path(config.output_dir) / "metrics.jsonl").read_text().splitlines()]
+    mel = [line["validation/mel"] for line in lines if "validation/mel" in line]
+    assert mel[-1] < 0.9 * mel[0]
+
+
+def test_a_whole_codec_is_trained_into_a_release_without_encoder(settings: Path, tmp_path: Path) -> None:
+    (tmp_path / "params.json").write_text(json.dumps(params_json(TINY)))
+    config = run(settings, "train=codec", f"params={tmp_path / 'params.json'}")
+    codec = load_release(Path(config.output_dir) / "release")
+    assert not codec.has_encoder
+    assert codec.quantizer.semantic_codebook.embedding.unique(dim=0).shape[0] > 10
+    tensors, metadata = read(Path(config.output_dir) / "encoder.safetensors")
+    assert all(name.startswith(ENCODER_PREFIXES) for name in tensors)
+    assert metadata["codec_fingerprint"] == codec_fingerprint(checkpoint_tensors(codec))
+
+
+def test_two_ranks_train_as_one_with_the_whole_batch(settings: Path, tmp_path: Path) -> None:
+    one = run(settings, f"output_dir={tmp_path / 'one'}", "batch_size=4")
+    folder = tmp_path / "two"
+    command = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "train_encoder.py"]
+    arguments = ["--config", str(settings), f"output_dir={folder}"]
+    result = subprocess.run([sys.executable, *command, *arguments], capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr
+    single = torch.load(Path(one.output_dir) / "checkpoints/step_0000006/state.pt", weights_only=True)["trained"]
+    double = torch.load(folder / "checkpoints/step_0000006/state.pt", weights_only=True)["trained"]
+    start = train_encoder.Training(one, ALONE).trained.state_dict()
+    moved = max((single[name] - start[name]).abs().max().item() for name in single)
+    apart = max((single[name] - double[name]).abs().max().item() for name in single)
+    assert apart < 0.03 * moved  # sums in another order; Adam makes much of the smallest gradients
+
+
+def test_values_that_are_not_finite_stop_the_run_with_their_name(
+    settings: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = load_config(settings)
+    training_step = train_encoder.Training.step
+
+    def broken(self: train_encoder.Training, waveform: torch.Tensor, step: int) -> dict[str, torch.Tensor]:
+        return training_step(self, waveform * float("nan") if step == 3 else waveform, step)
+
+    monkeypatch.setattr(train_encoder.Training, "step", broken)
+    with pytest.raises(train_encoder.TrainingError, match=r"step 4: .*mel.* not finite"):
+        train_encoder.train(config, ALONE)
+    state = torch.load(Path(config.output_dir) / "checkpoints/step_0000002/state.pt", weights_only=True)
+    assert all(bool(torch.isfinite(tensor).all()) for tensor in state["trained"].values())
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["model_dir=/nowhere"], "is not a folder"),
+        (["data.train=/nowhere"], "does not exist"),
+        (["data.validation_clips=500"], "expected 500"),
+        (["lossess.mel=1"], "nearest known one is losses"),
+    ],
+)
+def test_what_cannot_be_run_is_one_sentence_and_status_2(
+    settings: Path,
+    overrides: list[str],
+    message: str,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["train_encoder.py", "--config", str(settings), *overrides])
+    assert train_encoder.main() == 2
+    error = capsys.readouterr().err.strip().splitlines()[-1]
+    assert error.startswith("error: ")
+    assert message in error
