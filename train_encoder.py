@@ -57,7 +57,7 @@ class Training:
 
         self.mel = MelDistance(self.codec.sample_rate).to(ranks.device)
         known: dict[str, WaveformLoss] = {
-            "mel": self.mel,
+            "mel": MelDistance(self.codec.sample_rate, config.losses.mel_offset).to(ranks.device),
             "l1": nn.functional.l1_loss,
             "stft": STFTDistance().to(ranks.device),
         }

@@ -16,10 +16,15 @@ FLOOR = 1e-5
 class MelDistance(nn.Module):
     """Mean over the resolutions of the L1 distance between natural-log mel spectrograms (80 HTK bands from 0 Hz to
     the Nyquist frequency, of magnitudes, with a floor of 1e-5). Frames lie wholly inside the signal: nothing is
-    padded. Two waveforms [B, 1, T] -> scalar, 0 for equal ones. Raises ValueError under 2048 samples."""
+    padded. Two waveforms [B, 1, T] -> scalar, 0 for equal ones. Raises ValueError under 2048 samples.
 
-    def __init__(self, sample_rate: int):
+    `offset` is added to the magnitudes before the logarithm: 0 for the measure, more for a loss. The gradient of a
+    logarithm is 1 / magnitude, so without it nearly all of the gradient comes from the few quietest moments of a clip.
+    """
+
+    def __init__(self, sample_rate: int, offset: float = 0.0):
         super().__init__()
+        self.offset = offset
         self.scales = nn.ModuleList()
         for n_fft, hop in RESOLUTIONS:
             with warnings.catch_warnings():
@@ -39,6 +44,7 @@ class MelDistance(nn.Module):
             raise ValueError(f"{original.shape[-1]} samples are too few, expected {RESOLUTIONS[0][0]} or more")
         total = torch.zeros(len(original), device=original.device)
         for mel in self.scales:
-            logs = [mel(waveform.float()[:, 0]).clamp(min=FLOOR).log() for waveform in (reconstruction, original)]
+            magnitudes = (mel(waveform.float()[:, 0]) for waveform in (reconstruction, original))
+            logs = [(magnitude.clamp(min=FLOOR) + self.offset).log() for magnitude in magnitudes]
             total = total + (logs[0] - logs[1]).abs().mean(dim=(1, 2))
         return total / len(self.scales)

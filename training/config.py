@@ -47,6 +47,7 @@ class Losses:
     l1: float = 0.5
     stft: float = 1.0
     commitment: float = 0.1
+    mel_offset: float = 0.01  # added to the magnitudes in the mel loss, so that silence does not own its gradient
     balancer_decay: float = 0.999  # of the averaged gradient norms; short runs forget their wild start with 0.99
 
     def __post_init__(self) -> None:
