@@ -26,7 +26,7 @@ from codec.config import CodecConfig, ReleaseError, read_params_file
 from data import Crops, DataError, Stream, crop_loader, derive_seed, fixed_clips, open_clips
 from losses import Balancer, MelDistance, STFTDistance, commitment
 from training.average import AveragedCodec
-from training.checkpoints import check_same_run, load_newest, save_checkpoint
+from training.checkpoints import CheckpointError, check_same_run, load_newest, save_checkpoint
 from training.config import Config, ConfigError, dump_config, load_config
 from training.distributed import Ranks, start_ranks
 from training.progress import Progress
@@ -267,12 +267,20 @@ def main() -> int:
     arguments = parser.parse_args()
     try:
         config = load_config(arguments.config, arguments.overrides)
-        with start_ranks() as ranks:
-            train(config, ranks)
-    except (ConfigError, DataError, ReleaseError, TrainingError) as error:
+    except ConfigError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    return 0
+    try:
+        with start_ranks() as ranks:
+            train(config, ranks)
+    except (CheckpointError, ConfigError, DataError, ReleaseError, TrainingError) as error:
+        sentence = str(error)
+    except OSError as error:
+        sentence = f"{error.filename or config.output_dir}: {error.strerror}"
+    else:
+        return 0
+    print(f"error: {sentence}", file=sys.stderr)
+    return 2
 
 
 if __name__ == "__main__":

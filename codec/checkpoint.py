@@ -211,11 +211,15 @@ def _modules(codec: Codec) -> list[tuple[str, nn.Module]]:
 
 def _write(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> None:
     partial = path.with_name(f".{path.name}.partial")
-    partial.touch()  # with the mode any new file gets: safetensors would make it readable for its owner alone
-    mode = partial.stat().st_mode
-    save_file(tensors, partial, metadata=metadata)
-    partial.chmod(mode)
-    partial.replace(path)
+    try:
+        partial.touch()  # with the mode any new file gets: safetensors would make it readable for its owner alone
+        mode = partial.stat().st_mode
+        save_file(tensors, partial, metadata=metadata)
+        partial.chmod(mode)
+        partial.replace(path)
+    except (OSError, SafetensorError) as error:
+        partial.unlink(missing_ok=True)
+        raise ReleaseError(f"{path} cannot be written ({error}): see to the disk; what was there is kept") from error
 
 
 def _open(path: Path) -> Any:

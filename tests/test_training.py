@@ -174,6 +174,25 @@ def test_values_that_are_not_finite_stop_the_run_with_their_name(
     assert all(bool(torch.isfinite(tensor).all()) for tensor in state["trained"].values())
 
 
+def test_a_full_disk_is_an_error_and_the_checkpoint_before_is_kept(settings: Path, tmp_path: Path) -> None:
+    """A limit on the size of files stands in for the disk: enough for metrics and sound, not for a state."""
+    config = run(settings, "steps=2")
+    script = f"""
+import resource, sys
+resource.setrlimit(resource.RLIMIT_FSIZE, (400_000, 400_000))
+import signal; signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+import train_encoder
+sys.argv = ["train_encoder.py", "--config", {str(settings)!r}]
+sys.exit(train_encoder.main())
+"""
+    result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+    assert result.returncode == 2, result.stderr
+    assert "cannot be written" in result.stderr.splitlines()[-1]
+    folders = list((Path(config.output_dir) / "checkpoints").iterdir())
+    assert [folder.name for folder in folders] == ["step_0000002"]
+    assert torch.load(folders[0] / "state.pt", weights_only=True)["step"] == 2
+
+
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [

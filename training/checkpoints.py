@@ -11,18 +11,30 @@ import yaml
 
 from training.config import ConfigError
 
+
+class CheckpointError(Exception):
+    """A checkpoint could not be written. The message says where and why."""
+
+
 FREE_TO_CHANGE = ("steps", "output_dir", "hf_cache", "log_every", "validate_every", "save_every", "keep", "compile")
 
 
 def save_checkpoint(folder: Path, step: int, state: dict[str, Any], keep: int) -> None:
-    """Writes `folder/step_0001000/state.pt` beside, renames it into place and deletes all but the newest `keep`."""
+    """Writes `folder/step_0001000/state.pt` beside, renames it into place and deletes all but the newest `keep`.
+    Raises CheckpointError where it cannot be written; the checkpoints before it stay as they are."""
     target = folder / f"step_{step:07}"
     partial = folder / f".step_{step:07}.partial"
     shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
-    torch.save(state, partial / "state.pt")
-    shutil.rmtree(target, ignore_errors=True)
-    partial.rename(target)
+    try:
+        partial.mkdir(parents=True)
+        torch.save(state, partial / "state.pt")
+        shutil.rmtree(target, ignore_errors=True)
+        partial.rename(target)
+    except (OSError, RuntimeError) as error:  # torch reports a full disk as a RuntimeError of its writer
+        shutil.rmtree(partial, ignore_errors=True)
+        raise CheckpointError(
+            f"{target} cannot be written ({error}): see to the disk; the one before is kept"
+        ) from error
     for old in checkpoints(folder)[:-keep]:
         shutil.rmtree(old)
 

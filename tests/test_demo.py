@@ -1,0 +1,86 @@
+"""The demo's stand-in: what ships, and parity with the server's class on trained weights and real speech."""
+
+from __future__ import annotations
+
+import csv
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+import torch
+
+from codec import Codec, load_release
+from codec.checkpoint import checkpoint_tensors, codec_fingerprint, expected_encoder, read_encoder
+from data.demo.build import with_encoder
+from data.demo.run import mel_distance, unseen_clips
+from tests.server import load_server_codec
+
+DEMO = Path("data/demo")
+
+
+@pytest.fixture(scope="module")
+def withheld() -> Codec:
+    return with_encoder(load_release(DEMO / "release"), DEMO / "withheld_encoder.safetensors")
+
+
+def test_the_release_lacks_its_encoder_and_the_withheld_one_is_its_own(withheld: Codec) -> None:
+    release = load_release(DEMO / "release")
+    assert not release.has_encoder
+    tensors, metadata = read_encoder(DEMO / "withheld_encoder.safetensors")
+    assert {name: tuple(tensor.shape) for name, tensor in tensors.items()} == expected_encoder(release.config)
+    assert metadata["codec_fingerprint"] == codec_fingerprint(checkpoint_tensors(release))
+
+
+def test_it_ships_in_25_mb() -> None:
+    assert sum(path.stat().st_size for path in DEMO.rglob("*") if path.is_file()) < 25e6
+
+
+def test_every_clip_has_a_source_and_none_a_licence_that_binds_the_project() -> None:
+    clips = {row["id"] for name in ("seen", "unseen") for row in pq.read_table(DEMO / f"{name}.parquet").to_pylist()}
+    with (DEMO / "sources.csv").open(encoding="utf-8") as file:
+        sources = {row["id"]: row["licence"] for row in csv.DictReader(file)}
+    assert clips == set(sources)
+    assert not any("SA" in licence or not licence for licence in sources.values())
+
+
+def test_no_unseen_speaker_is_among_the_seen() -> None:
+    speakers = [set(pq.read_table(DEMO / f"{name}.parquet")["speaker_id"].to_pylist()) for name in ("seen", "unseen")]
+    assert not speakers[0] & speakers[1]
+
+
+def test_the_servers_class_computes_the_same_codes_embeddings_and_audio_on_speech(
+    withheld: Codec, tmp_path: Path
+) -> None:
+    from safetensors.torch import save_file
+
+    (tmp_path / "params.json").write_bytes((DEMO / "release" / "params.json").read_bytes())
+    save_file(checkpoint_tensors(withheld), tmp_path / "consolidated.safetensors")
+    server = load_server_codec(tmp_path)
+    for clip in unseen_clips()[::8]:
+        codes = withheld.encode(clip)
+        assert torch.equal(codes, server._tokenize_audio(clip.bfloat16()))
+        assert torch.equal(withheld.embed(codes)[0], server.encode_waveforms([clip[0, 0].bfloat16()])[0])
+        assert torch.equal(withheld.decode(codes), server.decode(codes, dtype=torch.bfloat16).float())
+
+
+def test_a_preset_voice_is_what_its_encoder_gives(withheld: Codec) -> None:
+    voices = sorted((DEMO / "release" / "voice_embedding").glob("*.pt"))
+    assert len(voices) == 4
+    rows = pq.read_table(DEMO / "seen.parquet").to_pylist()
+    assert rows
+    for path in voices:
+        voice = torch.load(path, weights_only=True)
+        assert voice.dtype == torch.bfloat16
+        assert voice.shape[1] == withheld.config.embedding_dim
+        assert withheld.embedding_table is not None
+        empty = withheld.embed(torch.zeros(1, 37, 0, dtype=torch.long))[0, 0]
+        assert torch.equal(voice[-1], empty)  # the end-of-audio row
+
+
+def test_the_withheld_encoder_is_worth_recovering(withheld: Codec) -> None:
+    """The demo's measure means something only if the stand-in is far better than an untrained encoder."""
+    clips = unseen_clips()[::8]
+    torch.manual_seed(0)
+    untrained = load_release(DEMO / "release", torch.float32).with_new_encoder().to(torch.bfloat16)
+    mel = [mel_distance(codec, clips, [codec.encode(clip) for clip in clips]) for codec in (untrained, withheld)]
+    assert mel[1] < 0.6 * mel[0]
