@@ -25,6 +25,7 @@ from codec.codec import Codec
 from codec.config import CodecConfig, ReleaseError, read_params_file
 from data import Crops, DataError, Stream, crop_loader, derive_seed, fixed_clips, open_clips
 from losses import Balancer, MelDistance, STFTDistance, commitment
+from training.adversary import Adversary
 from training.average import AveragedCodec
 from training.checkpoints import CheckpointError, check_same_run, load_newest, save_checkpoint
 from training.config import Config, ConfigError, dump_config, load_config
@@ -61,6 +62,9 @@ class Training:
             "l1": nn.functional.l1_loss,
             "stft": STFTDistance().to(ranks.device),
         }
+        self.adversary = Adversary(config, ranks, self.autocast) if config.losses.feature_matching else None
+        if self.adversary:
+            known["feature_matching"] = self.adversary.match
         decay = config.losses.balancer_decay
         weights = {name: getattr(config.losses, name) for name in known}
         self.waveform_losses = {name: known[name] for name, weight in weights.items() if weight > 0}
@@ -100,7 +104,8 @@ class Training:
         # losses on the reconstruction, each differentiated there
         values = {name: loss(reconstruction, waveform) for name, loss in self.waveform_losses.items()}
         at_waveform = {name: torch.autograd.grad(value, reconstruction)[0] for name, value in values.items()}
-        balanced = self.waveform_balancer.combine(at_waveform)
+        fade = self.config.losses.fading**step
+        balanced = self.waveform_balancer.combine(at_waveform, {"l1": fade, "stft": fade})
         # one backward through the decoder; balanced norms are per item, so a batch's gradient is their mean
         decoded[..., :samples].backward(balanced.to(decoded.dtype) / batch)
 
@@ -120,6 +125,8 @@ class Training:
         }
         self.optimizer.step()
         self.averaged.update(step)
+        if self.adversary:
+            values["discriminator"] = self.adversary.learn(reconstruction, waveform)
         if self.config.train == "codec":
             semantic = latent.detach()[:, : self.codec.config.semantic_dim]
             self.quantizer.semantic_codebook.learn(semantic, quantized.codes[:, :1], generator)
@@ -167,6 +174,7 @@ class Training:
             "optimizer": self.optimizer.state_dict(),
             "waveform_balancer": self.waveform_balancer.state_dict(),
             "latent_balancer": self.latent_balancer.state_dict(),
+            "adversary": self.adversary.state_dict() if self.adversary else {},
         }
 
     def load_state_dict(self, state: dict) -> None:
@@ -176,6 +184,8 @@ class Training:
         self.optimizer.load_state_dict(state["optimizer"])
         self.waveform_balancer.load_state_dict(state["waveform_balancer"], self.ranks.device)
         self.latent_balancer.load_state_dict(state["latent_balancer"], self.ranks.device)
+        if self.adversary:
+            self.adversary.load_state_dict(state["adversary"])
 
     def save(self, folder: Path, step: int) -> None:
         """A checkpoint to go on from, and what the run is for: the encoder (of a whole codec, the release too)."""

@@ -36,9 +36,10 @@ class Balancer:
         self.counts: dict[str, Tensor] = {}
         self.shares: dict[str, Tensor] = {}
 
-    def combine(self, gradients: Mapping[str, Tensor]) -> Tensor:
-        """The balanced gradient of those given, a part of the configured losses. Afterwards `shares` holds each
-        one's real share of this step: its scaled norm over the sum of all. Raises KeyError for an unknown loss."""
+    def combine(self, gradients: Mapping[str, Tensor], factors: Mapping[str, float] | None = None) -> Tensor:
+        """The balanced gradient of those given, a part of the configured losses. `factors` scale a loss's part in this
+        step, for weights that fade. Afterwards `shares` holds each one's real share of this step: its scaled norm
+        over the sum of all. Raises KeyError for an unknown loss."""
         unknown = set(gradients) - set(self.weights)
         if unknown:
             raise KeyError(f"{sorted(unknown)} not among the configured losses {sorted(self.weights)}")
@@ -55,7 +56,8 @@ class Balancer:
             self.sums[name] = self.sums.get(name, zero) * self.decay + norm
             self.counts[name] = self.counts.get(name, zero) * self.decay + 1
             average = self.sums[name] / self.counts[name]
-            scale = self.weights[name] / total_weight * self.total_norm / (average + 1e-12)
+            weight = self.weights[name] * (factors or {}).get(name, 1.0)
+            scale = weight / total_weight * self.total_norm / (average + 1e-12)
             scaled[name] = gradients[name].float() * scale
             contributed.append(norm * scale)
         whole = torch.stack(contributed).sum()

@@ -99,6 +99,14 @@ def test_an_absent_loss_does_not_change_the_others() -> None:
     assert torch.allclose(alone, both)
 
 
+def test_a_factor_fades_one_loss_and_leaves_the_others() -> None:
+    generator = torch.Generator().manual_seed(0)
+    gradients = {"a": torch.randn(2, 1, 10, generator=generator), "b": torch.randn(2, 1, 10, generator=generator)}
+    parts = {name: Balancer({"a": 1.0, "b": 1.0}).combine({name: gradients[name]}) for name in gradients}
+    faded = Balancer({"a": 1.0, "b": 1.0}).combine(gradients, {"b": 0.25})
+    assert torch.allclose(faded, parts["a"] + 0.25 * parts["b"])
+
+
 def test_an_unknown_loss_and_a_weight_of_zero_are_refused() -> None:
     with pytest.raises(KeyError, match="unknown"):
         Balancer({"a": 1.0}).combine({"unknown": torch.ones(1, 1)})

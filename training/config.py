@@ -46,7 +46,9 @@ class Losses:
     mel: float = 4.0
     l1: float = 0.5
     stft: float = 1.0
+    feature_matching: float = 0.0  # trains the discriminator beside; it is most of a step's cost
     commitment: float = 0.1
+    fading: float = 1.0  # factor a step for l1 and stft; the paper's is 0.9999
     mel_offset: float = 0.01  # added to the magnitudes in the mel loss, so that silence does not own its gradient
     balancer_decay: float = 0.999  # of the averaged gradient norms; short runs forget their wild start with 0.99
 
@@ -54,8 +56,20 @@ class Losses:
         for name, value in asdict(self).items():
             _at_least(f"losses.{name}", value, 0)
         _below_one("losses.balancer_decay", self.balancer_decay)
-        if not (self.mel or self.l1 or self.stft):
-            raise ConfigError("losses: mel, l1 and stft are all 0, expected one on the reconstruction above 0")
+        if not (self.mel or self.l1 or self.stft or self.feature_matching):
+            raise ConfigError("losses: all on the reconstruction are 0, expected one of them above 0")
+        if not 0 < self.fading <= 1:
+            raise ConfigError(f"losses.fading is {self.fading}, expected more than 0 and at most 1")
+
+
+@dataclass(frozen=True)
+class Discriminator:
+    channels: int = 64
+    lr: float = 3e-4
+
+    def __post_init__(self) -> None:
+        _at_least("discriminator.channels", self.channels, 1)
+        _above("discriminator.lr", self.lr, 0)
 
 
 @dataclass(frozen=True)
@@ -96,6 +110,7 @@ class Config:
     keep: int = 2  # checkpoints kept
     data: Data = field(default_factory=Data)
     losses: Losses = field(default_factory=Losses)
+    discriminator: Discriminator = field(default_factory=Discriminator)
     optimizer: Optimizer = field(default_factory=Optimizer)
 
     def __post_init__(self) -> None:
