@@ -24,7 +24,7 @@ from codec.checkpoint import load_release, save_encoder, save_release
 from codec.codec import Codec
 from codec.config import CodecConfig, ReleaseError, read_params_file
 from data import Crops, DataError, Stream, crop_loader, derive_seed, fixed_clips, open_clips
-from losses import Balancer, MelDistance, STFTDistance, commitment
+from losses import Balancer, Diversity, MelDistance, STFTDistance, commitment
 from training.adversary import Adversary
 from training.average import AveragedCodec
 from training.checkpoints import CheckpointError, check_same_run, load_newest, save_checkpoint
@@ -56,6 +56,7 @@ class Training:
         options = config.optimizer
         self.optimizer = torch.optim.Adam(self.trained.parameters(), options.lr, (options.beta1, options.beta2))
 
+        self.diversity = Diversity(config.losses.diversity_temperature)
         self.mel = MelDistance(self.codec.sample_rate).to(ranks.device)
         known: dict[str, WaveformLoss] = {
             "mel": MelDistance(self.codec.sample_rate, config.losses.mel_offset).to(ranks.device),
@@ -69,7 +70,11 @@ class Training:
         weights = {name: getattr(config.losses, name) for name in known}
         self.waveform_losses = {name: known[name] for name, weight in weights.items() if weight > 0}
         self.waveform_balancer = Balancer({name: weights[name] for name in self.waveform_losses}, decay=decay)
-        latent_weights = {"reconstruction": sum(weights.values()), "commitment": config.losses.commitment}
+        latent_weights = {
+            "reconstruction": sum(weights.values()),
+            "commitment": config.losses.commitment,
+            "diversity": config.losses.diversity,
+        }
         self.latent_balancer = Balancer(
             {name: weight for name, weight in latent_weights.items() if weight > 0}, decay=decay
         )
@@ -111,11 +116,15 @@ class Training:
 
         # losses on the latent, beside what arrived from the decoder
         assert latent.grad is not None
-        at_latent = {"reconstruction": latent.grad}
-        if "commitment" in self.latent_balancer.weights:
-            semantic = latent[:, : self.codec.config.semantic_dim]
-            values["commitment"] = commitment(semantic, quantized.semantic)
-            at_latent["commitment"] = torch.autograd.grad(values["commitment"], latent)[0]
+        semantic = latent[:, : self.codec.config.semantic_dim]
+        on_latent: dict[str, Tensor] = {}
+        if self.config.losses.commitment:
+            on_latent["commitment"] = commitment(semantic, quantized.semantic)
+        if self.config.losses.diversity:
+            on_latent["diversity"] = self.diversity(semantic, self.quantizer.semantic_codebook.embedding)
+        at_latent = {name: torch.autograd.grad(value, latent)[0] for name, value in on_latent.items()}
+        at_latent["reconstruction"] = latent.grad
+        values |= on_latent
         # one backward through the encoder
         encoded.backward(self.latent_balancer.combine(at_latent).to(encoded.dtype) / batch)
 
@@ -128,8 +137,7 @@ class Training:
         if self.adversary:
             values["discriminator"] = self.adversary.learn(reconstruction, waveform)
         if self.config.train == "codec":
-            semantic = latent.detach()[:, : self.codec.config.semantic_dim]
-            self.quantizer.semantic_codebook.learn(semantic, quantized.codes[:, :1], generator)
+            self.quantizer.semantic_codebook.learn(semantic.detach(), quantized.codes[:, :1], generator)
         self.entries_seen[quantized.codes[:, 0].flatten()] = True
         acoustic = quantized.codes[:, 1:].float()
         return {

@@ -2,7 +2,8 @@
 
 from losses.balancer import Balancer
 from losses.commitment import commitment
+from losses.diversity import Diversity
 from losses.mel import MelDistance
 from losses.stft import STFTDistance
 
-__all__ = ["Balancer", "MelDistance", "STFTDistance", "commitment"]
+__all__ = ["Balancer", "Diversity", "MelDistance", "STFTDistance", "commitment"]

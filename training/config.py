@@ -48,6 +48,8 @@ class Losses:
     stft: float = 1.0
     feature_matching: float = 0.0  # trains the discriminator beside; it is most of a step's cost
     commitment: float = 0.1
+    diversity: float = 0.0
+    diversity_temperature: float = 0.1  # in units of the codebook's own spacing
     fading: float = 1.0  # factor a step for l1 and stft; the paper's is 0.9999
     mel_offset: float = 0.01  # added to the magnitudes in the mel loss, so that silence does not own its gradient
     balancer_decay: float = 0.999  # of the averaged gradient norms; short runs forget their wild start with 0.99

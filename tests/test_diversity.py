@@ -1,0 +1,80 @@
+"""The diversity loss tells a collapsed codebook from a used one, and pulls the right way."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+from losses.diversity import Diversity, spacing
+
+K, D = 8192, 256  # the release's codebook
+
+
+@pytest.fixture(scope="module")
+def entries() -> torch.Tensor:
+    return 0.3 * torch.randn(K, D, generator=torch.Generator().manual_seed(0))
+
+
+def _latents(entries: torch.Tensor, indices: torch.Tensor, noise: float) -> torch.Tensor:
+    """Frames near the given entries, [4, D, F]."""
+    generator = torch.Generator().manual_seed(1)
+    frames = entries[indices] + noise * torch.randn(len(indices), D, generator=generator)
+    return frames.view(4, -1, D).transpose(1, 2)
+
+
+def _used(entries: torch.Tensor, noise: float = 0.05) -> torch.Tensor:
+    return _latents(entries, torch.randperm(K, generator=torch.Generator().manual_seed(2))[:400], noise)
+
+
+def _collapsed(entries: torch.Tensor, noise: float = 0.05) -> torch.Tensor:
+    return _latents(entries, torch.zeros(400, dtype=torch.long), noise)
+
+
+def test_a_collapsed_codebook_and_a_used_one_are_told_apart_at_the_default_temperature(entries: torch.Tensor) -> None:
+    loss = Diversity()
+    assert loss(_collapsed(entries), entries) > 0.99
+    # 400 frames can choose 400 entries at most
+    assert loss(_used(entries), entries).item() == pytest.approx(1 - math.log(400) / math.log(K), abs=0.02)
+
+
+def test_a_temperature_too_soft_cannot_tell_them_apart(entries: torch.Tensor) -> None:
+    """The mistake this guards against: everything looks alike, and there is nothing to learn from."""
+    soft = Diversity(temperature=100.0)
+    assert abs(soft(_collapsed(entries), entries) - soft(_used(entries), entries)) < 0.01
+
+
+def test_it_does_not_depend_on_the_codebooks_scale(entries: torch.Tensor) -> None:
+    loss = Diversity()
+    assert torch.isclose(loss(10 * _used(entries), 10 * entries), loss(_used(entries), entries), atol=1e-3)
+
+
+def test_its_gradient_spreads_collapsed_frames_over_more_entries(entries: torch.Tensor) -> None:
+    few = entries[:64]
+    latents = (
+        (few.mean(0) + 0.02 * torch.randn(200, D, generator=torch.Generator().manual_seed(3))).T[None].contiguous()
+    )
+    before = torch.cdist(latents[0].T, few).argmin(1).unique().numel()
+    latents.requires_grad_()
+    optimizer = torch.optim.Adam([latents], 0.02)
+    loss = Diversity(temperature=0.3)
+    for _ in range(60):
+        optimizer.zero_grad()
+        loss(latents, few).backward()
+        optimizer.step()
+    after = torch.cdist(latents.detach()[0].T, few).argmin(1).unique().numel()
+    assert after > 1.5 * before
+
+
+def test_the_gradient_goes_to_latents_and_not_to_entries(entries: torch.Tensor) -> None:
+    latents, book = _used(entries).requires_grad_(), entries[:100].clone().requires_grad_()
+    Diversity()(latents, book).backward()
+    assert latents.grad is not None
+    assert book.grad is None
+
+
+def test_spacing_is_the_mean_squared_distance_to_the_nearest_neighbour() -> None:
+    grid = torch.stack([torch.arange(10.0) * 3, torch.zeros(10)], dim=1)
+    assert spacing(grid).item() == pytest.approx(9.0)
+    assert spacing(torch.cat([grid, grid])).item() == pytest.approx(9.0)
