@@ -25,6 +25,7 @@ from codec.codec import Codec
 from codec.config import CodecConfig, ReleaseError, read_params_file
 from data import Crops, DataError, Stream, crop_loader, derive_seed, fixed_clips, open_clips
 from losses import Balancer, Diversity, MelDistance, STFTDistance, commitment
+from losses.shaping import Shaping, save_target, voices_target
 from training.adversary import Adversary
 from training.average import AveragedCodec
 from training.checkpoints import CheckpointError, check_same_run, load_newest, save_checkpoint
@@ -57,6 +58,8 @@ class Training:
         self.optimizer = torch.optim.Adam(self.trained.parameters(), options.lr, (options.beta1, options.beta2))
 
         self.diversity = Diversity(config.losses.diversity_temperature)
+        self.target = voices_target(self.codec, Path(config.model_dir) / "voice_embedding")
+        self.shaping = Shaping(self.target).to(ranks.device)
         self.mel = MelDistance(self.codec.sample_rate).to(ranks.device)
         known: dict[str, WaveformLoss] = {
             "mel": MelDistance(self.codec.sample_rate, config.losses.mel_offset).to(ranks.device),
@@ -74,6 +77,7 @@ class Training:
             "reconstruction": sum(weights.values()),
             "commitment": config.losses.commitment,
             "diversity": config.losses.diversity,
+            "shaping": config.losses.shaping,
         }
         self.latent_balancer = Balancer(
             {name: weight for name, weight in latent_weights.items() if weight > 0}, decay=decay
@@ -122,6 +126,8 @@ class Training:
             on_latent["commitment"] = commitment(semantic, quantized.semantic)
         if self.config.losses.diversity:
             on_latent["diversity"] = self.diversity(semantic, self.quantizer.semantic_codebook.embedding)
+        if self.config.losses.shaping:
+            on_latent["shaping"] = self.shaping(latent[:, self.codec.config.semantic_dim :])
         at_latent = {name: torch.autograd.grad(value, latent)[0] for name, value in on_latent.items()}
         at_latent["reconstruction"] = latent.grad
         values |= on_latent
@@ -253,6 +259,7 @@ def train(config: Config, ranks: Ranks) -> None:
     )
     if ranks.main:
         (folder / "config.yaml").write_text(dump_config(config), encoding="utf-8")
+        save_target(folder / "acoustic_target.json", training.target)
     if ranks.main and first_step == 0:
         progress.log_validation(0, *training.validate(validation), validation, codec.sample_rate)
     for step in range(first_step, config.steps):

@@ -49,6 +49,7 @@ class Losses:
     feature_matching: float = 0.0  # trains the discriminator beside; it is most of a step's cost
     commitment: float = 0.1
     diversity: float = 0.0
+    shaping: float = 0.0  # toward the code statistics of the release's own voices
     diversity_temperature: float = 0.1  # in units of the codebook's own spacing
     fading: float = 1.0  # factor a step for l1 and stft; the paper's is 0.9999
     mel_offset: float = 0.01  # added to the magnitudes in the mel loss, so that silence does not own its gradient
