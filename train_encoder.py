@@ -58,8 +58,9 @@ class Training:
         self.optimizer = torch.optim.Adam(self.trained.parameters(), options.lr, (options.beta1, options.beta2))
 
         self.diversity = Diversity(config.losses.diversity_temperature)
-        self.target = voices_target(self.codec, Path(config.model_dir) / "voice_embedding")
-        self.shaping = Shaping(self.target).to(ranks.device)
+        if config.losses.shaping:
+            self.target = voices_target(self.codec, Path(config.model_dir) / "voice_embedding")
+            self.shaping = Shaping(self.target).to(ranks.device)
         self.mel = MelDistance(self.codec.sample_rate).to(ranks.device)
         known: dict[str, WaveformLoss] = {
             "mel": MelDistance(self.codec.sample_rate, config.losses.mel_offset).to(ranks.device),
@@ -259,7 +260,8 @@ def train(config: Config, ranks: Ranks) -> None:
     )
     if ranks.main:
         (folder / "config.yaml").write_text(dump_config(config), encoding="utf-8")
-        save_target(folder / "acoustic_target.json", training.target)
+        if config.losses.shaping:
+            save_target(folder / "acoustic_target.json", training.target)
     if ranks.main and first_step == 0:
         progress.log_validation(0, *training.validate(validation), validation, codec.sample_rate)
     for step in range(first_step, config.steps):

@@ -16,7 +16,7 @@ from codec.codec import Codec
 from codec.config import CodecConfig
 
 SMALL = CodecConfig(dim=64, hidden_dim=128, head_dim=32, n_heads=2, n_kv_heads=2, semantic_dim=32, embedding_dim=128)
-TINY = replace(SMALL, semantic_codebook_size=64, dim=16, hidden_dim=32, head_dim=8, semantic_dim=8, embedding_dim=16)
+TINY = replace(SMALL, semantic_codebook_size=64, dim=16, hidden_dim=32, head_dim=8, semantic_dim=8, embedding_dim=256)
 REAL = CodecConfig(layer_scale_init=0.01)
 
 

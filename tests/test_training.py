@@ -101,9 +101,18 @@ def test_the_decoder_and_the_codebook_stay_as_released(settings: Path, tiny_rele
     assert changed == {f"encoder.{name}" for name in training.codec.get_submodule("encoder").state_dict()}
 
 
-@pytest.mark.parametrize("adversary", [(), ("losses.feature_matching=1", "discriminator.channels=2")])
-def test_a_resumed_run_ends_with_the_same_bits(settings: Path, tmp_path: Path, adversary: tuple[str, ...]) -> None:
-    whole = run(settings, f"output_dir={tmp_path / 'whole'}", *adversary)
+EVERYTHING = (
+    "losses.feature_matching=1",
+    "discriminator.channels=2",
+    "losses.diversity=0.5",
+    "losses.shaping=0.5",
+    "losses.fading=0.99",
+)
+
+
+@pytest.mark.parametrize("parts", [(), EVERYTHING], ids=["few", "all"])
+def test_a_resumed_run_ends_with_the_same_bits(settings: Path, tmp_path: Path, parts: tuple[str, ...]) -> None:
+    whole = run(settings, f"output_dir={tmp_path / 'whole'}", *parts)
 
     class KilledError(Exception):
         pass
@@ -117,8 +126,8 @@ def test_a_resumed_run_ends_with_the_same_bits(settings: Path, tmp_path: Path, a
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(train_encoder.Training, "save", save_then_die)
         with pytest.raises(KilledError):
-            run(settings, *adversary)
-    resumed = run(settings, *adversary)
+            run(settings, *parts)
+    resumed = run(settings, *parts)
     steps = [json.loads(line)["step"] for line in (Path(resumed.output_dir) / "metrics.jsonl").read_text().splitlines()]
     assert steps.count(1) == 1
     one, other = (read(Path(config.output_dir) / "encoder.safetensors")[0] for config in (whole, resumed))
