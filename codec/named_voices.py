@@ -1,0 +1,193 @@
+"""The voices a release knows by name. Three places have to agree on each:
+
+    params.json     multimodal.audio_tokenizer_args.voice[NAME]   an index
+    tekken.json     audio.voice_num_audio_tokens[NAME]            N, the tokens the prompt sets aside
+    voice_embedding/NAME.pt                                       a tensor [N, dim], the end-of-audio row last
+
+The server takes a name it finds in params.json, counts by tekken.json and then reads the file. A file that nobody names
+is harmless, a count without a name is status 400, a name without a count is status 500, and a name whose file is
+missing or of another length kills the engine. So a name comes last when a voice is added and goes first when it is
+taken away or exchanged (`steps`), and no state between is worse than a voice that is not there.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from codec.changes import STATE, Content, Step, read
+from codec.config import CodecConfig, ReleaseError
+from codec.json_text import with_entry, without_entry
+
+PARAMS, TEKKEN, EMBEDDINGS, ADDED = "params.json", "tekken.json", "voice_embedding", f"{STATE}/voices.json"
+INDEX = ("multimodal", "audio_tokenizer_args", "voice")
+COUNT = ("audio", "voice_num_audio_tokens")
+
+
+@dataclass(frozen=True)
+class NamedVoices:
+    """The texts that name voices. `added` tells those of this tool, which are not presets, and the clips they are from;
+    `embeddings` what shall become of files in `voice_embedding/`."""
+
+    params: str
+    tekken: str
+    added: dict[str, list[str]]
+    embeddings: dict[str, Content] = field(default_factory=dict)
+
+    @cached_property
+    def indices(self) -> dict[str, Any]:
+        """Name -> index, of params.json."""
+        return dict(_section(json.loads(self.params), INDEX))
+
+    @cached_property
+    def tokenizer(self) -> dict[str, Any]:
+        """tekken.json parsed, without its vocabulary."""
+        parsed = json.loads(self.tekken)
+        if not isinstance(parsed, dict):
+            raise ReleaseError(f"{TEKKEN} is no JSON object: get it from the release anew")
+        return {key: value for key, value in parsed.items() if key != "vocab"}
+
+    @property
+    def counts(self) -> dict[str, Any]:
+        """Name -> tokens, of tekken.json."""
+        return dict(_section(self.tokenizer, COUNT))
+
+    def with_voice(self, name: str, rows: int, file: bytes, clips: list[str]) -> NamedVoices:
+        """With a new voice, or with another in the place of the one of that name."""
+        numbers = [index for index in self.indices.values() if isinstance(index, int)]
+        index = self.indices.get(name, max(numbers, default=-1) + 1)
+        return replace(
+            self,
+            params=with_entry(self.params, (*INDEX, name), index),
+            tekken=with_entry(self.tekken, (*COUNT, name), rows),
+            added=self.added | {name: clips},
+            embeddings=self.embeddings | {embedding_path(name): file},
+        )
+
+    def without_voice(self, name: str) -> NamedVoices:
+        """Without the voice, wherever it was named."""
+        own_file: dict[str, Content] = {embedding_path(name): None} if is_file_name(name) else {}
+        return replace(
+            self,
+            params=without_entry(self.params, (*INDEX, name)),
+            tekken=without_entry(self.tekken, (*COUNT, name)) if name in self.counts else self.tekken,
+            added={key: clips for key, clips in self.added.items() if key != name},
+            embeddings=self.embeddings | own_file,
+        )
+
+    def missing_keys(self, config: CodecConfig) -> list[tuple[tuple[str, ...], Any]]:
+        """The keys of tekken.json that a speech request needs and that are not there, with their values."""
+        # The spectrogram's values belong to transcription and matter to no speech request.
+        spectrogram = {"num_mel_bins": 128, "hop_length": 160, "window_size": 400}
+        needed: list[tuple[tuple[str, ...], Any]] = [
+            (("audio",), {}),
+            (("audio", "sampling_rate"), config.sampling_rate),
+            (("audio", "frame_rate"), config.frame_rate),
+            (("audio", "audio_encoding_config"), {}),
+            *((("audio", "audio_encoding_config", key), value) for key, value in spectrogram.items()),
+            (COUNT, {}),
+        ]
+        return [(path, value) for path, value in needed if _lacks(self.tokenizer, path)]
+
+    def mended(self, config: CodecConfig, rows: Mapping[str, int]) -> tuple[NamedVoices, list[str]]:
+        """With the keys that a copy lacks, and the counts of the sound embeddings, whose `rows` are given by name.
+        Says what was mended."""
+        params, tekken, done = self.params, self.tekken, []
+        if _lacks(json.loads(params), INDEX):
+            params = with_entry(params, INDEX, {})
+            done.append(f"{PARAMS}: {'.'.join(INDEX)}")
+        for path, value in self.missing_keys(config):
+            tekken = with_entry(tekken, path, value)
+            done.append(f"{TEKKEN}: {'.'.join(path)}")
+        for name, count in rows.items():
+            if name in self.indices | self.counts and self.counts.get(name) != count:
+                tekken = with_entry(tekken, (*COUNT, name), count)
+                done.append(f"{TEKKEN}: {'.'.join(COUNT)}.{name} = {count}")
+        return (replace(self, params=params, tekken=tekken) if done else self), done
+
+
+def read_named_voices(folder: Path) -> NamedVoices:
+    """Raises ReleaseError where a file is missing, cannot be read or is not the JSON it has to be."""
+    inside = (folder / EMBEDDINGS).resolve().is_relative_to(folder.resolve())
+    if not inside:
+        raise ReleaseError(f"{folder / EMBEDDINGS} leads out of {folder}, which alone may be changed: copy it there")
+    added = json.loads(_text(folder, ADDED)) if (folder / ADDED).exists() else {}
+    voices = NamedVoices(_text(folder, PARAMS), _text(folder, TEKKEN), added)
+    _ = voices.indices, voices.counts
+    return voices
+
+
+def embedding_files(folder: Path) -> dict[str, Path]:
+    """Name -> file, of every embedding there is."""
+    return {path.stem: path for path in sorted((folder / EMBEDDINGS).glob("*.pt"))}
+
+
+def embedding_path(name: str) -> str:
+    return f"{EMBEDDINGS}/{name}.pt"
+
+
+def is_file_name(name: str) -> bool:
+    """Whether a name, which others may have written, stays in its folder."""
+    return name not in ("", ".", "..") and not set(name) & {"/", "\\", "\0"}
+
+
+def steps(now: NamedVoices, then: NamedVoices) -> list[Step]:
+    """From one state to another in an order in which the release serves between any two steps."""
+    hidden = now.params
+    for target in then.embeddings:
+        hidden = without_entry(hidden, (*INDEX, Path(target).stem))
+    wanted: list[tuple[str, Content, Content]] = [
+        (ADDED, _record(now), _record(then)),
+        (PARAMS, now.params.encode(), hidden.encode()),
+        *((target, b"", content) for target, content in then.embeddings.items() if content is not None),
+        (TEKKEN, now.tekken.encode(), then.tekken.encode()),
+        (PARAMS, hidden.encode(), then.params.encode()),
+        *((target, b"", content) for target, content in then.embeddings.items() if content is None),
+    ]
+    return [(target, after) for target, before, after in wanted if before != after]
+
+
+def restored(now: NamedVoices, before: Mapping[str, Content]) -> NamedVoices:
+    """The state in which files had the content `before`."""
+    added = before.get(ADDED, _record(now))
+    return NamedVoices(
+        (before.get(PARAMS) or now.params.encode()).decode(),
+        (before.get(TEKKEN) or now.tekken.encode()).decode(),
+        json.loads(added) if added else {},
+        {target: content for target, content in before.items() if target.startswith(EMBEDDINGS)},
+    )
+
+
+def _record(voices: NamedVoices) -> Content:
+    return json.dumps(voices.added, indent=1).encode() if voices.added else None
+
+
+def _text(folder: Path, name: str) -> str:
+    content = read(folder, name)
+    if content is None:
+        raise ReleaseError(f"{folder} holds no {name}: it is not the folder of a Voxtral TTS release")
+    try:
+        text = content.decode()
+        json.loads(text)
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise ReleaseError(f"{folder / name} is not valid JSON ({error}): get it from the release anew") from error
+    return text
+
+
+def _section(parsed: Any, path: tuple[str, ...]) -> dict[str, Any]:
+    """The object at `path`, empty where there is none. Raises ReleaseError where something else is there."""
+    for depth, key in enumerate(path, 1):
+        parsed = parsed.get(key)
+        if parsed is None:
+            return {}
+        if not isinstance(parsed, dict):
+            raise ReleaseError(f"{'.'.join(path[:depth])} is {parsed!r}, expected an object: get that file anew")
+    return parsed
+
+
+def _lacks(parsed: dict[str, Any], path: tuple[str, ...]) -> bool:
+    return _section(parsed, path[:-1]).get(path[-1]) is None

@@ -1,0 +1,208 @@
+"""What a release would do in the server, found without one: its tensors, its tokenizer by mistral-common's own loader,
+and its named voices. What each fault does was seen in the running server (vllm-omni 0.30.0)."""
+
+from __future__ import annotations
+
+import io
+import pickle
+import tempfile
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import soundfile
+import torch
+from mistral_common.exceptions import MistralCommonException
+from mistral_common.protocol.speech.request import SpeechRequest
+from mistral_common.tokens.tokenizers.mistral import MistralTokenizer
+from torch import Tensor
+
+from codec.checkpoint import (
+    EMBEDDING_NAME,
+    QUANTIZER_PREFIX,
+    expected_encoder,
+    expected_tensors,
+    listed,
+    read_tensors,
+    served_files,
+    shapes_only,
+)
+from codec.codec import Codec
+from codec.config import CodecConfig, ReleaseError
+from codec.named_voices import COUNT, TEKKEN, NamedVoices, embedding_path, is_file_name
+from codec.splice import Stored, read_tensor_file
+from codec.voices import embed_codes
+
+KILLS = "kills the engine at the first request for it"
+STOPS = "stops the server's start-up"
+STATUS_400 = "gives status 400 to a request for it"
+STATUS_500 = "gives status 500 to a request for it"
+SERVED = "is served all the same"
+
+BOS, AUDIO, BEGIN_AUDIO, END_TEXT, BEGIN_TEXT = 1, 24, 25, 35, 36  # the ids the model was trained with
+
+
+@dataclass(frozen=True)
+class Finding:
+    """A fault, what it does in the server, and whom it concerns: a voice, or with "" the whole release."""
+
+    fault: str
+    effect: str
+    voice: str = ""
+    mends: bool = False  # a run without --check mends it
+
+    @property
+    def harmless(self) -> bool:
+        return self.effect.startswith(SERVED)
+
+    @property
+    def concerns_all(self) -> bool:
+        return not self.harmless and (not self.voice or self.effect == STOPS)
+
+    def __str__(self) -> str:
+        return f"{self.fault}: {self.effect}" + (" (mended by a run without --check)" if self.mends else "")
+
+
+def release_tensors(folder: Path) -> dict[str, Stored]:
+    """Every tensor as the server gets it, where it lies."""
+    files = (read_tensor_file(path) for path in served_files(folder))
+    return {name: tensor for file in files for name, tensor in file.tensors.items()}
+
+
+def has_encoder(config: CodecConfig, tensors: Mapping[str, Stored]) -> bool:
+    return any(name in tensors for name in expected_encoder(config))
+
+
+def tensor_findings(config: CodecConfig, tensors: Mapping[str, Stored]) -> Iterator[Finding]:
+    """Tensors of the codec that are missing, of another shape or of a type that the server's encoder does not stand."""
+    with shapes_only():
+        expected = expected_tensors(Codec(config, has_encoder=False))
+    if has_encoder(config, tensors):
+        expected |= expected_encoder(config)
+    missing = [name for name in expected if name not in tensors]
+    if missing:
+        yield Finding(f"{len(missing)} tensors are missing, {listed(missing, 3)}", STOPS)
+    wrong = [name for name, shape in expected.items() if name in tensors and tensors[name].shape != shape]
+    if wrong:
+        yield Finding(f"{len(wrong)} tensors have other shapes than params.json says, {listed(wrong, 3)}", STOPS)
+    buffers = [name for name, t in tensors.items() if name.startswith(QUANTIZER_PREFIX) and t.dtype != "BF16"]
+    if buffers:
+        yield Finding(f"{listed(buffers)} must be BF16", "kills the engine at the first ref_audio")
+
+
+def tokenizer_findings(voices: NamedVoices, config: CodecConfig, path: Path | None = None) -> Iterator[Finding]:
+    """What keeps mistral-common from making a speech prompt of the right ids. `path` is the file with `voices.tekken`
+    in it; without one it's written to a temporary folder, because mistral-common reads files only."""
+    if path is None:
+        with tempfile.TemporaryDirectory() as scratch:
+            path = Path(scratch) / TEKKEN
+            path.write_bytes(voices.tekken.encode())
+            yield from tokenizer_findings(voices, config, path)
+        return
+    try:
+        tokenizer = MistralTokenizer.from_file(path).instruct_tokenizer
+        if tokenizer.audio_encoder is None:
+            yield Finding(f"{TEKKEN} has no audio section", STOPS)
+            return
+        audio = tokenizer.audio_encoder.audio_config
+        silence = _silence(config.frame_size, audio.sampling_rate)
+        prompt = tokenizer.encode_speech_request(SpeechRequest(input="a", ref_audio=silence)).tokens
+        text = tokenizer.tokenizer.encode("a", bos=False, eos=False)
+    except (MistralCommonException, AssertionError, ValueError, KeyError, TypeError, AttributeError) as error:
+        reason = str(error)[:200] or type(error).__name__
+        yield Finding(f"mistral-common cannot make a speech prompt with {TEKKEN} ({reason})", STOPS)
+        return
+    if (audio.sampling_rate, audio.frame_rate) != (config.sampling_rate, config.frame_rate):
+        found, right = (
+            f"{audio.sampling_rate} Hz, {audio.frame_rate}",
+            f"{config.sampling_rate} Hz, {config.frame_rate}",
+        )
+        yield Finding(f"{TEKKEN} counts {found} frames a second instead of {right}", "kills the engine at ref_audio")
+        return
+    wanted = [BOS, BEGIN_AUDIO, AUDIO, AUDIO, BEGIN_TEXT, *text, END_TEXT, BEGIN_AUDIO]
+    if prompt != wanted:
+        yield Finding(
+            f"{TEKKEN} makes the prompt {prompt}, expected {wanted}: its special tokens are not the release's",
+            "makes the model speak nonsense; get that file from the release anew",
+        )
+
+
+def _silence(samples: int, rate: int) -> bytes:
+    file = io.BytesIO()
+    soundfile.write(file, torch.zeros(samples).numpy(), rate, format="WAV")
+    return file.getvalue()
+
+
+def end_of_audio_row(config: CodecConfig, tensors: Mapping[str, Stored]) -> Tensor:
+    """The row [dim] that every voice's embedding ends with."""
+    if EMBEDDING_NAME not in tensors:
+        raise ReleaseError(f"the release lacks {EMBEDDING_NAME}: it is not a whole Voxtral TTS release")
+    table = read_tensors({EMBEDDING_NAME: tensors[EMBEDDING_NAME].path})[EMBEDDING_NAME].to(torch.bfloat16)
+    nothing = torch.zeros(1, config.num_codebooks, 0, dtype=torch.long)
+    return embed_codes(nothing, table, config.codebook_sizes)[0, 0]
+
+
+def key_findings(voices: NamedVoices, config: CodecConfig) -> Iterator[Finding]:
+    """Keys that a copy of the tokenizer lacks. Without counts it's each voice that is at fault."""
+    for path, _ in voices.missing_keys(config):
+        if path != COUNT:
+            yield Finding(f"{TEKKEN}: {'.'.join(path)} is missing", STOPS, mends=True)
+
+
+def voice_findings(voices: NamedVoices, files: Mapping[str, Path], end_row: Tensor) -> Iterator[Finding]:
+    """Voices on which the three places do not agree, and embeddings that the server does not stand."""
+    for name in dict.fromkeys([*voices.indices, *voices.counts, *files]):
+        rows, faults = (embedding(files[name], end_row)) if name in files else (None, [])
+        for fault, effect in faults:
+            unread = name not in voices.indices
+            effect = f"{SERVED}, params.json does not name it" if unread else effect
+            yield Finding(f"{embedding_path(name)} {fault}", effect, name)
+        yield from _disagreements(name, rows, voices, sound=not faults, there=name in files)
+
+
+def _disagreements(name: str, rows: int | None, voices: NamedVoices, sound: bool, there: bool) -> Iterator[Finding]:
+    indexed, count = name in voices.indices, voices.counts.get(name)
+    if not indexed and count is None:
+        yield Finding(f"{embedding_path(name)} belongs to no voice", f"{SERVED}, nobody reads it", name)
+        return
+    if not indexed:
+        yield Finding(f"voice {name!r} is missing in params.json", STATUS_400, name)
+        return
+    if name != name.lower() or not is_file_name(name):
+        # The server lowers the name a request gives, then asks tekken.json and at last the embeddings, by params.json.
+        effect = KILLS if name.lower() in voices.counts else STATUS_500
+        if name.lower() in voices.indices:
+            effect = f"{SERVED}, but {name.lower()!r} is spoken in its place"
+        yield Finding(f"voice {name!r} is not in lower case", effect, name)
+        return
+    if count is None:
+        yield Finding(f"voice {name!r} is missing in tekken.json", STATUS_500, name, mends=sound and there)
+    if not there:
+        yield Finding(f"{embedding_path(name)} is missing", KILLS, name)
+    elif rows is not None and count is not None and count != rows:
+        fault = f"voice {name!r} has {count} tokens in tekken.json and {rows} rows in {embedding_path(name)}"
+        yield Finding(fault, KILLS, name, mends=sound)
+
+
+def embedding(path: Path, end_row: Tensor) -> tuple[int | None, list[tuple[str, str]]]:
+    """An embedding's rows, None where it has none to count, and its faults with what each does in the server."""
+    try:
+        stored = torch.load(path, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
+        return None, [(f"cannot be read ({str(error).splitlines()[0] if str(error) else 'it is empty'})", STOPS)]
+    if not isinstance(stored, Tensor):
+        return None, [(f"holds a {type(stored).__name__} instead of a tensor", KILLS)]
+    if stored.ndim != 2 or stored.shape[1] != len(end_row) or not len(stored):
+        return None, [(f"has the shape {list(stored.shape)}, expected [N, {len(end_row)}]", KILLS)]
+    faults = []
+    if not torch.isfinite(stored).all():
+        faults.append(("holds values that are not finite", "makes noise of its speech, or kills the engine"))
+    if stored.dtype != torch.bfloat16:
+        dtype = str(stored.dtype).removeprefix("torch.")
+        faults.append((f"holds {dtype} instead of bfloat16", f"{SERVED}, rounded to bfloat16"))
+    # The released presets were embedded elsewhere: their end row may differ in its last bits.
+    if torch.cosine_similarity(stored[-1].float(), end_row.float(), dim=0) < 0.99:
+        faults.append(
+            ("lacks its end-of-audio row", f"{SERVED}, worse: the model is not told where the reference ends")
+        )
+    return len(stored), faults

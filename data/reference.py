@@ -1,0 +1,157 @@
+"""A reference clip judged before it reaches the server, and prepared as the server would: mono, 24 kHz, its level left
+alone. What would break the server is an error; what makes a poor voice is a named note beside a usable waveform."""
+
+from __future__ import annotations
+
+import io
+import math
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import soundfile
+import soxr
+import torch
+from torch import Tensor
+
+from data.clips import SILENCE, BadClipError, Clip
+
+SAMPLE_RATE = 24000  # Hz
+FRAME_SIZE = 1920  # samples
+MODEL_TOKENS = 4096  # prompt, text and speech together: `max_model_len` in vllm-omni's deploy/voxtral_tts.yaml
+NAME = re.compile(r"[a-z0-9_-]{1,64}")
+
+MIN_SECONDS, BEST_SECONDS, MAX_SECONDS = 1.0, (3.0, 25.0), 30.0  # best: the model's paper, 3 to 25 s
+HIGH_BAND = 8000  # Hz
+HIGH_BAND_SHARE = 1e-6  # of the energy; an open microphone's speech has 1e-4 and more above 8 kHz
+FLAT_SHARE = 1e-4  # of the samples, from which on a clip counts as clipped
+TRIM_BELOW = 40  # dB under the loudest window
+TRIM_WINDOW, TRIM_MARGIN = 480, 2400  # samples: 20 ms, 100 ms
+
+
+@dataclass(frozen=True)
+class Note:
+    """Something about a clip that its owner should know. `kind` is a name that programs can go by."""
+
+    kind: str
+    sentence: str
+
+
+@dataclass(frozen=True)
+class Reference:
+    """A waveform [1, T] at 24 kHz, ready to be encoded or sent, and what was noticed on the way."""
+
+    waveform: Tensor
+    notes: tuple[Note, ...]
+
+    @property
+    def seconds(self) -> float:
+        return self.waveform.shape[-1] / SAMPLE_RATE
+
+    def wav(self) -> bytes:
+        """As a WAV file of floats, which the server reads back to the very same samples."""
+        file = io.BytesIO()
+        soundfile.write(file, self.waveform[0].numpy(), SAMPLE_RATE, format="WAV", subtype="FLOAT")
+        return file.getvalue()
+
+
+def read_clip(path: str | Path) -> Clip:
+    """A whole audio file. Raises BadClipError where it cannot be read."""
+    try:
+        return Clip(str(path), Path(path).read_bytes())
+    except OSError as error:
+        raise BadClipError(str(path), "cannot be read", str(error.strerror)) from error
+
+
+def prepare(clips: Sequence[Clip], trim: bool = False) -> Reference:
+    """One speaker's clips, judged and joined; with `trim` without the silence at the ends of each. Raises BadClipError
+    for a clip that is empty, silent, not finite or no audio, and where all are too long for the model together."""
+    notes: list[Note] = []
+    parts = [_prepared(clip, trim, notes) for clip in clips]
+    samples = np.concatenate(parts)
+    name = " + ".join(clip.name for clip in clips)
+    seconds = len(samples) / SAMPLE_RATE
+    if token_count(len(samples)) > MODEL_TOKENS // 2:
+        limit = (MODEL_TOKENS // 2 - 1) * FRAME_SIZE // SAMPLE_RATE
+        detail = f"{seconds:.0f} s, at most {limit} s leave the model half of its {MODEL_TOKENS} tokens to speak"
+        raise BadClipError(name, "is too long", detail)
+    best = f"the model is at its best between {BEST_SECONDS[0]:.0f} and {BEST_SECONDS[1]:.0f} s"
+    if seconds < MIN_SECONDS:
+        notes.append(Note("short", f"{name} has only {seconds:.2f} s of sound; {best}"))
+    elif seconds > MAX_SECONDS:
+        notes.append(Note("long", f"{name} lasts {seconds:.1f} s; {best}"))
+    elif not BEST_SECONDS[0] <= seconds <= BEST_SECONDS[1]:
+        notes.append(Note("length", f"{name} lasts {seconds:.1f} s; {best}"))
+    if token_count(len(samples)) != math.ceil(len(samples) / FRAME_SIZE) + 1:
+        notes.append(Note("miscounted", f"{name}: one sample cut, mistral-common miscounts {len(samples)} samples"))
+        samples = samples[:-1]
+    return Reference(torch.from_numpy(samples)[None], tuple(notes))
+
+
+def token_count(samples: int) -> int:
+    """Tokens that mistral-common sets aside for a clip: its formula with its rounding, which at some exact multiples of
+    1920 samples gives one more than the encoder makes."""
+    return math.ceil((samples / SAMPLE_RATE) * (SAMPLE_RATE / FRAME_SIZE)) + 1
+
+
+def _prepared(clip: Clip, trim: bool, notes: list[Note]) -> np.ndarray:
+    """One clip's samples at 24 kHz, float32 [T]."""
+    try:
+        channels, rate = soundfile.read(io.BytesIO(clip.audio), dtype="float32", always_2d=True)
+    except soundfile.LibsndfileError as error:
+        raise BadClipError(clip.name, "cannot be decoded", f"{error}; WAV, FLAC, MP3 and OGG can") from error
+    if not channels.size:
+        raise BadClipError(clip.name, "is empty")
+    if not np.isfinite(channels).all():
+        raise BadClipError(clip.name, "holds values that are not finite")
+    if np.abs(channels).max() < SILENCE:
+        raise BadClipError(clip.name, "is silent")
+    samples = channels[:, 0]
+    if channels.shape[1] > 1:
+        samples = channels.mean(axis=1)
+        notes.append(Note("mixed down", f"{clip.name} has {channels.shape[1]} channels: mixed down to one"))
+        if np.abs(samples).max() < SILENCE:
+            raise BadClipError(clip.name, "is silent", "its channels cancel out: export one of them")
+    if _flat_share(samples) > FLAT_SHARE or np.abs(samples).max() > 1:
+        notes.append(Note("clipped", f"{clip.name} is clipped: the voice will sound distorted, record it more quietly"))
+    if _high_share(samples, rate) < HIGH_BAND_SHARE:
+        notes.append(Note("band-limited", f"{clip.name} has no energy above 8 kHz: the voice will sound dull"))
+    if rate != SAMPLE_RATE:
+        # The server's own resampler, so that a registered voice is what the same clip gives as ref_audio.
+        samples = soxr.resample(samples, rate, SAMPLE_RATE, quality="HQ")
+        notes.append(Note("resampled", f"{clip.name} has {rate} Hz: resampled to {SAMPLE_RATE} Hz"))
+        if not len(samples):
+            raise BadClipError(clip.name, "is empty", f"too short to have a sample at {SAMPLE_RATE} Hz")
+    if trim:
+        kept = _without_silent_ends(samples)
+        if len(kept) < len(samples):
+            cut = (len(samples) - len(kept)) / SAMPLE_RATE
+            notes.append(Note("trimmed", f"{clip.name}: {cut:.2f} s of silence cut off its ends"))
+        samples = kept
+    return np.ascontiguousarray(samples, dtype=np.float32)
+
+
+def _flat_share(samples: np.ndarray) -> float:
+    """Share of samples in the middle of three equal ones at the clip's peak, where speech has a point."""
+    peak = np.abs(samples).max()
+    level = np.abs(np.diff(samples)) < 1e-4 * peak
+    flat = level[:-1] & level[1:] & (np.abs(samples[1:-1]) > 0.98 * peak)
+    return float(flat.sum() / len(samples))
+
+
+def _high_share(samples: np.ndarray, rate: int) -> float:
+    """Share of the energy that lies above 8 kHz."""
+    power = np.abs(np.fft.rfft(samples.astype(np.float64) * np.hanning(len(samples) + 2)[1:-1])) ** 2
+    frequencies = np.fft.rfftfreq(len(samples), 1 / rate)
+    return float(power[frequencies > HIGH_BAND].sum() / max(power.sum(), 1e-30))
+
+
+def _without_silent_ends(samples: np.ndarray) -> np.ndarray:
+    """From the first to the last window that is not far below the loudest, and a margin on both sides."""
+    windows = np.pad(samples, (0, -len(samples) % TRIM_WINDOW)).reshape(-1, TRIM_WINDOW)
+    energy = np.square(windows, dtype=np.float64).mean(axis=1)
+    heard = np.flatnonzero(energy > energy.max() * 10 ** (-TRIM_BELOW / 10))
+    begin = max(0, heard[0] * TRIM_WINDOW - TRIM_MARGIN)
+    return samples[begin : (heard[-1] + 1) * TRIM_WINDOW + TRIM_MARGIN]

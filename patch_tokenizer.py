@@ -1,0 +1,274 @@
+"""Prepares a Voxtral TTS release for voice cloning, and gives it voices of its own that every client can ask for.
+
+    python patch_tokenizer.py                                 # checks $MODEL_DIR, mends what can be mended safely
+    python patch_tokenizer.py --model-dir DIR --check         # only says what is wrong and what it does in the server
+    python patch_tokenizer.py --voice anna=clip.wav           # then `voice: "anna"` works, with no clip sent
+    python patch_tokenizer.py --voice anna=one.wav,two.flac   # clips of one speaker, joined
+    python patch_tokenizer.py --list
+    python patch_tokenizer.py --remove anna
+    python patch_tokenizer.py --undo                          # the last change back, byte by byte
+
+Exit status: 0 all is well, 1 something keeps the release from cloning (it is said what), 2 the command failed and
+nothing was changed. A clip is encoded as the server would encode it as `ref_audio`; its level is left alone. Killed at
+any moment the release still serves, and the next run finishes what was begun. No installed package is edited.
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import math
+import shlex
+import sys
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from codec import changes, load_release
+from codec.checkpoint import listed
+from codec.codec import Codec
+from codec.config import CodecConfig, ReleaseError, read_params
+from codec.named_voices import NamedVoices, embedding_files, read_named_voices, restored, steps
+from codec.splice import sole_use
+from codec.voice_checks import (
+    Finding,
+    embedding,
+    end_of_audio_row,
+    has_encoder,
+    key_findings,
+    release_tensors,
+    tensor_findings,
+    tokenizer_findings,
+    voice_findings,
+)
+from data.clips import BadClipError
+from data.reference import NAME, SAMPLE_RATE, Reference, prepare, read_clip
+from training.environment import from_environment
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    arguments = parse(argv)
+    try:
+        return run(arguments)
+    except (ReleaseError, BadClipError) as error:
+        sentence = str(error)
+    except OSError as error:
+        sentence = f"cannot read {error.filename or 'a file'} ({error.strerror}): nothing was changed"
+    except KeyboardInterrupt:
+        sentence = "interrupted: the release can be served, the next run finishes what was begun"
+    print(f"error: {sentence}", file=sys.stderr)
+    return 2
+
+
+def parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model-dir", metavar="DIR", help="the release's folder (default: MODEL_DIR)")
+    parser.add_argument("--trim", action="store_true", help="with --voice: cut the silence at the ends of each clip")
+    parser.add_argument("--force", action="store_true", help="replace or remove a preset, too")
+    what = parser.add_mutually_exclusive_group()
+    what.add_argument("--voice", metavar="NAME=CLIP[,CLIP]", action="append", help="add a voice, or replace one")
+    what.add_argument("--remove", metavar="NAME", action="append", help="take a voice away")
+    what.add_argument("--list", action="store_true", help="the voices there are")
+    what.add_argument("--check", action="store_true", help="say what is wrong, change nothing")
+    what.add_argument("--undo", action="store_true", help="restore what the last change replaced")
+    return parser.parse_args(argv)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    if arguments.trim and not arguments.voice:
+        raise ReleaseError("--trim goes with --voice: it cuts the clips' silence")
+    folder = model_folder(arguments.model_dir)
+    wanted = named_clips(arguments.voice or [])
+    references = {name: prepare([read_clip(path) for path in clips], arguments.trim) for name, clips in wanted.items()}
+    with sole_use(folder):
+        if arguments.check or arguments.list:
+            if changes.interrupted(folder):
+                print("note: a change was interrupted; the next run without --check and --list finishes it")
+            release = examine(folder)
+            return show(release) if arguments.list else report(release)
+        if changes.recover(folder):
+            print("finished the change that a killed run had begun")
+        if arguments.undo:
+            return undo(folder)
+        release = examine(folder)
+        if arguments.remove:
+            return remove(release, arguments.remove, arguments.force)
+        if arguments.voice:
+            return add(release, wanted, references, arguments.force)
+        return mend(release)
+
+
+def model_folder(given: str | None) -> Path:
+    name = given or from_environment("MODEL_DIR")
+    if not name:
+        raise ReleaseError("no release given: pass --model-dir DIR, or set MODEL_DIR to the checkpoint's folder")
+    if not Path(name).is_dir():
+        raise ReleaseError(f"{name} is not a folder: give the release's folder (--model-dir or MODEL_DIR)")
+    return Path(name)
+
+
+def named_clips(given: Iterable[str]) -> dict[str, list[str]]:
+    """NAME=A.wav,B.wav, several of them -> the clips of each name."""
+    clips: dict[str, list[str]] = {}
+    for text in given:
+        name, equals, paths = text.partition("=")
+        if not equals or not paths:
+            raise ReleaseError(f"--voice {text}: expected NAME=CLIP, such as anna=clip.wav")
+        if not NAME.fullmatch(name):
+            raise ReleaseError(f"--voice {name!r}: a name is lower case letters, digits, _ and -, at most 64 of them")
+        clips.setdefault(name, []).extend([paths] if Path(paths).exists() else filter(None, paths.split(",")))
+    return clips
+
+
+@dataclass(frozen=True)
+class Release:
+    """A release looked through: its voices, what is wrong with it, and both as they would be after mending."""
+
+    folder: Path
+    config: CodecConfig
+    encoder: bool
+    voices: NamedVoices
+    findings: list[Finding]
+    mended: NamedVoices
+    mends: list[str]
+    remaining: list[Finding]  # what mending leaves
+
+    @property
+    def presets(self) -> set[str]:
+        return (self.voices.indices.keys() | self.voices.counts.keys()) - self.voices.added.keys()
+
+
+def examine(folder: Path) -> Release:
+    """Raises ReleaseError where the folder is no release at all."""
+    config = CodecConfig.from_params(read_params(folder))
+    tensors, voices, files = release_tensors(folder), read_named_voices(folder), embedding_files(folder)
+    end_row = end_of_audio_row(config, tensors)
+    judged = {name: embedding(path, end_row) for name, path in files.items()}
+    sound = {name: rows for name, (rows, faults) in judged.items() if rows is not None and not faults}
+    mended, mends = voices.mended(config, sound)
+    unmendable = [*tensor_findings(config, tensors)]
+    # Counts of voices do not matter here: the file itself is loaded unless keys are added to it.
+    unmendable += tokenizer_findings(mended, config, folder / "tekken.json" if mended is voices else None)
+    findings = [*unmendable, *key_findings(voices, config), *voice_findings(voices, files, end_row)]
+    remaining = [*unmendable, *voice_findings(mended, files, end_row)]
+    return Release(folder, config, has_encoder(config, tensors), voices, findings, mended, mends, remaining)
+
+
+def report(release: Release) -> int:
+    """What is wrong with the release as it lies there."""
+    return verdict(release.folder, release.encoder, release.voices, release.findings)
+
+
+def mend(release: Release) -> int:
+    if release.mends:
+        changes.change(release.folder, steps(release.voices, release.mended))
+        for done in release.mends:
+            print(f"mended {done}")
+    return verdict(release.folder, release.encoder, release.mended, release.remaining)
+
+
+def verdict(folder: Path, encoder: bool, voices: NamedVoices, findings: Sequence[Finding]) -> int:
+    """Each finding in a line, then in one line what the release can do."""
+    for finding in findings:
+        print(f"{'note' if finding.harmless else 'problem'}: {finding}")
+    problems = [finding for finding in findings if not finding.harmless]
+    broken = {finding.voice for finding in problems}
+    good = [name for name in voices.indices if name not in broken]
+    added = sum(name in voices.added for name in good)
+    speaks = f"{len(good)} named voices, of which {added} were added"
+    if any(finding.concerns_all for finding in problems):
+        print(f"{folder} cannot be served: see the problems above")
+    elif not encoder:
+        print(f"{folder} speaks with {speaks}; ref_audio gets status 400 until inject_encoder.py gives it an encoder")
+    else:
+        print(f"{folder} clones voices: it takes ref_audio, and has {speaks}")
+    return 1 if problems or not encoder else 0
+
+
+def show(release: Release) -> int:
+    voices = release.voices
+    for name in voices.indices | voices.counts:
+        source = f"from {listed(voices.added[name])}" if name in voices.added else "preset"
+        count = voices.counts.get(name)
+        seconds = f"{(count - 1) / release.config.frame_rate:.1f} s" if isinstance(count, int) else "?"
+        problems = [str(finding) for finding in release.findings if finding.voice == name and not finding.harmless]
+        print("  ".join([f"{name:24}", f"{seconds:>7}", source, *problems]))
+    return 0
+
+
+def add(release: Release, wanted: dict[str, list[str]], references: dict[str, Reference], force: bool) -> int:
+    folder, voices = release.folder, release.mended
+    if not release.encoder:
+        raise ReleaseError(f"{folder} has no encoder, which a voice needs: put it in with inject_encoder.py first")
+    stopped = [str(finding) for finding in release.remaining if not finding.voice and not finding.harmless]
+    if stopped:
+        raise ReleaseError(f"{folder} cannot be served, so no voice was added: {'; '.join(stopped)}")
+    protected = sorted((release.presets | embedding_files(folder).keys() - voices.added.keys()) & wanted.keys())
+    if protected and not force:
+        raise ReleaseError(f"{listed(protected)} was there before: take another name, or replace it with --force")
+    codec = load_release(folder)
+    if codec.sample_rate != SAMPLE_RATE:
+        raise ReleaseError(f"{folder} is for {codec.sample_rate} Hz, and clips are prepared for {SAMPLE_RATE} Hz")
+    for name, reference in references.items():
+        rows = embed(codec, reference, name)
+        replaced = "replaced" if name in voices.indices else "added"
+        voices = voices.with_voice(name, len(rows), as_file(rows), [Path(clip).name for clip in wanted[name]])
+        for note in reference.notes:
+            print(f"note: {note.sentence}")
+        print(f"{replaced} voice {name}: {reference.seconds:.1f} s of {listed(wanted[name])}, {len(rows)} tokens")
+    changes.change(folder, steps(release.voices, voices))
+    advise(folder)
+    return 0
+
+
+def embed(codec: Codec, reference: Reference, name: str) -> torch.Tensor:
+    """The rows [N, dim], bfloat16, that the server's encoder makes of the clip. Raises ReleaseError where they would
+    not be what the server expects."""
+    rows = codec.embed(codec.encode(reference.waveform[None]))[0].to(torch.bfloat16)
+    if not torch.isfinite(rows).all():
+        raise ReleaseError(f"voice {name}: the encoder gives values that are not finite: inject a sound encoder")
+    expected = math.ceil(reference.waveform.shape[-1] / codec.frame_size) + 1
+    if len(rows) != expected:
+        raise ReleaseError(f"voice {name}: the encoder gives {len(rows)} rows, expected {expected}")
+    return rows
+
+
+def as_file(rows: torch.Tensor) -> bytes:
+    file = io.BytesIO()
+    torch.save(rows.clone(), file)  # a view would be saved with all that it's a view of
+    return file.getvalue()
+
+
+def remove(release: Release, names: Sequence[str], force: bool) -> int:
+    voices, there = release.voices, release.voices.indices.keys() | release.voices.counts.keys()
+    unknown = sorted(set(names) - there)
+    if unknown:
+        raise ReleaseError(f"{release.folder} has no voice {listed(unknown)}: --list shows those it has")
+    protected = sorted(release.presets & set(names))
+    if protected and not force:
+        raise ReleaseError(f"{listed(protected)} was there before this tool added any: remove it with --force")
+    for name in names:
+        voices = voices.without_voice(name)
+    changes.change(release.folder, steps(release.voices, voices))
+    print(f"removed {listed(names)}")
+    advise(release.folder)
+    return 0
+
+
+def undo(folder: Path) -> int:
+    now = read_named_voices(folder)
+    before = changes.last_change(folder)
+    changes.change(folder, steps(now, restored(now, before)), undoable=False)
+    print(f"restored {listed(sorted(target for target in before if not target.startswith(changes.STATE)))}")
+    return 0
+
+
+def advise(folder: Path) -> None:
+    print("a running server has to be started again to see it")
+    print(f"undo: python patch_tokenizer.py --model-dir {shlex.quote(str(folder))} --undo")
+
+
+if __name__ == "__main__":
+    sys.exit(main())
