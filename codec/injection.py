@@ -1,0 +1,207 @@
+"""Where the encoder of a release is, and the steps that put it in or take it out.
+
+It has two forms: merged into the checkpoint's own file, or in `consolidated_encoder.safetensors` beside it. The order
+of the steps makes every state between two of them one that can be served, and is as before or as asked for:
+
+1. New and rewritten tensor files are put in place. The server does not open a file that the index does not list, takes
+   a tensor from the encoder's own file where it is in both, and does not mind an index that lists one too few or many.
+2. Then the index is, because it must never list a file that is not there.
+3. Then the encoder's own file is deleted, now that the index does not list it.
+
+No rename exchanges two files at once. So where several files change (a whole codec spread over shards), the encoder
+first gets its own file, by 1 and 2, and is served from there while they do.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any, TypeVar
+
+from codec.checkpoint import (
+    CODEC_PREFIX,
+    ENCODER_PREFIXES,
+    INDEX_NAME,
+    expected_encoder,
+    expected_tensors,
+    listed,
+    read_index,
+    served_files,
+    shapes_only,
+)
+from codec.codec import Codec
+from codec.config import CodecConfig, ReleaseError, read_params
+from codec.splice import CHUNK, Delete, Step, Stored, TensorFile, Write, index_text, read_tensor_file
+
+OWN_NAME = "consolidated_encoder.safetensors"  # by name behind the checkpoint's files, so the server reads it last
+LAST_PROJECTION = CODEC_PREFIX + "output_proj."
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Release:
+    """A checkpoint's files as the server reads them, and the encoder's own file apart."""
+
+    folder: Path
+    config: CodecConfig
+    index: dict[str, Any] | None
+    files: dict[Path, TensorFile]  # without the encoder's own
+    own: TensorFile | None  # empty where its file is damaged
+    own_damage: str = ""
+
+    @property
+    def own_path(self) -> Path:
+        return self.folder / OWN_NAME
+
+    @property
+    def own_is_served(self) -> bool:
+        return self.own is not None and (self.index is None or OWN_NAME in self.index["weight_map"].values())
+
+    @property
+    def home(self) -> Path:
+        """The file a merged encoder goes to: the one with the codec's last projection."""
+        return next(
+            path for path, file in self.files.items() if any(name.startswith(LAST_PROJECTION) for name in file.tensors)
+        )
+
+    @property
+    def merged(self) -> dict[Path, dict[str, Stored]]:
+        """The encoder's tensors that lie in the checkpoint's own files."""
+        found = {path: encoder_part(file.tensors) for path, file in self.files.items()}
+        return {path: tensors for path, tensors in found.items() if tensors}
+
+
+@cache
+def encoder_shapes(config: CodecConfig) -> Mapping[str, tuple[int, ...]]:
+    """Name -> shape of the encoder's tensors."""
+    return expected_encoder(config)
+
+
+@cache
+def codec_shapes(config: CodecConfig) -> Mapping[str, tuple[int, ...]]:
+    """Name -> shape of what a release has without an encoder."""
+    with shapes_only():
+        return expected_tensors(Codec(config, has_encoder=False))
+
+
+def encoder_part(by_name: Mapping[str, T]) -> dict[str, T]:
+    """What of it goes by the name of an encoder's tensor."""
+    return {name: value for name, value in by_name.items() if name.startswith(ENCODER_PREFIXES)}
+
+
+def read_release(folder: Path) -> Release:
+    """Reads headers only. Raises ReleaseError where the folder is no release or doesn't fit its params.json."""
+    config = CodecConfig.from_params(read_params(folder))
+    files = {path: read_tensor_file(path) for path in served_files(folder, apart_from=OWN_NAME)}
+    expected = codec_shapes(config)
+    held = {name: tensor for file in files.values() for name, tensor in file.tensors.items() if name in expected}
+    wrong = misfits(held, expected, values=False)
+    if wrong:
+        raise ReleaseError(f"{folder}: the codec is not what params.json says, get both anew from one source: {wrong}")
+    own, damage = None, ""
+    if (folder / OWN_NAME).exists():
+        try:
+            own = read_tensor_file(folder / OWN_NAME)
+        except ReleaseError as error:  # injecting replaces it and removing deletes it, neither of which has to read it
+            own, damage = TensorFile({}), str(error)
+        foreign = sorted(set(own.tensors) - set(encoder_part(own.tensors)))
+        if foreign:
+            raise ReleaseError(f"{folder / OWN_NAME} holds more than an encoder, move it away: {listed(foreign)}")
+    return Release(folder, config, read_index(folder), files, own, damage)
+
+
+def misfits(tensors: Mapping[str, Stored], expected: Mapping[str, tuple[int, ...]], values: bool) -> str:
+    """All that is wrong with tensors which should be BF16 with these names and shapes, and finite if their `values`
+    are to be read. Empty where nothing is."""
+    known = {name: tensor for name, tensor in tensors.items() if name in expected}
+    bf16 = {name: tensor for name, tensor in known.items() if tensor.dtype == "BF16"}
+    buffer = bytearray(CHUNK)
+    found = {
+        "missing": [name for name in expected if name not in tensors],
+        "unknown": [name for name in tensors if name not in expected],
+        "of another shape": [
+            f"{name} {list(tensor.shape)} instead of {list(expected[name])}"
+            for name, tensor in known.items()
+            if tensor.shape != expected[name]
+        ],
+        "not BF16": [f"{name} {tensor.dtype}" for name, tensor in known.items() if name not in bf16],
+        "NaN or infinite": [name for name, tensor in bf16.items() if values and not tensor.is_finite(buffer)],
+    }
+    return "; ".join(f"{len(names)} {what}: {listed(names, 3)}" for what, names in found.items() if names)
+
+
+def beside(release: Release, encoder: TensorFile) -> list[Step]:
+    """The encoder into a file of its own."""
+    if release.merged:
+        there = listed(path.name for path in release.merged)
+        raise ReleaseError(f"{there} holds an encoder already: replace it with --merge, or take it out with --remove")
+    return list(_changing(_own_steps(release, encoder)))
+
+
+def merged(release: Release, encoder: TensorFile) -> list[Step]:
+    """The encoder into the file that holds the codec's last projection, and out of any other."""
+    rewritten = {}
+    for path, file in release.files.items():
+        add = encoder.tensors if path == release.home else {}
+        leave_out = [name for name in release.merged.get(path, {}) if name not in add]
+        if add or leave_out:
+            rewritten[path] = file.spliced(add, leave_out)
+    return _exchange(release, rewritten, encoder, release.home.name)
+
+
+def removal(release: Release) -> list[Step]:
+    """The encoder out of every file, its own deleted."""
+    rewritten = {path: release.files[path].spliced({}, tensors) for path, tensors in release.merged.items()}
+    served = {name: tensor for tensors in release.merged.values() for name, tensor in tensors.items()}
+    if release.own and release.own_is_served:
+        served |= release.own.tensors
+    return _exchange(release, rewritten, TensorFile(served, {"format": "pt"}), None)
+
+
+def _exchange(
+    release: Release, rewritten: Mapping[Path, TensorFile], meanwhile: TensorFile, home: str | None
+) -> list[Step]:
+    """Rewrites files of the checkpoint, `home` being the one that then has the encoder, and deletes its own."""
+    steps = _own_steps(release, meanwhile) if len(rewritten) > 1 else []
+    steps += [Write(path, content, like=path) for path, content in rewritten.items()]
+    steps += _index_steps(release, home)
+    if release.own or len(rewritten) > 1:
+        steps.append(Delete(release.own_path))
+    return list(_changing(steps))
+
+
+def _own_steps(release: Release, encoder: TensorFile) -> list[Step]:
+    return [Write(release.own_path, encoder, like=release.home), *_index_steps(release, OWN_NAME)]
+
+
+def _index_steps(release: Release, home: str | None) -> list[Step]:
+    """Lets the index, where there is one, name `home` as the file of every encoder tensor, or none of them."""
+    if release.index is None:
+        return []
+    sizes = {name: 2 * math.prod(shape) for name, shape in encoder_shapes(release.config).items()}
+    before = release.index["weight_map"]
+    after = {name: file for name, file in before.items() if not name.startswith(ENCODER_PREFIXES)}
+    was_sorted = list(after) == sorted(after)
+    after |= dict.fromkeys(sizes, home) if home else {}
+    index = release.index | {"weight_map": dict(sorted(after.items())) if was_sorted else after}
+    metadata = index.get("metadata")
+    if isinstance(metadata, dict) and isinstance(metadata.get("total_size"), int):
+        change = sum(sizes.get(name, 0) for name in after) - sum(sizes.get(name, 0) for name in before)
+        index["metadata"] = metadata | {"total_size": metadata["total_size"] + change}
+    path = release.folder / INDEX_NAME
+    return [Write(path, index_text(path.read_text(encoding="utf-8"), index), like=path)]
+
+
+def _changing(steps: Iterable[Step]) -> Iterator[Step]:
+    """The steps but for those that would write an index as it already is."""
+    there: dict[Path, bytes] = {}
+    for step in steps:
+        if isinstance(step, Write) and isinstance(step.content, bytes):
+            if there.get(step.target, step.target.read_bytes()) == step.content:
+                continue
+            there[step.target] = step.content
+        yield step

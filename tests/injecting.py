@@ -1,0 +1,120 @@
+"""What the tests of inject_encoder.py share: a release and encoders for it, running the command, comparing folders."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import stat
+import traceback
+from collections.abc import Callable, Mapping
+from copy import deepcopy
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+import inject_encoder
+from codec.checkpoint import ENCODER_PREFIXES, INDEX_NAME, read_encoder, read_tensors, save_encoder, tensor_files
+from codec.codec import Codec
+from codec.config import CodecConfig
+from tests.releases import TINY, random_codec, write_release
+
+OWN = "consolidated_encoder.safetensors"
+INDEX = INDEX_NAME
+
+
+@dataclass(frozen=True)
+class Case:
+    """A release without encoder, and two encoders trained against its codec."""
+
+    release: Path
+    encoder: Path
+    other: Path
+    codec: Codec  # with the encoder of `encoder`
+
+
+def make_case(folder: Path, shards: int = 1, config: CodecConfig = TINY, megabytes: float = 0.5) -> Case:
+    """A fresh copy in `folder`."""
+    made, codec = _made(shards, config, megabytes)
+    shutil.copytree(made.name, folder, dirs_exist_ok=True)
+    return Case(folder / "release", folder / "encoder_1.safetensors", folder / "encoder_2.safetensors", deepcopy(codec))
+
+
+@cache
+def _made(shards: int, config: CodecConfig, megabytes: float) -> tuple[TemporaryDirectory[str], Codec]:
+    made = TemporaryDirectory()
+    folder, codec = Path(made.name), random_codec(config)
+    write_release(folder / "release", codec, with_encoder=False, shards=shards, megabytes=megabytes)
+    for seed in (2, 1):
+        codec.encoder = random_codec(config, seed).encoder
+        save_encoder(folder / f"encoder_{seed}.safetensors", codec, {"step": 7})
+    return made, codec
+
+
+def inject(folder: Path, *arguments: str | Path) -> int:
+    """Runs the command on `folder` and gives its exit status."""
+    return inject_encoder.main(["--model-dir", str(folder), *map(str, arguments)])
+
+
+def snapshot(folder: Path) -> dict[str, tuple[int, bytes]]:
+    """Every file's permissions and content, by its path."""
+    files = [path for path in sorted(folder.rglob("*")) if path.is_file()]
+    return {str(p.relative_to(folder)): (stat.S_IMODE(p.stat().st_mode), p.read_bytes()) for p in files}
+
+
+def served(folder: Path) -> dict[str, Tensor]:
+    """Every tensor as the server gets it: from the files that an index lists, the last one winning."""
+    return read_tensors(tensor_files(folder))
+
+
+def served_encoder(folder: Path) -> dict[str, Tensor]:
+    return {name: tensor for name, tensor in served(folder).items() if name.startswith(ENCODER_PREFIXES)}
+
+
+def same(one: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> bool:
+    return one.keys() == other.keys() and all(
+        tensor.dtype == other[name].dtype and torch.equal(tensor, other[name]) for name, tensor in one.items()
+    )
+
+
+def encoder_with(path: Path, like: Path, changes: Mapping[str, Tensor | None], **metadata: str) -> Path:
+    """Writes the encoder `like` with tensors changed, added, or left out where None is given."""
+    tensors, stated = read_encoder(like)
+    tensors |= {name: tensor for name, tensor in changes.items() if tensor is not None}
+    kept = {name: tensor for name, tensor in tensors.items() if changes.get(name, tensor) is not None}
+    save_file(kept, path, metadata={key: value for key, value in (stated | metadata).items() if value})
+    return path
+
+
+def linked_copy(folder: Path, target: Path) -> Path:
+    """A copy that shares its files with `folder`: made at once, and whatever is written in place would show there."""
+    for path in sorted(folder.rglob("*")):
+        if path.is_file():
+            (target / path.relative_to(folder)).parent.mkdir(parents=True, exist_ok=True)
+            (target / path.relative_to(folder)).hardlink_to(path)
+    return target
+
+
+def forked(folder: Path, *arguments: str | Path, first: Callable[[], object] = lambda: None) -> int:
+    """Starts the command in a child process, everything imported, after it has called `first`. Gives its number."""
+    child = os.fork()
+    if child:
+        return child
+    status = 70
+    try:
+        torch.set_num_threads(1)  # the parent's threads do not exist here
+        first()
+        status = inject(folder, *arguments)
+    except BaseException:  # noqa: BLE001 (nothing may get out of the child into the test run)
+        traceback.print_exc()
+    finally:
+        os._exit(status)
+
+
+def exit_status(child: int) -> int:
+    """What it exited with; minus the signal's number where one killed it."""
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])

@@ -1,0 +1,222 @@
+"""inject_encoder.py killed by SIGKILL at any moment: the release is as it was or as asked for, and the next run clears
+what is left over.
+
+The command runs in children forked from this process, with everything imported, so that a moment drawn at random
+falls into its work and not into its start. What the operating system does on a power cut is not simulated here.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import shutil
+import signal
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+import codec
+from codec.checkpoint import read_encoder
+from tests.injecting import (
+    INDEX,
+    OWN,
+    Case,
+    exit_status,
+    forked,
+    inject,
+    linked_copy,
+    make_case,
+    same,
+    served,
+    snapshot,
+)
+from tests.releases import TINY, write_release
+
+MOMENTS = 50
+WIDE = replace(TINY, dim=256, hidden_dim=1024, head_dim=64, n_heads=4, n_kv_heads=4)  # an encoder of 20 MB
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    """Small pieces of work are done sooner by one thread than handed out to several, above all on a busy machine."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+def state(folder: Path, old: dict[str, Tensor], new: dict[str, Tensor]) -> str:
+    """Which of the two the server would get; neither fails the test."""
+    codec.load_release(folder)
+    tensors = served(folder)
+    if same(tensors, new):
+        return "new"
+    assert same(tensors, old)
+    return "old"
+
+
+@pytest.mark.parametrize("command", ["", "--merge", "--remove"])
+def test_killed_at_fifty_random_moments_the_release_is_old_or_new(tmp_path: Path, command: str) -> None:
+    case = make_case(tmp_path, config=WIDE, megabytes=30)
+    bare = snapshot(case.release)
+    begin = linked_copy(case.release, tmp_path / "begin")
+    if command == "--remove":
+        assert inject(begin, "--merge", "--encoder", case.encoder) == 0
+    end = linked_copy(begin, tmp_path / "end")
+    assert inject(end, "--encoder", case.encoder, *command.split()) == 0  # here, so that children find all imported
+    undisturbed = linked_copy(begin, tmp_path / "undisturbed")
+    started = time.monotonic()
+    assert exit_status(forked(undisturbed, "--encoder", case.encoder, *command.split())) == 0
+    typical = time.monotonic() - started
+    before, old, new = snapshot(begin), served(begin), served(end)
+
+    dice, seen = random.Random(0), {"old": 0, "new": 0}
+    left_over = 0
+    for moment in range(MOMENTS):
+        folder = linked_copy(begin, tmp_path / str(moment))
+        child = forked(folder, "--encoder", case.encoder, *command.split())
+        time.sleep(dice.uniform(0, 2 * typical))
+        os.kill(child, signal.SIGKILL)
+        assert exit_status(child) in (0, -signal.SIGKILL)
+        found = state(folder, old, new)
+        seen[found] += 1
+        if any(path.name.startswith(".") for path in folder.iterdir()):
+            left_over += 1
+            assert inject(folder, "--remove") == 0
+            assert snapshot(folder) == bare
+        # Disks are unsteady: follow the moment before which half of the kills come too early to see the new state.
+        typical *= 1.2 if found == "old" else 1 / 1.2
+        shutil.rmtree(folder)
+    assert min(seen.values()) >= MOMENTS // 5, seen
+    assert left_over >= 3, "hardly a kill fell into the writing"
+    assert snapshot(begin) == before, "something was written in place"
+
+
+def whole(case: Case) -> Path:
+    """A codec with its encoder, spread over as many shards."""
+    shards = len(list(case.release.glob("consolidated*.safetensors")))
+    return write_release(case.release.parent / "whole", case.codec, shards=shards)
+
+
+def bare(case: Case) -> Path:
+    return case.release
+
+
+def with_own(case: Case) -> Path:
+    assert inject(case.release, "--encoder", case.other) == 0
+    return case.release
+
+
+def with_merged(case: Case) -> Path:
+    assert inject(case.release, "--merge", "--encoder", case.other) == 0
+    return case.release
+
+
+def with_both(case: Case) -> Path:
+    """As a run of --merge leaves it that was killed before its last steps: the index lists the encoder's own file."""
+    assert inject(case.release, "--encoder", case.other) == 0
+    index = (case.release / INDEX).read_bytes() if (case.release / INDEX).exists() else None
+    assert inject(case.release, "--merge", "--encoder", case.encoder) == 0
+    shutil.copy(case.other, case.release / OWN)
+    if index:
+        (case.release / INDEX).write_bytes(index)
+    return case.release
+
+
+def with_own_unlisted(case: Case) -> Path:
+    """As a run of the default form leaves it that was killed before it wrote the index, over a merged encoder."""
+    assert inject(case.release, "--merge", "--encoder", case.encoder) == 0
+    shutil.copy(case.other, case.release / OWN)
+    return case.release
+
+
+SCENES: list[tuple[Callable[[Case], Path], str]] = [
+    (bare, ""),
+    (with_own, ""),
+    (bare, "--merge"),
+    (with_own, "--merge"),
+    (with_merged, "--merge"),
+    (with_both, "--merge"),
+    (with_own_unlisted, "--merge"),
+    (whole, "--merge"),
+    (with_own, "--remove"),
+    (with_merged, "--remove"),
+    (with_both, "--remove"),
+    (with_own_unlisted, "--remove"),
+    (whole, "--remove"),
+]
+
+
+@pytest.mark.parametrize("shards", [1, 3])
+@pytest.mark.parametrize(("scene", "command"), SCENES, ids=lambda part: getattr(part, "__name__", part))
+def test_killed_before_any_of_its_steps_on_disk_the_release_is_old_or_new(
+    tmp_path: Path, shards: int, scene: Callable[[Case], Path], command: str
+) -> None:
+    """One file has no index, three have one."""
+    case = make_case(tmp_path, shards)
+    begin = scene(case)
+    end = linked_copy(begin, tmp_path / "end")
+    assert inject(end, "--encoder", case.encoder, *command.split()) == 0
+    old, new, wanted = served(begin), served(end), snapshot(end)
+    states = []
+    while True:
+        folder = linked_copy(begin, tmp_path / "killed")
+        child = forked(
+            folder, "--encoder", case.encoder, *command.split(), first=partial(killed_before_step, len(states))
+        )
+        status = exit_status(child)
+        states.append(state(folder, old, new))
+        if status == 0:
+            break
+        assert status == -signal.SIGKILL
+        # The same command again ends where it would have.
+        assert inject(folder, "--encoder", case.encoder, *command.split()) == 0
+        assert snapshot(folder) == wanted
+        shutil.rmtree(folder)
+    assert len(states) >= 3
+    assert states == sorted(states, reverse=True), "the new state once reached was lost again"
+    assert states[-1] == "new"
+
+
+def killed_before_step(number: int) -> None:
+    """Kills this process before its `number`th call, from 0, of what changes a disk's content."""
+    calls = iter(range(number + 1))
+
+    def watched(call: Callable[..., object]) -> Callable[..., object]:
+        def count(*arguments: object, **named: object) -> object:
+            if next(calls, number + 1) == number:
+                os.kill(os.getpid(), signal.SIGKILL)
+            return call(*arguments, **named)
+
+        return count
+
+    for name in ("fsync", "replace", "unlink", "fchmod"):
+        setattr(os, name, watched(getattr(os, name)))
+
+
+def test_a_new_folder_is_there_whole_or_not_at_all(tmp_path: Path) -> None:
+    case = make_case(tmp_path)
+    before, output = snapshot(case.release), tmp_path / "new"
+    arguments = ("--merge", "--encoder", case.encoder, "--output", output)
+    number = 0
+    while True:
+        status = exit_status(forked(case.release, *arguments, first=partial(killed_before_step, number)))
+        if status == 0:
+            break
+        assert status == -signal.SIGKILL
+        if output.exists():  # renamed, and only the folder above was not yet forced to the disk
+            shutil.rmtree(output)
+        number += 1
+    assert number > 3
+    assert inject(output, "--check") == 0
+    assert same(
+        {n: t for n, t in served(output).items() if n in read_encoder(case.encoder)[0]}, read_encoder(case.encoder)[0]
+    )
+    assert snapshot(case.release) == before
+    assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == []
