@@ -202,6 +202,15 @@ class Training:
         if self.adversary:
             self.adversary.load_state_dict(state["adversary"])
 
+    def start_from(self, folder: Path) -> None:
+        """Takes over the averaged weights, and the codebook, of another run's newest checkpoint."""
+        state = load_newest(folder / "checkpoints")
+        if state is None:
+            raise ConfigError(f"start_from is {folder}, expected the output_dir of a run with checkpoints")
+        for networks in (self.trained, self.averaged.networks):
+            networks.load_state_dict(state["average"])
+        self.quantizer.load_state_dict(state["quantizer"])
+
     def save(self, folder: Path, step: int) -> None:
         """A checkpoint to go on from, and what the run is for: the encoder (of a whole codec, the release too)."""
         state = {"step": step, "config": dump_config(self.config), **self.state_dict()}
@@ -241,6 +250,8 @@ def train(config: Config, ranks: Ranks) -> None:
         check_same_run(state["config"], dump_config(config))
         training.load_state_dict(state)
         first_step = state["step"]
+    elif config.start_from:
+        training.start_from(Path(config.start_from))
 
     clips = open_clips(config.data.train, config.hf_cache)
     length = round(config.data.crop_seconds * codec.sample_rate)

@@ -17,7 +17,7 @@ from codec import load_release
 from codec.checkpoint import ENCODER_PREFIXES, checkpoint_tensors, codec_fingerprint, expected_encoder
 from tests.releases import TINY, params_json
 from tests.test_data import audio_bytes
-from training.config import Config, load_config
+from training.config import Config, ConfigError, load_config
 from training.distributed import Ranks
 
 ALONE = Ranks(0, 1, torch.device("cpu"))
@@ -132,6 +132,21 @@ def test_a_resumed_run_ends_with_the_same_bits(settings: Path, tmp_path: Path, p
     assert steps.count(1) == 1
     one, other = (read(Path(config.output_dir) / "encoder.safetensors")[0] for config in (whole, resumed))
     assert all(torch.equal(one[name], other[name]) for name in one)
+
+
+def test_a_run_can_start_from_the_weights_of_another(settings: Path, tmp_path: Path) -> None:
+    first = run(settings)
+    second = load_config(
+        settings, [f"start_from={first.output_dir}", "losses.stft=0", f"output_dir={tmp_path / 'next'}"]
+    )
+    train_encoder.train(second, ALONE)
+    lines = [
+        [json.loads(line) for line in (Path(config.output_dir) / "metrics.jsonl").read_text().splitlines()]
+        for config in (first, second)
+    ]
+    assert lines[1][0]["validation/mel"] == lines[0][-1]["validation/mel"]
+    with pytest.raises(ConfigError, match="start_from"):
+        run(settings, "start_from=/nowhere", f"output_dir={tmp_path / 'other'}")
 
 
 def test_training_brings_the_reconstruction_nearer(settings: Path) -> None:

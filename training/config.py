@@ -102,6 +102,7 @@ class Config:
     output_dir: str = "runs/latest"  # OUTPUT_DIR: what the run writes
     hf_cache: str = ""  # HF_CACHE: where data sets are cached; empty takes the hub's own default
     init: str = "mirror"  # encoder layers start from the "mirror"ed decoder layers, or "random"
+    start_from: str = ""  # output_dir of another run of the same kind: start from its weights, with fresh optimizers
     steps: int = 100_000
     batch_size: int = 32  # crops a GPU
     precision: str = "bf16"  # autocast of encoder and decoder: "bf16" or "fp32"
