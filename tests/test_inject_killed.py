@@ -63,7 +63,7 @@ def state(folder: Path, old: dict[str, Tensor], new: dict[str, Tensor]) -> str:
 
 @pytest.mark.parametrize("command", ["", "--merge", "--remove"])
 def test_killed_at_fifty_random_moments_the_release_is_old_or_new(tmp_path: Path, command: str) -> None:
-    case = make_case(tmp_path, config=WIDE, megabytes=30)
+    case = make_case(tmp_path, config=WIDE, megabytes=15)
     bare = snapshot(case.release)
     begin = linked_copy(case.release, tmp_path / "begin")
     if command == "--remove":
@@ -136,7 +136,7 @@ def with_own_unlisted(case: Case) -> Path:
     return case.release
 
 
-SCENES: list[tuple[Callable[[Case], Path], str]] = [
+IN_SHARDS: list[tuple[Callable[[Case], Path], str]] = [
     (bare, ""),
     (with_own, ""),
     (bare, "--merge"),
@@ -151,14 +151,17 @@ SCENES: list[tuple[Callable[[Case], Path], str]] = [
     (with_own_unlisted, "--remove"),
     (whole, "--remove"),
 ]
+IN_ONE_FILE = [(bare, ""), (with_own, "--merge"), (with_both, "--remove")]  # without index there are fewer states
 
 
-@pytest.mark.parametrize("shards", [1, 3])
-@pytest.mark.parametrize(("scene", "command"), SCENES, ids=lambda part: getattr(part, "__name__", part))
+@pytest.mark.parametrize(
+    ("shards", "scene", "command"),
+    [(3, *each) for each in IN_SHARDS] + [(1, *each) for each in IN_ONE_FILE],
+    ids=lambda part: getattr(part, "__name__", str(part)),
+)
 def test_killed_before_any_of_its_steps_on_disk_the_release_is_old_or_new(
     tmp_path: Path, shards: int, scene: Callable[[Case], Path], command: str
 ) -> None:
-    """One file has no index, three have one."""
     case = make_case(tmp_path, shards)
     begin = scene(case)
     end = linked_copy(begin, tmp_path / "end")
