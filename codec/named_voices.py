@@ -73,7 +73,7 @@ class NamedVoices:
         own_file: dict[str, Content] = {embedding_path(name): None} if is_file_name(name) else {}
         return replace(
             self,
-            params=without_entry(self.params, (*INDEX, name)),
+            params=without_entry(self.params, (*INDEX, name)) if name in self.indices else self.params,
             tekken=without_entry(self.tekken, (*COUNT, name)) if name in self.counts else self.tekken,
             added={key: clips for key, clips in self.added.items() if key != name},
             embeddings=self.embeddings | own_file,
@@ -104,7 +104,8 @@ class NamedVoices:
             tekken = with_entry(tekken, path, value)
             done.append(f"{TEKKEN}: {'.'.join(path)}")
         for name, count in rows.items():
-            if name in self.indices | self.counts and self.counts.get(name) != count:
+            known = name in self.indices | self.counts and name == name.lower()  # another name can't be asked for
+            if known and self.counts.get(name) != count:
                 tekken = with_entry(tekken, (*COUNT, name), count)
                 done.append(f"{TEKKEN}: {'.'.join(COUNT)}.{name} = {count}")
         return (replace(self, params=params, tekken=tekken) if done else self), done
@@ -138,8 +139,9 @@ def is_file_name(name: str) -> bool:
 def steps(now: NamedVoices, then: NamedVoices) -> list[Step]:
     """From one state to another in an order in which the release serves between any two steps."""
     hidden = now.params
-    for target in then.embeddings:
-        hidden = without_entry(hidden, (*INDEX, Path(target).stem))
+    for name in now.indices:
+        if embedding_path(name) in then.embeddings:
+            hidden = without_entry(hidden, (*INDEX, name))
     wanted: list[tuple[str, Content, Content]] = [
         (ADDED, _record(now), _record(then)),
         (PARAMS, now.params.encode(), hidden.encode()),

@@ -99,7 +99,9 @@ def token_count(samples: int) -> int:
 def _prepared(clip: Clip, trim: bool, notes: list[Note]) -> np.ndarray:
     """One clip's samples at 24 kHz, float32 [T]."""
     try:
-        channels, rate = soundfile.read(io.BytesIO(clip.audio), dtype="float32", always_2d=True)
+        # As mistral-common reads it: `soundfile.read` seeks first, after which an MP3 has other last bits.
+        with soundfile.SoundFile(io.BytesIO(clip.audio)) as file:
+            channels, rate = file.read(dtype="float32", always_2d=True), file.samplerate
     except soundfile.LibsndfileError as error:
         raise BadClipError(clip.name, "cannot be decoded", f"{error}; WAV, FLAC, MP3 and OGG can") from error
     if not channels.size:
@@ -143,8 +145,9 @@ def _flat_share(samples: np.ndarray) -> float:
 
 def _high_share(samples: np.ndarray, rate: int) -> float:
     """Share of the energy that lies above 8 kHz."""
-    power = np.abs(np.fft.rfft(samples.astype(np.float64) * np.hanning(len(samples) + 2)[1:-1])) ** 2
-    frequencies = np.fft.rfftfreq(len(samples), 1 / rate)
+    size = 1 << len(samples).bit_length()  # slow for a length with large prime factors
+    power = np.abs(np.fft.rfft(samples.astype(np.float64) * np.hanning(len(samples) + 2)[1:-1], size)) ** 2
+    frequencies = np.fft.rfftfreq(size, 1 / rate)
     return float(power[frequencies > HIGH_BAND].sum() / max(power.sum(), 1e-30))
 
 

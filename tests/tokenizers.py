@@ -11,7 +11,7 @@ from typing import Any
 import mistral_common
 import torch
 
-from codec.codec import Codec
+from codec import Codec, load_release
 from tests.releases import write_release
 
 SPECIAL = {
@@ -81,8 +81,9 @@ def tekken(counts: Mapping[str, int], whole: bool = False) -> dict[str, Any]:
 def write_speaking_release(folder: Path, codec: Codec, with_encoder: bool = True, whole: bool = False) -> Path:
     """A release with a tokenizer, its one preset voice in all three places."""
     write_release(folder, codec, with_encoder)
-    voice = codec.embed(codec.quantizer.encode(torch.zeros(1, codec.config.latent_dim, 4)))[0]
-    torch.save(voice.to(torch.bfloat16).clone(), folder / "voice_embedding" / "casual_female.pt")
+    served = load_release(folder)
+    voice = served.embed(torch.zeros(1, served.num_codebooks, 4, dtype=torch.long))[0]
+    torch.save(voice.clone(), folder / "voice_embedding" / "casual_female.pt")
     text = json.dumps(tekken({"casual_female": len(voice)}, whole), indent=4)
     (folder / "tekken.json").write_text(text, encoding="utf-8")
     return folder

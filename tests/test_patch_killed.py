@@ -1,0 +1,248 @@
+"""patch_tokenizer.py killed by SIGKILL at any moment: the release loads and serves, and the next run leaves the change
+wholly done or not at all.
+
+The command runs in children forked from this process, with everything imported, so that a moment drawn at random
+falls into its work and not into its start. What the operating system does on a power cut is not simulated here.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import shutil
+import signal
+import time
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+
+import pytest
+import torch
+from mistral_common.protocol.speech.request import SpeechRequest
+from mistral_common.tokens.tokenizers.mistral import MistralTokenizer
+
+import codec
+from codec import changes
+from codec.changes import STATE
+from tests.patching import (
+    PRESET,
+    clip,
+    edit,
+    forked,
+    linked_copy,
+    make_release,
+    patch,
+    rows,
+    served_voices,
+    snapshot,
+)
+
+MOMENTS = 50
+Snapshot = dict[str, tuple[int, bytes]]
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+def exit_status(child: int) -> int:
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+
+def assert_serves(folder: Path, ends: tuple[Snapshot, Snapshot]) -> None:
+    """As it lies there the release loads, the preset speaks as before, and any other voice is there whole or not."""
+    found, voices = snapshot(folder), served_voices(folder)
+    assert PRESET in voices
+    tokenizer = MistralTokenizer.from_file(folder / "tekken.json")
+    for name in voices:
+        request = SpeechRequest(input="a", voice=name)
+        assert tokenizer.encode_speech_request(request).tokens.count(24) == len(rows(folder, name))
+        file = f"voice_embedding/{name}.pt"
+        assert found[file] in [end[file] for end in ends if file in end]
+
+
+def recovered(folder: Path, ends: tuple[Snapshot, Snapshot]) -> int:
+    """Runs the command without arguments and says which of the two ends the release has come to."""
+    assert patch(folder) == 0
+    assert not (folder / STATE / "change").exists()
+    return ends.index(snapshot(folder))
+
+
+def test_killed_at_fifty_random_moments_the_voice_is_wholly_there_or_wholly_absent(tmp_path: Path) -> None:
+    begin = make_release(tmp_path / "begin")
+    command = ("--voice", f"anna={clip(tmp_path / 'a.wav')}")
+    end = linked_copy(begin, tmp_path / "end")
+    assert patch(end, *command) == 0  # here, so that children find all imported
+    ends = (snapshot(begin), snapshot(end))
+    dice, fell = random.Random(0), {"before": 0, "during": 0, "after": 0}
+    # Half of the moments are drawn over the whole command, half over the writing, which is a small part of it.
+    whole, writing = typical_seconds(begin, tmp_path, command)
+    for moment in range(MOMENTS):
+        folder = linked_copy(begin, tmp_path / str(moment))
+        ready, told = os.pipe()
+        first = partial(tell_when_writing, told) if moment % 2 else partial(os.write, told, b"!")
+        child = forked(folder, *command, first=first)
+        assert os.read(ready, 1) == b"!"
+        time.sleep(dice.uniform(0, 1.2 * (writing if moment % 2 else whole)))
+        os.kill(child, signal.SIGKILL)
+        assert exit_status(child) in (0, -signal.SIGKILL)
+        os.close(ready)
+        os.close(told)
+        assert_serves(folder, ends)
+        assert codec.load_release(folder).has_encoder
+        work = folder / STATE / "change"
+        fell["during" if work.exists() else "after" if (folder / STATE).exists() else "before"] += 1
+        begun = changes.interrupted(folder) or snapshot(folder) == ends[1]
+        assert recovered(folder, ends) == begun
+        shutil.rmtree(folder)
+    print(f"{whole:.3f} s, of which {writing:.3f} s writing; kills fell: {fell}")
+    assert min(fell.values()) >= 3, fell
+    assert (snapshot(begin), snapshot(end)) == ends, "something was written in place"
+
+
+def typical_seconds(begin: Path, scratch: Path, command: tuple[str, ...]) -> tuple[float, float]:
+    """How long the command takes undisturbed, and its writing alone."""
+    folder = linked_copy(begin, scratch / "undisturbed")
+    ready, told = os.pipe()
+    child = forked(folder, *command, first=partial(tell_when_writing, told))
+    started = time.monotonic()
+    os.read(ready, 1)
+    writing = time.monotonic()
+    assert exit_status(child) == 0
+    ended = time.monotonic()
+    return ended - started, ended - writing
+
+
+def tell_when_writing(told: int) -> None:
+    """Lets this process write a byte to `told` when it begins to change the release."""
+    change = changes.change
+
+    def tells(*arguments: object, **named: object) -> None:
+        os.write(told, b"!")
+        change(*arguments, **named)  # type: ignore[arg-type]
+
+    changes.change = tells
+
+
+def bare(release: Path, path: Path) -> None:
+    """As it comes."""
+
+
+def with_anna(release: Path, path: Path) -> None:
+    assert patch(release, "--voice", f"anna={path}") == 0
+
+
+def with_anna_replaced(release: Path, path: Path) -> None:
+    assert patch(release, "--voice", f"anna={path}") == 0
+    assert patch(release, "--voice", f"anna={path},{path}") == 0
+
+
+SCENES: list[tuple[Callable[[Path, Path], None], str]] = [
+    (bare, "--voice anna=CLIP --voice bert=CLIP,CLIP"),
+    (with_anna, "--voice anna=CLIP,CLIP"),
+    (with_anna, "--remove anna"),
+    (with_anna_replaced, "--undo"),
+]
+
+
+@pytest.mark.parametrize(("scene", "command"), SCENES, ids=lambda part: getattr(part, "__name__", part))
+def test_killed_before_any_of_its_steps_on_disk_the_change_is_done_or_not(
+    tmp_path: Path, scene: Callable[[Path, Path], None], command: str
+) -> None:
+    path = clip(tmp_path / "a.wav", 1.5)
+    begin = make_release(tmp_path / "begin")
+    scene(begin, path)
+    arguments = command.replace("CLIP", str(path)).split()
+    end = linked_copy(begin, tmp_path / "end")
+    assert patch(end, *arguments) == 0
+    ends = (snapshot(begin), snapshot(end))
+    reached = []
+    while True:
+        folder = linked_copy(begin, tmp_path / "killed")
+        status = exit_status(forked(folder, *arguments, first=partial(killed_before_step, len(reached))))
+        assert_serves(folder, ends)
+        changes.recover(folder)
+        assert not (folder / STATE / "change").exists()
+        reached.append(ends.index(snapshot(folder)))
+        if status == 0:
+            break
+        assert status == -signal.SIGKILL
+        shutil.rmtree(folder)
+    assert reached == sorted(reached), "a change once begun was given up"
+    assert {0, 1} == set(reached)
+    assert len(reached) > 20
+
+
+def test_killed_while_it_recovers_the_next_run_recovers(tmp_path: Path) -> None:
+    path = clip(tmp_path / "a.wav", 1.5)
+    begin = make_release(tmp_path / "begin")
+    end = linked_copy(begin, tmp_path / "end")
+    assert patch(end, "--voice", f"anna={path}") == 0
+    ends = (snapshot(begin), snapshot(end))
+    half = half_done(begin, tmp_path, path)
+    number, status = 0, -signal.SIGKILL
+    while status:
+        folder = linked_copy(half, tmp_path / "again")
+        status = exit_status(forked(folder, first=partial(killed_before_step, number)))
+        assert status in (0, -signal.SIGKILL)
+        assert_serves(folder, ends)
+        changes.recover(folder)
+        assert snapshot(folder) == ends[1]
+        shutil.rmtree(folder)
+        number += 1
+    assert number > 5
+
+
+def half_done(begin: Path, scratch: Path, path: Path) -> Path:
+    """A release in which a run that adds the voice anna was killed with its journal written and no step done."""
+    folder = linked_copy(begin, scratch / "half")
+    assert exit_status(forked(folder, "--voice", f"anna={path}", first=killed_before_it_finishes)) == -signal.SIGKILL
+    assert changes.interrupted(folder)
+    return folder
+
+
+def killed_before_it_finishes() -> None:
+    """Lets this process be killed with its journal written and no step done."""
+    changes._finish = lambda folder: os.kill(os.getpid(), signal.SIGKILL)
+
+
+def test_check_and_list_leave_an_interrupted_change_alone_and_say_so(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    half = half_done(make_release(tmp_path / "begin"), tmp_path, clip(tmp_path / "a.wav"))
+    before = snapshot(half)
+    for argument in ("--check", "--list"):
+        assert patch(half, argument) == 0
+        assert "a change was interrupted" in capsys.readouterr().out
+        assert (snapshot(half), changes.interrupted(half)) == (before, True)
+
+
+def test_an_interrupted_change_is_not_finished_over_what_somebody_else_changed(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    half = half_done(make_release(tmp_path / "begin"), tmp_path, clip(tmp_path / "a.wav"))
+    edit(half / "params.json", lambda params: params.update(rope_theta=1.0))
+    before = snapshot(half)
+    assert patch(half) == 2
+    assert "params.json was changed since by something else" in capsys.readouterr().err
+    assert snapshot(half) == before
+
+
+def killed_before_step(number: int) -> None:
+    """Kills this process before its `number`th call, from 0, of what changes a disk's content."""
+    calls = iter(range(number + 1))
+
+    def watched(call: Callable[..., object]) -> Callable[..., object]:
+        def count(*arguments: object, **named: object) -> object:
+            if next(calls, number + 1) == number:
+                os.kill(os.getpid(), signal.SIGKILL)
+            return call(*arguments, **named)
+
+        return count
+
+    for name in ("fsync", "rename", "replace", "unlink", "mkdir", "rmdir", "fchmod"):
+        setattr(os, name, watched(getattr(os, name)))
