@@ -153,7 +153,7 @@ def examine(folder: Path) -> Release:
     unmendable += tokenizer_findings(mended, config, folder / "tekken.json" if mended is voices else None)
     findings = [*unmendable, *key_findings(voices, config), *voice_findings(voices, files, end_row)]
     remaining = [*unmendable, *voice_findings(mended, files, end_row)]
-    return Release(folder, config, has_encoder(config, tensors), voices, findings, mended, mends, remaining)
+    return Release(folder, config, has_encoder(tensors), voices, findings, mended, mends, remaining)
 
 
 def report(release: Release) -> int:
@@ -219,6 +219,8 @@ def add(release: Release, wanted: dict[str, list[str]], references: dict[str, Re
             print(f"note: {note.sentence}")
         print(f"{replaced} voice {name}: {reference.seconds:.1f} s of {listed(wanted[name])}, {len(rows)} tokens")
     changes.change(folder, steps(release.voices, voices))
+    for done in release.mends:
+        print(f"mended {done}")
     advise(folder)
     return 0
 

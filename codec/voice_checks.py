@@ -19,6 +19,7 @@ from torch import Tensor
 
 from codec.checkpoint import (
     EMBEDDING_NAME,
+    ENCODER_PREFIXES,
     QUANTIZER_PREFIX,
     expected_encoder,
     expected_tensors,
@@ -69,15 +70,15 @@ def release_tensors(folder: Path) -> dict[str, Stored]:
     return {name: tensor for file in files for name, tensor in file.tensors.items()}
 
 
-def has_encoder(config: CodecConfig, tensors: Mapping[str, Stored]) -> bool:
-    return any(name in tensors for name in expected_encoder(config))
+def has_encoder(tensors: Mapping[str, Stored]) -> bool:
+    return any(name.startswith(ENCODER_PREFIXES) for name in tensors)
 
 
 def tensor_findings(config: CodecConfig, tensors: Mapping[str, Stored]) -> Iterator[Finding]:
     """Tensors of the codec that are missing, of another shape or of a type that the server's encoder does not stand."""
     with shapes_only():
         expected = expected_tensors(Codec(config, has_encoder=False))
-    if has_encoder(config, tensors):
+    if has_encoder(tensors):
         expected |= expected_encoder(config)
     missing = [name for name in expected if name not in tensors]
     if missing:
@@ -189,7 +190,8 @@ def embedding(path: Path, end_row: Tensor) -> tuple[int | None, list[tuple[str, 
     try:
         stored = torch.load(path, map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
-        return None, [(f"cannot be read ({str(error).splitlines()[0] if str(error) else 'it is empty'})", STOPS)]
+        reason = str(error).splitlines()[0].split(". ")[0] if str(error) else "it is empty"
+        return None, [(f"cannot be read ({reason})", STOPS)]
     if not isinstance(stored, Tensor):
         return None, [(f"holds a {type(stored).__name__} instead of a tensor", KILLS)]
     if stored.ndim != 2 or stored.shape[1] != len(end_row) or not len(stored):

@@ -1,4 +1,4 @@
-"""JSON edited as text equals JSON parsed, changed and written anew, in every layout; taken out again, nothing is left."""
+"""JSON edited as text equals JSON parsed, changed and written anew, in every layout; taken out, nothing is left."""
 
 from __future__ import annotations
 
