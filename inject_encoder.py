@@ -26,7 +26,7 @@ from pathlib import Path
 
 from codec.checkpoint import INDEX_NAME, QUANTIZER_PREFIX, codec_fingerprint, listed, read_tensors
 from codec.config import ReleaseError
-from codec.injection import (
+from release.injection import (
     LAST_PROJECTION,
     OWN_NAME,
     Release,
@@ -38,7 +38,7 @@ from codec.injection import (
     read_release,
     removal,
 )
-from codec.splice import (
+from release.splice import (
     CONVERTIBLE,
     Step,
     TensorFile,

@@ -26,13 +26,16 @@ from pathlib import Path
 
 import torch
 
-from codec import changes, load_release
+from codec import load_release
 from codec.checkpoint import listed
 from codec.codec import Codec
 from codec.config import CodecConfig, ReleaseError, read_params
-from codec.named_voices import NamedVoices, embedding_files, read_named_voices, restored, steps
-from codec.splice import sole_use
-from codec.voice_checks import (
+from data.clips import BadClipError
+from data.reference import NAME, SAMPLE_RATE, Reference, prepare, read_clip
+from release import changes
+from release.named_voices import NamedVoices, embedding_files, read_named_voices, restored, steps
+from release.splice import sole_use
+from release.voice_checks import (
     Finding,
     embedding,
     end_of_audio_row,
@@ -43,8 +46,6 @@ from codec.voice_checks import (
     tokenizer_findings,
     voice_findings,
 )
-from data.clips import BadClipError
-from data.reference import NAME, SAMPLE_RATE, Reference, prepare, read_clip
 from training.environment import from_environment
 
 

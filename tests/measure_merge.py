@@ -119,7 +119,7 @@ def make(folder: Path, size: int) -> None:
     from collections.abc import Iterator
 
     from codec.checkpoint import save_encoder
-    from codec.splice import CHUNK, Stored, read_tensor_file, write_verified
+    from release.splice import CHUNK, Stored, read_tensor_file, write_verified
     from tests.releases import REAL, random_codec, write_release
 
     block = os.urandom(CHUNK)

@@ -17,7 +17,7 @@ from mistral_common.protocol.speech.request import SpeechRequest
 from mistral_common.tokens.tokenizers.mistral import MistralTokenizer
 
 import patch_tokenizer
-from codec.changes import STATE
+from release.changes import STATE
 from tests.releases import TINY, random_codec
 from tests.tokenizers import write_speaking_release
 

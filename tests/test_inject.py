@@ -17,7 +17,7 @@ from safetensors.torch import save_file
 import codec
 import inject_encoder
 from codec.checkpoint import ENCODER_PREFIXES, checkpoint_tensors, read_encoder
-from codec.splice import LINK_FROM, read_tensor_file
+from release.splice import LINK_FROM, read_tensor_file
 from tests.injecting import (
     INDEX,
     OWN,

@@ -17,8 +17,8 @@ import torch
 from safetensors.torch import save_file
 
 import inject_encoder
-from codec import splice
 from codec.checkpoint import expected_encoder, read_encoder, save_encoder
+from release import splice
 from tests.injecting import (
     INDEX,
     OWN,

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from codec.json_text import with_entry, without_entry
+from release.json_text import with_entry, without_entry
 
 LAYOUTS: list[dict[str, Any]] = [{}, {"indent": 2}, {"indent": 4}, {"indent": "\t"}, {"separators": (",", ":")}]
 CONTENT = {"vocab": [{"a": '}"é\u1234'}, 2.50], "audio": {"rate": 1e6, "counts": {"x": 3}, "none": {}}, "end": None}

@@ -22,8 +22,8 @@ from mistral_common.protocol.speech.request import SpeechRequest
 from mistral_common.tokens.tokenizers.mistral import MistralTokenizer
 
 import codec
-from codec import changes
-from codec.changes import STATE
+from release import changes
+from release.changes import STATE
 from tests.patching import (
     PRESET,
     clip,

@@ -12,8 +12,8 @@ import torch
 from mistral_common.tokens.tokenizers.audio import Audio
 
 import codec
-from codec.changes import STATE
 from data.reference import prepare, read_clip
+from release.changes import STATE
 from tests.patching import (
     PRESET,
     clip,

@@ -34,7 +34,7 @@ from codec.checkpoint import (
 )
 from codec.codec import Codec
 from codec.config import CodecConfig, ReleaseError, read_params
-from codec.splice import CHUNK, Delete, Step, Stored, TensorFile, Write, index_text, read_tensor_file
+from release.splice import CHUNK, Delete, Step, Stored, TensorFile, Write, index_text, read_tensor_file
 
 OWN_NAME = "consolidated_encoder.safetensors"  # by name behind the checkpoint's files, so the server reads it last
 LAST_PROJECTION = CODEC_PREFIX + "output_proj."

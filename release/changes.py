@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from codec.config import ReleaseError
-from codec.splice import require_room, sync_folder, told, write_verified
+from release.splice import require_room, sync_folder, told, write_verified
 
 STATE = ".patch_tokenizer"
 _CHANGE, _UNDO, _JOURNAL = "change", "undo", "journal.json"

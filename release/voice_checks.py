@@ -30,9 +30,9 @@ from codec.checkpoint import (
 )
 from codec.codec import Codec
 from codec.config import CodecConfig, ReleaseError
-from codec.named_voices import COUNT, TEKKEN, NamedVoices, embedding_path, is_file_name
-from codec.splice import Stored, read_tensor_file
 from codec.voices import embed_codes
+from release.named_voices import COUNT, TEKKEN, NamedVoices, embedding_path, is_file_name
+from release.splice import Stored, read_tensor_file
 
 KILLS = "kills the engine at the first request for it"
 STOPS = "stops the server's start-up"

@@ -19,9 +19,9 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from codec.changes import STATE, Content, Step, read
 from codec.config import CodecConfig, ReleaseError
-from codec.json_text import with_entry, without_entry
+from release.changes import STATE, Content, Step, read
+from release.json_text import with_entry, without_entry
 
 PARAMS, TEKKEN, EMBEDDINGS, ADDED = "params.json", "tekken.json", "voice_embedding", f"{STATE}/voices.json"
 INDEX = ("multimodal", "audio_tokenizer_args", "voice")
