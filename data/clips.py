@@ -127,18 +127,29 @@ def open_clips(paths: Sequence[str], cache: str = "") -> Clips:
     return JoinedClips(parts)
 
 
-def decode(clip: Clip, sample_rate: int, resample: bool = False) -> Tensor:
-    """A clip's waveform [1, T] at `sample_rate`, mixed down to mono. Raises BadClipError where the bytes are no audio,
-    hold values that are not finite, nothing but silence, or another sample rate and `resample` is off."""
+def read_audio(clip: Clip) -> tuple[np.ndarray, int]:
+    """A clip's samples [T, channels], float32, and its sample rate in Hz. Raises BadClipError where the bytes are no
+    audio, hold no samples, values that are not finite, or nothing but silence."""
     try:
-        samples, rate = soundfile.read(io.BytesIO(clip.audio), dtype="float32", always_2d=True)
+        # As mistral-common reads it: `soundfile.read` seeks first, after which an MP3 has other last bits.
+        with soundfile.SoundFile(io.BytesIO(clip.audio)) as file:
+            channels, rate = file.read(dtype="float32", always_2d=True), file.samplerate
     except soundfile.LibsndfileError as error:
-        raise BadClipError(clip.name, "cannot be decoded", str(error)) from error
-    waveform = torch.from_numpy(samples).mean(dim=1)[None]
-    if not torch.isfinite(waveform).all():
+        raise BadClipError(clip.name, "cannot be decoded", f"{error}; WAV, FLAC, MP3 and OGG can") from error
+    if not channels.size:
+        raise BadClipError(clip.name, "is empty")
+    if not np.isfinite(channels).all():
         raise BadClipError(clip.name, "holds values that are not finite")
-    if waveform.numel() == 0 or waveform.abs().max() < SILENCE:
+    if np.abs(channels).max() < SILENCE:
         raise BadClipError(clip.name, "is silent")
+    return channels, rate
+
+
+def decode(clip: Clip, sample_rate: int, resample: bool = False) -> Tensor:
+    """A clip's waveform [1, T] at `sample_rate`, mixed down to mono, for training. Raises BadClipError as `read_audio`
+    does, and for another sample rate where `resample` is off."""
+    channels, rate = read_audio(clip)
+    waveform = torch.from_numpy(channels).mean(dim=1)[None]
     if rate == sample_rate:
         return waveform
     if not resample:

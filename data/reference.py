@@ -16,7 +16,7 @@ import soxr
 import torch
 from torch import Tensor
 
-from data.clips import SILENCE, BadClipError, Clip
+from data.clips import SILENCE, BadClipError, Clip, read_audio
 
 SAMPLE_RATE = 24000  # Hz
 FRAME_SIZE = 1920  # samples
@@ -98,18 +98,7 @@ def token_count(samples: int) -> int:
 
 def _prepared(clip: Clip, trim: bool, notes: list[Note]) -> np.ndarray:
     """One clip's samples at 24 kHz, float32 [T]."""
-    try:
-        # As mistral-common reads it: `soundfile.read` seeks first, after which an MP3 has other last bits.
-        with soundfile.SoundFile(io.BytesIO(clip.audio)) as file:
-            channels, rate = file.read(dtype="float32", always_2d=True), file.samplerate
-    except soundfile.LibsndfileError as error:
-        raise BadClipError(clip.name, "cannot be decoded", f"{error}; WAV, FLAC, MP3 and OGG can") from error
-    if not channels.size:
-        raise BadClipError(clip.name, "is empty")
-    if not np.isfinite(channels).all():
-        raise BadClipError(clip.name, "holds values that are not finite")
-    if np.abs(channels).max() < SILENCE:
-        raise BadClipError(clip.name, "is silent")
+    channels, rate = read_audio(clip)
     samples = channels[:, 0]
     if channels.shape[1] > 1:
         samples = channels.mean(axis=1)
