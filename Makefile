@@ -1,4 +1,4 @@
-# make demo    the whole way on two CPU cores, about ten minutes after the installation
+# make demo    the whole way on two CPU cores, about four minutes after the installation
 # make test    formatting, lint, types and tests
 # Both set up the environment themselves. VENV=DIR names one to keep between clones.
 

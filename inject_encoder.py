@@ -26,6 +26,7 @@ from pathlib import Path
 
 from codec.checkpoint import INDEX_NAME, QUANTIZER_PREFIX, codec_fingerprint, listed, read_tensors
 from codec.config import ReleaseError
+from release.command import exit_status, model_folder
 from release.injection import (
     LAST_PROJECTION,
     OWN_NAME,
@@ -55,16 +56,7 @@ from training.environment import from_environment
 
 def main(argv: Sequence[str] | None = None) -> int:
     arguments = parse(argv)
-    try:
-        return run(arguments)
-    except ReleaseError as error:
-        sentence = str(error)
-    except OSError as error:
-        sentence = f"cannot read {error.filename or 'a file'} ({error.strerror}): nothing was changed"
-    except KeyboardInterrupt:
-        sentence = "interrupted: the release is as it was or as asked for, --check tells which"
-    print(f"error: {sentence}", file=sys.stderr)
-    return 2
+    return exit_status(lambda: run(arguments), "the release is as it was or as asked for, --check tells which")
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -106,15 +98,6 @@ def run(arguments: argparse.Namespace) -> int:
         report(steps, output or folder, time.monotonic() - started)
         suggest(release, arguments.remove, output)
     return 0
-
-
-def model_folder(given: str | None) -> Path:
-    name = given or from_environment("MODEL_DIR")
-    if not name:
-        raise ReleaseError("no release given: pass --model-dir DIR, or set MODEL_DIR to the checkpoint's folder")
-    if not Path(name).is_dir():
-        raise ReleaseError(f"{name} is not a folder: give the release's folder (--model-dir or MODEL_DIR)")
-    return Path(name)
 
 
 def output_folder(given: str, folder: Path) -> Path:

@@ -33,6 +33,7 @@ from codec.config import CodecConfig, ReleaseError, read_params
 from data.clips import BadClipError
 from data.reference import NAME, SAMPLE_RATE, Reference, prepare, read_clip
 from release import changes
+from release.command import exit_status, model_folder
 from release.named_voices import NamedVoices, embedding_files, read_named_voices, restored, steps
 from release.splice import sole_use
 from release.voice_checks import (
@@ -46,21 +47,12 @@ from release.voice_checks import (
     tokenizer_findings,
     voice_findings,
 )
-from training.environment import from_environment
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     arguments = parse(argv)
-    try:
-        return run(arguments)
-    except (ReleaseError, BadClipError) as error:
-        sentence = str(error)
-    except OSError as error:
-        sentence = f"cannot read {error.filename or 'a file'} ({error.strerror}): nothing was changed"
-    except KeyboardInterrupt:
-        sentence = "interrupted: the release can be served, the next run finishes what was begun"
-    print(f"error: {sentence}", file=sys.stderr)
-    return 2
+    interrupted = "the release can be served, the next run finishes what was begun"
+    return exit_status(lambda: run(arguments), interrupted, (ReleaseError, BadClipError))
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -99,15 +91,6 @@ def run(arguments: argparse.Namespace) -> int:
         if arguments.voice:
             return add(release, wanted, references, arguments.force)
         return mend(release)
-
-
-def model_folder(given: str | None) -> Path:
-    name = given or from_environment("MODEL_DIR")
-    if not name:
-        raise ReleaseError("no release given: pass --model-dir DIR, or set MODEL_DIR to the checkpoint's folder")
-    if not Path(name).is_dir():
-        raise ReleaseError(f"{name} is not a folder: give the release's folder (--model-dir or MODEL_DIR)")
-    return Path(name)
 
 
 def named_clips(given: Iterable[str]) -> dict[str, list[str]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -35,3 +36,12 @@ def speech() -> Tensor:
     noise = torch.randn(1, 1, 48077, generator=generator).cumsum(-1)
     smooth = noise - torch.nn.functional.avg_pool1d(noise, 801, 1, 400, count_include_pad=False)
     return 0.1 * smooth / smooth.std()
+
+
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    """Small pieces of work are done sooner by one thread than handed out to several, above all on a busy machine."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)

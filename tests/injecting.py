@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 import stat
-import traceback
 from collections.abc import Callable, Mapping
 from copy import deepcopy
 from dataclasses import dataclass
@@ -21,6 +19,7 @@ import inject_encoder
 from codec.checkpoint import ENCODER_PREFIXES, INDEX_NAME, read_encoder, read_tensors, save_encoder, tensor_files
 from codec.codec import Codec
 from codec.config import CodecConfig
+from tests import forks
 from tests.releases import TINY, random_codec, write_release
 
 OWN = "consolidated_encoder.safetensors"
@@ -100,21 +99,5 @@ def linked_copy(folder: Path, target: Path) -> Path:
 
 
 def forked(folder: Path, *arguments: str | Path, first: Callable[[], object] = lambda: None) -> int:
-    """Starts the command in a child process, everything imported, after it has called `first`. Gives its number."""
-    child = os.fork()
-    if child:
-        return child
-    status = 70
-    try:
-        torch.set_num_threads(1)  # the parent's threads do not exist here
-        first()
-        status = inject(folder, *arguments)
-    except BaseException:  # noqa: BLE001 (nothing may get out of the child into the test run)
-        traceback.print_exc()
-    finally:
-        os._exit(status)
-
-
-def exit_status(child: int) -> int:
-    """What it exited with; minus the signal's number where one killed it."""
-    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    """Starts the command in a child process, after it has called `first`. Gives the child's number."""
+    return forks.forked(lambda: inject(folder, *arguments), first)

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import traceback
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
@@ -18,6 +16,7 @@ from mistral_common.tokens.tokenizers.mistral import MistralTokenizer
 
 import patch_tokenizer
 from release.changes import STATE
+from tests import forks
 from tests.releases import TINY, random_codec
 from tests.tokenizers import write_speaking_release
 
@@ -109,16 +108,5 @@ def served_voices(folder: Path) -> set[str]:
 
 
 def forked(folder: Path, *arguments: str | Path, first: Callable[[], object] = lambda: None) -> int:
-    """Starts the command in a child process, everything imported, after it has called `first`. Gives its number."""
-    child = os.fork()
-    if child:
-        return child
-    status = 70
-    try:
-        torch.set_num_threads(1)  # the parent's threads do not exist here
-        first()
-        status = patch(folder, *arguments)
-    except BaseException:  # noqa: BLE001 (nothing may get out of the child into the test run)
-        traceback.print_exc()
-    finally:
-        os._exit(status)
+    """Starts the command in a child process, after it has called `first`. Gives the child's number."""
+    return forks.forked(lambda: patch(folder, *arguments), first)

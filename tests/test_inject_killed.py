@@ -12,22 +12,21 @@ import random
 import shutil
 import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
 import pytest
-import torch
 from torch import Tensor
 
 import codec
 from codec.checkpoint import read_encoder
+from tests.forks import exit_status
 from tests.injecting import (
     INDEX,
     OWN,
     Case,
-    exit_status,
     forked,
     inject,
     linked_copy,
@@ -39,16 +38,8 @@ from tests.injecting import (
 from tests.releases import TINY, write_release
 
 MOMENTS = 50
+pytestmark = pytest.mark.usefixtures("one_thread")
 WIDE = replace(TINY, dim=256, hidden_dim=1024, head_dim=64, n_heads=4, n_kv_heads=4)  # an encoder of 20 MB
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    """Small pieces of work are done sooner by one thread than handed out to several, above all on a busy machine."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def state(folder: Path, old: dict[str, Tensor], new: dict[str, Tensor]) -> str:

@@ -19,12 +19,12 @@ from safetensors.torch import save_file
 import inject_encoder
 from codec.checkpoint import expected_encoder, read_encoder, save_encoder
 from release import splice
+from tests.forks import exit_status
 from tests.injecting import (
     INDEX,
     OWN,
     Case,
     encoder_with,
-    exit_status,
     forked,
     inject,
     linked_copy,

@@ -12,18 +12,18 @@ import random
 import shutil
 import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
 import pytest
-import torch
 from mistral_common.protocol.speech.request import SpeechRequest
 from mistral_common.tokens.tokenizers.mistral import MistralTokenizer
 
 import codec
 from release import changes
 from release.changes import STATE
+from tests.forks import exit_status
 from tests.patching import (
     PRESET,
     clip,
@@ -38,19 +38,8 @@ from tests.patching import (
 )
 
 MOMENTS = 50
+pytestmark = pytest.mark.usefixtures("one_thread")
 Snapshot = dict[str, tuple[int, bytes]]
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
-def exit_status(child: int) -> int:
-    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
 
 
 def assert_serves(folder: Path, ends: tuple[Snapshot, Snapshot]) -> None:
