@@ -29,9 +29,7 @@ import torch
 from codec.checkpoint import tensor_names
 from codec.config import ReleaseError
 
-CHUNK = (
-    1 << 20
-)  # bytes; a multiple of every dtype's size. Measured: 4 MB take four times as long to write, 256 kB half again
+CHUNK = 1 << 20  # bytes; a multiple of every dtype's size. Writing 4 MB at a time took four times as long
 LINK_FROM = 32 << 20  # bytes; the tokenizer has 15 MB, weights have more
 _PARTIALS = ".consolidated*.partial"
 CONVERTIBLE = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
