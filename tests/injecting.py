@@ -89,15 +89,6 @@ def encoder_with(path: Path, like: Path, changes: Mapping[str, Tensor | None], *
     return path
 
 
-def linked_copy(folder: Path, target: Path) -> Path:
-    """A copy that shares its files with `folder`: made at once, and whatever is written in place would show there."""
-    for path in sorted(folder.rglob("*")):
-        if path.is_file():
-            (target / path.relative_to(folder)).parent.mkdir(parents=True, exist_ok=True)
-            (target / path.relative_to(folder)).hardlink_to(path)
-    return target
-
-
 def forked(folder: Path, *arguments: str | Path, first: Callable[[], object] = lambda: None) -> int:
     """Starts the command in a child process, after it has called `first`. Gives the child's number."""
     return forks.forked(lambda: inject(folder, *arguments), first)

@@ -17,7 +17,7 @@ from mistral_common.tokens.tokenizers.mistral import MistralTokenizer
 import patch_tokenizer
 from release.changes import STATE
 from tests import forks
-from tests.releases import TINY, random_codec
+from tests.releases import TINY, linked_copy, random_codec
 from tests.tokenizers import write_speaking_release
 
 PRESET = "casual_female"
@@ -33,14 +33,6 @@ def _made(with_encoder: bool) -> TemporaryDirectory[str]:
 def make_release(folder: Path, with_encoder: bool = True) -> Path:
     """A fresh release with one preset voice. Its files are hard links: what is written in place shows elsewhere."""
     return linked_copy(Path(_made(with_encoder).name), folder)
-
-
-def linked_copy(folder: Path, target: Path) -> Path:
-    for path in sorted(folder.rglob("*")):
-        if path.is_file():
-            (target / path.relative_to(folder)).parent.mkdir(parents=True, exist_ok=True)
-            (target / path.relative_to(folder)).hardlink_to(path)
-    return target
 
 
 def snapshot(folder: Path) -> dict[str, tuple[int, bytes]]:

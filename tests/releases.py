@@ -126,3 +126,12 @@ def write_release(
     index = {"metadata": {"total_size": size}, "weight_map": files}
     (folder / "consolidated.safetensors.index.json").write_text(json.dumps(index, indent=2))
     return folder
+
+
+def linked_copy(folder: Path, target: Path) -> Path:
+    """A copy that shares its files with `folder`: made at once, and whatever is written in place would show there."""
+    for path in sorted(folder.rglob("*")):
+        if path.is_file():
+            (target / path.relative_to(folder)).parent.mkdir(parents=True, exist_ok=True)
+            (target / path.relative_to(folder)).hardlink_to(path)
+    return target

@@ -29,13 +29,12 @@ from tests.injecting import (
     Case,
     forked,
     inject,
-    linked_copy,
     make_case,
     same,
     served,
     snapshot,
 )
-from tests.releases import TINY, write_release
+from tests.releases import TINY, linked_copy, write_release
 
 MOMENTS = 50
 pytestmark = pytest.mark.usefixtures("one_thread")

@@ -27,11 +27,10 @@ from tests.injecting import (
     encoder_with,
     forked,
     inject,
-    linked_copy,
     make_case,
     snapshot,
 )
-from tests.releases import SMALL, TINY, params_json, random_codec
+from tests.releases import SMALL, TINY, linked_copy, params_json, random_codec
 
 NAMES = list(expected_encoder(TINY))
 

@@ -29,13 +29,13 @@ from tests.patching import (
     clip,
     edit,
     forked,
-    linked_copy,
     make_release,
     patch,
     rows,
     served_voices,
     snapshot,
 )
+from tests.releases import linked_copy
 
 MOMENTS = 50
 pytestmark = pytest.mark.usefixtures("one_thread")

@@ -21,7 +21,7 @@ import pyarrow.parquet as pq
 import torch
 
 from codec import Codec, load_release
-from codec.checkpoint import CODEC_PREFIX, read_encoder
+from codec.checkpoint import CODEC_PREFIX, read_encoder, shapes_only
 from codec.encoder import Encoder
 from data.clips import Clip, decode
 
@@ -82,7 +82,7 @@ def write_sources(seen: list, unseen: list, real: list, real_sources: Path) -> N
 def with_encoder(codec: Codec, path: Path) -> Codec:
     """Gives a codec without encoder the one in a file."""
     tensors, _ = read_encoder(path)
-    with torch.device("meta"):
+    with shapes_only():
         codec.encoder = Encoder(codec.config).eval()
     state = {name.removeprefix(CODEC_PREFIX): tensor.to(codec.dtype) for name, tensor in tensors.items()}
     codec.encoder.load_state_dict(state, assign=True)
