@@ -112,8 +112,14 @@ class Training:
         reconstruction = decoded.detach().float()[..., :samples].requires_grad_()
 
         # losses on the reconstruction, each differentiated there
-        values = {name: loss(reconstruction, waveform) for name, loss in self.waveform_losses.items()}
-        at_waveform = {name: torch.autograd.grad(value, reconstruction)[0] for name, value in values.items()}
+        absent = {"feature_matching"} if step < self.config.discriminator.from_step else set()
+        values = {
+            name: loss(reconstruction, waveform) for name, loss in self.waveform_losses.items() if name not in absent
+        }
+        # graphs are kept: the discriminator's own loss is differentiated from the one that feature matching built
+        at_waveform = {
+            name: torch.autograd.grad(value, reconstruction, retain_graph=True)[0] for name, value in values.items()
+        }
         fade = self.config.losses.fading**step
         balanced = self.waveform_balancer.combine(at_waveform, {"l1": fade, "stft": fade})
         # one backward through the decoder; balanced norms are per item, so a batch's gradient is their mean
@@ -141,8 +147,8 @@ class Training:
         }
         self.optimizer.step()
         self.averaged.update(step)
-        if self.adversary:
-            values["discriminator"] = self.adversary.learn(reconstruction, waveform)
+        if "feature_matching" in values and self.adversary:
+            values["discriminator"] = self.adversary.learn()
         if self.config.train == "codec":
             self.quantizer.semantic_codebook.learn(semantic.detach(), quantized.codes[:, :1], generator)
         self.entries_seen[quantized.codes[:, 0].flatten()] = True

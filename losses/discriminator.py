@@ -45,7 +45,8 @@ class STFTDiscriminator(nn.Module):
             spectrum = torch.stft(
                 waveform[:, 0].float(), self.size, hop, window=self.window, center=False, return_complex=True
             )
-        x = torch.stack([spectrum.real, spectrum.imag], dim=1).transpose(2, 3)  # [B, 2, frames, bins]
+        x = torch.view_as_real(spectrum).permute(0, 3, 2, 1)  # [B, 2, frames, bins]
+        x = x.contiguous(memory_format=torch.channels_last)  # a tenth faster on a GPU in bf16
         features = []
         for layer in self.layers:
             x = F.leaky_relu(layer(x), 0.2)
@@ -77,7 +78,8 @@ def feature_matching(real: list[list[Tensor]], fake: list[list[Tensor]]) -> Tens
     """L1 distance of the features of originals and reconstructions, relative to the originals' size (EnCodec, eq. 2),
     the mean over all layers of all resolutions. The gradient goes to the reconstructions only."""
     distances = [
-        (f.float() - r.detach().float()).abs().mean() / r.detach().float().abs().mean().clamp(min=1e-8)
+        # in the features' own precision, summed in float32: copies of them in float32 cost as much as the convolutions
+        (f - r.detach()).abs().mean(dtype=torch.float32) / r.detach().abs().mean(dtype=torch.float32).clamp(min=1e-8)
         for real_scale, fake_scale in zip(real, fake, strict=True)
         for r, f in zip(real_scale, fake_scale, strict=True)
     ]

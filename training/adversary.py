@@ -15,32 +15,39 @@ from training.distributed import Ranks
 
 
 class Adversary:
-    """A discriminator with its optimizer. `autocast` makes the context its convolutions run in."""
+    """A discriminator with its optimizer. `autocast` makes the context its convolutions run in.
+
+    The discriminator is most of a step's cost, so it runs once over the originals and once over the reconstructions,
+    and both losses come from there: the codec's, differentiated at the reconstruction, and its own, at its parameters.
+    """
 
     def __init__(self, config: Config, ranks: Ranks, autocast: Callable[[], AbstractContextManager[Any]]):
         self.network = Discriminator(config.discriminator.channels).to(ranks.device)
-        self.parallel, self.autocast = ranks.parallel(self.network), autocast
+        ranks.broadcast(self.network)
+        self.feature_matching = torch.compile(feature_matching) if config.compile else feature_matching
+        self.ranks, self.autocast = ranks, autocast
+        self.parameters = list(self.network.parameters())
         betas = (config.optimizer.beta1, config.optimizer.beta2)
-        self.optimizer = torch.optim.Adam(self.network.parameters(), config.discriminator.lr, betas)
+        self.optimizer = torch.optim.Adam(self.parameters, config.discriminator.lr, betas)
+        self.loss: Tensor | None = None
 
     def match(self, reconstruction: Tensor, original: Tensor) -> Tensor:
-        """Feature matching, a loss of the codec: nothing of it reaches the discriminator's parameters."""
+        """Feature matching, the codec's loss. Its graph holds what `learn` differentiates afterwards: keep it."""
         with self.autocast():
-            with torch.no_grad():
-                _, real = self.network(original)
-            _, fake = self.network(reconstruction)
-        return feature_matching(real, fake)
+            real_logits, real_features = self.network(original)
+            fake_logits, fake_features = self.network(reconstruction)
+        self.loss = hinge_loss(real_logits, fake_logits)
+        return self.feature_matching(real_features, fake_features)
 
-    def learn(self, reconstruction: Tensor, original: Tensor) -> Tensor:
-        """One step of the discriminator by the hinge loss. Returns the loss."""
-        self.optimizer.zero_grad(set_to_none=True)
-        with self.autocast():  # one pass over both: ranks average the gradients of one backward
-            logits, _ = self.parallel(torch.cat([original, reconstruction.detach()]))
-        real, fake = zip(*(scale.chunk(2) for scale in logits), strict=True)
-        loss = hinge_loss(list(real), list(fake))
-        loss.backward()
+    def learn(self) -> Tensor:
+        """One step of the discriminator by the hinge loss of the last `match`. Returns the loss."""
+        assert self.loss is not None, "nothing was matched in this step"
+        gradients = torch.autograd.grad(self.loss, self.parameters)
+        for parameter, gradient in zip(self.parameters, self.ranks.average(gradients), strict=True):
+            parameter.grad = gradient
         self.optimizer.step()
-        return loss.detach()
+        loss, self.loss = self.loss.detach(), None
+        return loss
 
     def state_dict(self) -> dict[str, Any]:
         return {"network": self.network.state_dict(), "optimizer": self.optimizer.state_dict()}

@@ -69,10 +69,12 @@ class Losses:
 class Discriminator:
     channels: int = 64
     lr: float = 3e-4
+    from_step: int = 0  # before it neither it nor feature matching runs: the first steps need neither, and are faster
 
     def __post_init__(self) -> None:
         _at_least("discriminator.channels", self.channels, 1)
         _above("discriminator.lr", self.lr, 0)
+        _at_least("discriminator.from_step", self.from_step, 0)
 
 
 @dataclass(frozen=True)

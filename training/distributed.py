@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -33,6 +33,21 @@ class Ranks:
         devices = [self.device.index] if self.device.type == "cuda" else None
         return DistributedDataParallel(module, device_ids=devices)
 
+    def broadcast(self, module: nn.Module) -> None:
+        """Gives every rank the first one's parameters and buffers."""
+        if self.count > 1:
+            for tensor in module.state_dict().values():
+                dist.broadcast(tensor, src=0)
+
+    def average(self, tensors: Sequence[Tensor]) -> list[Tensor]:
+        """The mean of the ranks' tensors, one by one, in a single exchange. All of one type."""
+        if self.count == 1:
+            return list(tensors)
+        flat = torch.cat([tensor.reshape(-1) for tensor in tensors])
+        dist.all_reduce(flat)
+        parts = (flat / self.count).split([tensor.numel() for tensor in tensors])
+        return [part.view_as(tensor) for part, tensor in zip(parts, tensors, strict=True)]
+
     def gather(self, tensor: Tensor) -> Tensor:
         """All ranks' tensors of one shape, along the first dimension."""
         if self.count == 1:
@@ -50,6 +65,7 @@ def start_ranks() -> Iterator[Ranks]:
     device = torch.device("cuda", local) if torch.cuda.is_available() else torch.device("cpu")
     if device.type == "cuda":
         torch.cuda.set_device(device)
+        torch.backends.cudnn.benchmark = True  # every step has the same shapes
     if started:
         dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
     try:
