@@ -59,8 +59,8 @@ def main() -> None:
     parser.add_argument("folder", type=Path)
     parser.add_argument("--train", nargs="+", default=[], help="speech to train on; nothing: only measure")
     parser.add_argument("--test", nargs="*", default=[], help="speech of other speakers, each argument measured alone")
-    parser.add_argument("--steps", type=int, default=4000)
-    parser.add_argument("--batch-size", type=int, default=64)
+    parser.add_argument("--steps", type=int, default=2500)
+    parser.add_argument("--batch-size", type=int, default=32)
     parser.add_argument("--seconds", type=float, default=2.0, help="length of a training crop")
     parser.add_argument("--lr", type=float, default=2e-3, help="peak of the learning rate")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
@@ -122,7 +122,7 @@ def train(options: argparse.Namespace) -> None:
                 flush=True,
             )
             total, right = 0.0, 0
-    # half precision: the network answers with the same embeddings to three digits, at half the size
+    # in half precision, half the size; what is measured afterwards is what was saved
     state = {
         name: tensor.half() if tensor.is_floating_point() else tensor
         for name, tensor in network.embedding.cpu().state_dict().items()
