@@ -1,0 +1,170 @@
+"""Speaker distance: is it still the same voice, by a frozen ECAPA-TDNN (Desplanques et al. 2020)?
+
+The network is speechbrain's class, from the hub (`speechbrain/spkrec-ecapa-voxceleb`) or from a folder with the two
+files of that model that matter here: `hyperparams.yaml`, which says how features and network are made, and
+`embedding_model.ckpt`, the weights. Nothing is downloaded before a network is asked for.
+"""
+
+from __future__ import annotations
+
+import os
+import pickle
+from pathlib import Path
+from typing import Any
+
+import torch
+import torchaudio
+import yaml
+from torch import Tensor, nn
+
+PUBLISHED = "speechbrain/spkrec-ecapa-voxceleb"
+SAMPLE_RATE = 16000  # Hz: what the published network was trained at
+HYPERPARAMETERS, WEIGHTS = "hyperparams.yaml", "embedding_model.ckpt"
+SHORTEST = 0.1  # seconds; the network's widest convolution needs five frames of 10 ms
+
+
+class SpeakerModelError(Exception):
+    """The speaker network cannot be loaded. The message names it, the configuration key, and the way to do without."""
+
+
+class SpeakerNetwork(nn.Module):
+    """Features and ECAPA-TDNN as a `hyperparams.yaml` describes them, with random weights.
+
+    Waveforms [B, T] at 16 kHz to embeddings [B, E]. `lengths` [B] are the samples of each clip before its padding with
+    zeros at the end: padding stays out of the mean that is subtracted from the features, and out of every average
+    inside the network. Convolutions still see it, so near the end of a padded clip they see other neighbours than the
+    network gives to a clip that is alone.
+    """
+
+    def __init__(self, hyperparameters: Path):
+        super().__init__()
+        # Importing speechbrain switches TF32 on for all of PyTorch, and JIT profiling off, unless it is told not to.
+        os.environ.setdefault("SB_DISABLE_QUIRKS", "allow_tf32,disable_jit_profiling,disable_cudnn_benchmarking")
+        from speechbrain.lobes.features import Fbank
+        from speechbrain.lobes.models.ECAPA_TDNN import ECAPA_TDNN
+        from speechbrain.processing.features import InputNormalization
+
+        described = _read_hyperparameters(hyperparameters)
+        self.features = Fbank(**_arguments(described, "compute_features", Fbank))
+        self.normalization = InputNormalization(**_arguments(described, "mean_var_norm", InputNormalization))
+        self.embedding = ECAPA_TDNN(**_arguments(described, "embedding_model", ECAPA_TDNN))
+
+    def forward(self, waveform: Tensor, lengths: Tensor | None = None) -> Tensor:
+        features = self.features(waveform)  # [B, frames, mels], dB
+        relative = torch.ones(len(waveform), device=waveform.device)
+        if lengths is not None:
+            # frames are centred, one each hop and one at zero; half a frame less makes their number exact when the
+            # network multiplies by the frames of the batch and rounds up
+            hop = self.features.compute_STFT.hop_length
+            relative = (lengths.to(waveform.device) // hop + 0.5) / features.shape[1]
+        return self.embedding(self.normalization(features, relative), relative)[:, 0]
+
+
+class SpeakerDistance(nn.Module):
+    """1 − cosine of the speaker embeddings of reconstruction and original, in [0, 2], 0 for equal ones. The level of a
+    clip does not count. In float32 whatever autocast is on; the gradient goes to the reconstruction alone.
+
+    `source` is a folder or a hub name, `cache` the hub's cache folder (empty: its own default). Raises
+    SpeakerModelError where the network cannot be loaded.
+    """
+
+    def __init__(self, source: str = PUBLISHED, sample_rate: int = 24000, cache: str = ""):
+        super().__init__()
+        self.network = load_speaker_network(source, cache)
+        self.resample = band_limited_resample(sample_rate)
+        self.requires_grad_(False)
+        self.eval()
+
+    def train(self, mode: bool = True) -> SpeakerDistance:
+        """Stays in evaluation mode: the frozen network's batch statistics are not to move."""
+        return super().train(False)
+
+    def forward(self, reconstruction: Tensor, original: Tensor) -> Tensor:
+        """Two waveforms [B, 1, T] -> mean over the clips, a scalar. Raises ValueError under 0.1 s."""
+        return self.per_clip(reconstruction, original).mean()
+
+    def per_clip(self, reconstruction: Tensor, original: Tensor, lengths: Tensor | None = None) -> Tensor:
+        """The distance of each clip: [B]. `lengths` [B], in samples, where clips are padded with zeros at the end."""
+        with torch.no_grad():
+            target = self.embed(original, lengths)
+        return 1 - nn.functional.cosine_similarity(self.embed(reconstruction, lengths), target, dim=-1)
+
+    def embed(self, waveform: Tensor, lengths: Tensor | None = None) -> Tensor:
+        """Speaker embeddings [B, E] of waveforms [B, 1, T] at the loss's sample rate; padding as in `per_clip`."""
+        rate, samples = self.resample.orig_freq, waveform.shape[-1]
+        if samples < SHORTEST * rate:
+            raise ValueError(f"{samples} samples are too few for a speaker embedding, expected {SHORTEST} s or more")
+        with torch.autocast(waveform.device.type, enabled=False):
+            low = self.resample(waveform.float()[:, 0])
+            return self.network(low, None if lengths is None else lengths * SAMPLE_RATE // rate)
+
+
+def band_limited_resample(sample_rate: int) -> torchaudio.transforms.Resample:
+    """From `sample_rate` to the network's 16 kHz, differentiably. Width 64 passes 7.5 kHz whole and takes 9 kHz down by
+    87 dB; the default of 6 would let it through at −17 dB, folded back into the band."""
+    return torchaudio.transforms.Resample(sample_rate, SAMPLE_RATE, lowpass_filter_width=64)
+
+
+def load_speaker_network(source: str, cache: str = "") -> SpeakerNetwork:
+    """The network of a folder or of a hub name, with its weights. Raises SpeakerModelError."""
+    try:
+        hyperparameters, weights = _find(source, cache)
+        network = SpeakerNetwork(hyperparameters)
+        state = torch.load(weights, map_location="cpu", weights_only=True)
+        network.embedding.load_state_dict(state)
+    except (
+        ImportError,  # speechbrain is not installed
+        OSError,  # a file, the hub
+        ValueError,  # neither a folder nor a hub name; a network that is described wrongly
+        TypeError,  # an argument that the class does not know
+        pickle.UnpicklingError,
+        EOFError,
+        RuntimeError,  # a broken weights file; tensors that do not fit
+    ) as error:
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".:")
+        raise SpeakerModelError(
+            f"the speaker network {source!r} cannot be loaded: {reason}. losses.speaker_model takes a hub name "
+            f"({PUBLISHED}) or a folder with {HYPERPARAMETERS} and {WEIGHTS}; losses.speaker=0 trains without it"
+        ) from error
+    return network
+
+
+def _find(source: str, cache: str) -> tuple[Path, Path]:
+    if Path(source).is_dir():
+        return Path(source) / HYPERPARAMETERS, Path(source) / WEIGHTS
+    from huggingface_hub import hf_hub_download
+
+    found = [Path(hf_hub_download(source, name, cache_dir=cache or None)) for name in (HYPERPARAMETERS, WEIGHTS)]
+    return found[0], found[1]
+
+
+class _Described(yaml.SafeLoader):
+    """Reads `!new:module.Class` as (tag, arguments) and makes nothing of it, where speechbrain's own reader would call
+    whatever a file names."""
+
+
+def _described(loader: yaml.SafeLoader, tag: str, node: yaml.Node) -> tuple[str, Any]:
+    return tag, loader.construct_mapping(node, deep=True) if isinstance(node, yaml.MappingNode) else None
+
+
+_Described.add_multi_constructor("!", _described)
+
+
+def _read_hyperparameters(path: Path) -> Any:
+    from hyperpyyaml import resolve_references
+    from ruamel.yaml.error import YAMLError  # of the library under hyperpyyaml
+
+    try:
+        return yaml.load(resolve_references(path.read_text(encoding="utf-8")), _Described)
+    except (YAMLError, yaml.YAMLError) as error:
+        raise ValueError(f"{path} is not valid YAML") from error
+
+
+def _arguments(described: Any, key: str, kind: type) -> dict[str, Any]:
+    """The arguments that a hyperparameter file gives to the class of one of its entries."""
+    expected = f"new:{kind.__module__}.{kind.__name__}"
+    entry = described.get(key) if isinstance(described, dict) else None
+    if not isinstance(entry, tuple) or entry[0] != expected:
+        found = f"!{entry[0]}" if isinstance(entry, tuple) else repr(entry)
+        raise ValueError(f"{HYPERPARAMETERS} has {key}: {found}, expected !{expected}")
+    return entry[1] or {}
