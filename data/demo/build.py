@@ -26,7 +26,7 @@ from codec.encoder import Encoder
 from data.clips import Clip, decode
 
 HERE = Path(__file__).parent
-SEEN_CLIPS, UNSEEN_CLIPS = 170, 20
+SEEN_CLIPS, UNSEEN_CLIPS = 150, 20
 # by the start of the speaker's name; RAVDESS is left out, its share-alike terms differ from this project's
 REAL_CLIPS = {"librittsr-": 5, "libritts-": 4, "ljspeech": 1, "vctk-": 6}
 VOICES = 4
