@@ -20,6 +20,7 @@ class Adversary:
     def __init__(self, config: Config, ranks: Ranks, autocast: Callable[[], AbstractContextManager[Any]]):
         self.network = Discriminator(config.discriminator.channels).to(ranks.device)
         self.parallel, self.autocast = ranks.parallel(self.network), autocast
+        self.accumulate = config.accumulate
         betas = (config.optimizer.beta1, config.optimizer.beta2)
         self.optimizer = torch.optim.Adam(self.network.parameters(), config.discriminator.lr, betas)
 
@@ -32,15 +33,18 @@ class Adversary:
         return feature_matching(real, fake)
 
     def learn(self, reconstruction: Tensor, original: Tensor) -> Tensor:
-        """One step of the discriminator by the hinge loss. Returns the loss."""
-        self.optimizer.zero_grad(set_to_none=True)
+        """Adds the gradient of the discriminator's hinge loss. Returns the loss."""
         with self.autocast():  # one pass over both: ranks average the gradients of one backward
             logits, _ = self.parallel(torch.cat([original, reconstruction.detach()]))
         real, fake = zip(*(scale.chunk(2) for scale in logits), strict=True)
         loss = hinge_loss(list(real), list(fake))
-        loss.backward()
-        self.optimizer.step()
+        (loss / self.accumulate).backward()
         return loss.detach()
+
+    def update(self) -> None:
+        """One step along the gradients that were added."""
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
 
     def state_dict(self) -> dict[str, Any]:
         return {"network": self.network.state_dict(), "optimizer": self.optimizer.state_dict()}
