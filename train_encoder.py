@@ -15,6 +15,7 @@ import argparse
 import math
 import sys
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 
 import torch
@@ -23,15 +24,18 @@ from torch import Tensor, nn
 from codec.checkpoint import load_release, save_encoder, save_release
 from codec.codec import Codec
 from codec.config import CodecConfig, ReleaseError, read_params_file
-from data import Crops, DataError, Stream, crop_loader, derive_seed, fixed_clips, open_clips
+from data import DataError, derive_seed
 from losses import Balancer, Diversity, MelDistance, STFTDistance, commitment
 from losses.shaping import Shaping, save_target, voices_target
 from training.adversary import Adversary
 from training.average import AveragedCodec
-from training.checkpoints import CheckpointError, check_same_run, load_newest, save_checkpoint
+from training.checkpoints import CheckpointError, check_same_run, load_newest, save_checkpoint, write_whole
 from training.config import Config, ConfigError, dump_config, load_config
-from training.distributed import Ranks, start_ranks
-from training.progress import Progress
+from training.distributed import Ranks, RanksError, start_ranks
+from training.failures import MemoryFullError, explained
+from training.progress import Progress, over_ranks
+from training.speech import Speech
+from training.stopping import StoppedError, StopRequest
 
 WaveformLoss = Callable[[Tensor, Tensor], Tensor]
 
@@ -84,6 +88,8 @@ class Training:
             {name: weight for name, weight in latent_weights.items() if weight > 0}, decay=decay
         )
         self.entries_seen = torch.zeros(self.codec.config.semantic_codebook_size, dtype=torch.bool, device=ranks.device)
+        self.place = 0  # in the stream of clips: how many were heard, by all ranks
+        self.best_step, self.best_mel = 0, math.inf  # of all validations
 
     def _running(self, network: nn.Module) -> nn.Module:
         trained = any(parameter.requires_grad for parameter in network.parameters())
@@ -94,19 +100,37 @@ class Training:
         return torch.autocast(self.ranks.device.type, torch.bfloat16, enabled=self.bf16)
 
     def step(self, waveform: Tensor, step: int) -> dict[str, Tensor]:
-        """One step on crops [B, 1, T] of this rank. Returns metrics that still lie on the device."""
-        batch, samples = len(waveform), waveform.shape[-1]
+        """One step on crops [B, 1, T] of this rank, in `accumulate` parts. Returns metrics that still lie on the
+        device."""
         self.optimizer.zero_grad(set_to_none=True)
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate(step, self.config)
+        parts = waveform.chunk(self.config.accumulate)
+        with self.ranks.unsynchronised(self.encoder, self.decoder):
+            found = [self.backward(part, step, i) for i, part in enumerate(parts[:-1])]
+        found.append(self.backward(parts[-1], step, len(parts) - 1))
+        norms = {
+            f"gradient_norm/{name}": nn.utils.clip_grad_norm_(network.parameters(), self.config.optimizer.clip_norm)
+            for name, network in self.trained.items()
+        }
+        self.optimizer.step()
+        self.averaged.update(step)
+        if self.adversary:
+            self.adversary.update()
+        self.place += len(waveform) * self.ranks.count
+        return {**{name: torch.stack([f[name] for f in found]).mean(dim=0) for name in found[0]}, **norms}
 
+    def backward(self, waveform: Tensor, step: int, part: int = 0) -> dict[str, Tensor]:
+        """Adds the gradients of one part [B, 1, T] of a step's crops. Returns its metrics."""
+        batch, samples = len(waveform) * self.config.accumulate, waveform.shape[-1]
         # encoder -> quantizer -> decoder, cut at the latent and at the reconstruction, where gradients are balanced
         with self.autocast():
             encoded = self.encoder(waveform)
         latent = encoded.detach().float().requires_grad_()
         generator = torch.Generator().manual_seed(derive_seed(self.config.seed, step))
         draws = self.quantizer.draw(batch * self.ranks.count, latent.shape[-1], generator)
-        quantized = self.quantizer(latent, draws.part(self.ranks.rank, self.ranks.count))
+        mine = draws.part(self.ranks.rank, self.ranks.count).part(part, self.config.accumulate)
+        quantized = self.quantizer(latent, mine)
         with self.autocast():
             decoded = self.decoder(quantized.latent)
         reconstruction = decoded.detach().float()[..., :samples].requires_grad_()
@@ -141,12 +165,6 @@ class Training:
         # one backward through the encoder
         encoded.backward(self.latent_balancer.combine(at_latent).to(encoded.dtype) / batch)
 
-        norms = {
-            f"gradient_norm/{name}": nn.utils.clip_grad_norm_(network.parameters(), self.config.optimizer.clip_norm)
-            for name, network in self.trained.items()
-        }
-        self.optimizer.step()
-        self.averaged.update(step)
         if "feature_matching" in values and self.adversary:
             values["discriminator"] = self.adversary.learn()
         if self.config.train == "codec":
@@ -157,15 +175,14 @@ class Training:
             **{name: value.detach() for name, value in values.items()},
             **{f"share/{name}": share for name, share in self.waveform_balancer.shares.items()},
             **{f"share_latent/{name}": share for name, share in self.latent_balancer.shares.items()},
-            **norms,
             "acoustic_min": acoustic.min(),
             "acoustic_mean": acoustic.mean(),
             "acoustic_max": acoustic.max(),
         }
 
     @torch.no_grad()
-    def validate(self, clips: Tensor) -> tuple[dict[str, float], Tensor]:
-        """Hard codes and averaged weights on clips [N, 1, T]: metrics and the reconstructions."""
+    def validate(self, clips: Tensor) -> tuple[dict[str, float], Tensor, Tensor]:
+        """Hard codes and averaged weights on clips [N, 1, T]: metrics, the reconstructions, the codes [N, 37, F]."""
         codec = self.averaged.codec
         codes, outputs = [], []
         for part in clips.split(self.config.batch_size):
@@ -185,7 +202,7 @@ class Training:
             "acoustic_max": acoustic.max(),
             "acoustic_at_ends": ((acoustic == 0) | (acoustic == top)).float().mean(),
         }
-        return {name: float(value) for name, value in metrics.items()}, reconstruction
+        return {name: float(value) for name, value in metrics.items()}, reconstruction, all_codes
 
     def state_dict(self) -> dict[str, object]:
         return {
@@ -196,6 +213,8 @@ class Training:
             "waveform_balancer": self.waveform_balancer.state_dict(),
             "latent_balancer": self.latent_balancer.state_dict(),
             "adversary": self.adversary.state_dict() if self.adversary else {},
+            "place": self.place,
+            "best": {"step": self.best_step, "mel": self.best_mel},
         }
 
     def load_state_dict(self, state: dict) -> None:
@@ -207,6 +226,8 @@ class Training:
         self.latent_balancer.load_state_dict(state["latent_balancer"], self.ranks.device)
         if self.adversary:
             self.adversary.load_state_dict(state["adversary"])
+        self.place = state["place"]
+        self.best_step, self.best_mel = state["best"]["step"], state["best"]["mel"]
 
     def start_from(self, folder: Path) -> None:
         """Takes over the averaged weights, and the codebook, of another run's newest checkpoint."""
@@ -218,13 +239,17 @@ class Training:
         self.quantizer.load_state_dict(state["quantizer"])
 
     def save(self, folder: Path, step: int) -> None:
-        """A checkpoint to go on from, and what the run is for: the encoder (of a whole codec, the release too)."""
-        state = {"step": step, "config": dump_config(self.config), **self.state_dict()}
-        save_checkpoint(folder / "checkpoints", step, state, self.config.keep)
+        """What the run is for, the encoder (of a whole codec, the release too), and then a checkpoint to go on from:
+        killed in between, the run makes the encoder again."""
         codec = self.averaged.codec
         if self.config.train == "codec":
             save_release(folder / "release", codec, Path(self.config.params))
-        save_encoder(folder / "encoder.safetensors", codec, {"step": step, "averaged_weights": True})
+        about = {"step": step, "averaged_weights": True}
+        save_encoder(folder / "encoder.safetensors", codec, about)
+        if self.best_step == step:
+            save_encoder(folder / "encoder_best.safetensors", codec, about)
+        state = {"step": step, "config": dump_config(self.config), **self.state_dict()}
+        save_checkpoint(folder / "checkpoints", step, state, self.config.keep, self.best_step)
 
 
 def build_codec(config: Config) -> Codec:
@@ -250,58 +275,62 @@ def train(config: Config, ranks: Ranks) -> None:
     folder = Path(config.output_dir)
     training = Training(config, ranks)
     codec = training.codec
-    state = load_newest(folder / "checkpoints")
-    first_step = 0
-    if state is not None:
+    speech = Speech(config, ranks, codec.sample_rate)
+
+    # where to begin is the first rank's to say: the others may have no part of its disk
+    state = load_newest(folder / "checkpoints") if ranks.main else None
+    first_step = ranks.largest(state["step"] if state else 0)
+    if state:
         check_same_run(state["config"], dump_config(config))
         training.load_state_dict(state)
-        first_step = state["step"]
-    elif config.start_from:
+    elif ranks.main and config.start_from:
         training.start_from(Path(config.start_from))
+    if ranks.count > 1:
+        training.load_state_dict(ranks.from_main(training.state_dict()))
 
-    clips = open_clips(config.data.train, config.hf_cache)
-    length = round(config.data.crop_seconds * codec.sample_rate)
-    crops = Crops(clips, length, codec.sample_rate, config.data.resample, config.seed)
-    stream = Stream(len(clips), config.batch_size, config.seed, first_step, ranks.rank, ranks.count)
-    batches = iter(crop_loader(crops, stream, config.data.workers, pin_memory=ranks.device.type == "cuda"))
-    validation = fixed_clips(
-        open_clips(config.data.validation, config.hf_cache),
-        config.data.validation_clips,
-        round(config.data.validation_seconds * codec.sample_rate),
-        codec.sample_rate,
-        config.data.resample,
-    ).to(ranks.device)
-
-    progress = Progress(
-        folder, first_step, config.steps, config.batch_size * ranks.count * config.data.crop_seconds, ranks.main
-    )
+    progress = Progress(folder, first_step, config.steps, speech.seconds_a_step, ranks)
     if ranks.main:
-        (folder / "config.yaml").write_text(dump_config(config), encoding="utf-8")
+        write_whole(folder / "config.yaml", dump_config(config))
         if config.losses.shaping:
             save_target(folder / "acoustic_target.json", training.target)
     if ranks.main and first_step == 0:
-        progress.log_validation(0, *training.validate(validation), validation, codec.sample_rate)
-    for step in range(first_step, config.steps):
-        batch = next(batches)
-        progress.skip(batch.skipped)
-        metrics = training.step(batch.waveform.to(ranks.device, non_blocking=True), step)
-        progress.advance()
-        done = step + 1
-        if done % config.log_every == 0:
-            seen = ranks.gather(training.entries_seen[None]).any(dim=0)
-            training.entries_seen.zero_()
-            lr = learning_rate(step, config)
-            progress.log(done, {**metrics, "sem_util": seen.sum(), "learning_rate": lr})
-            if not all(bool(torch.isfinite(value)) for value in metrics.values()):
-                broken = ", ".join(name for name, value in metrics.items() if not bool(torch.isfinite(value)))
-                raise TrainingError(f"step {done}: {broken} not finite; the last checkpoint in {folder} is still good")
-        if ranks.main and (done % config.validate_every == 0 or done == config.steps):
-            progress.log_validation(done, *training.validate(validation), validation, codec.sample_rate)
-        if ranks.main and (done % config.save_every == 0 or done == config.steps):
-            training.save(folder, done)
-    progress.close()
-    if ranks.main:
-        print(f"encoder after {config.steps} steps: {folder / 'encoder.safetensors'}")
+        progress.log_validation(0, *training.validate(speech.validation), speech.validation, codec.sample_rate)
+
+    # signals are taken before the loader's workers start, who inherit this
+    with StopRequest() as stop, closing(speech.batches(training.place)) as batches:
+        for step in range(first_step, config.steps):
+            batch = next(batches)
+            progress.skip(batch.skipped)
+            on_device = training.step(batch.waveform.to(ranks.device, non_blocking=True), step)
+            progress.advance()
+            done = step + 1
+            stopped = ranks.largest(stop.number)
+            log = done % config.log_every == 0
+            validate = done % config.validate_every == 0 or done == config.steps
+            save = done % config.save_every == 0 or done == config.steps or stopped
+            if log or validate or save:
+                metrics = over_ranks(on_device, ranks)
+                broken = ", ".join(name for name, value in metrics.items() if not math.isfinite(value))
+                if log:
+                    seen = ranks.gather(training.entries_seen[None]).any(dim=0).sum()
+                    training.entries_seen.zero_()
+                    progress.log(done, {**metrics, "sem_util": int(seen), "learning_rate": learning_rate(step, config)})
+                if broken:
+                    raise TrainingError(f"step {done}: {broken} not finite; the last checkpoint in {folder} is good")
+            if validate or save:
+                ranks.check_same(training.state_dict())
+            if ranks.main and validate:
+                measured, sound, codes = training.validate(speech.validation)
+                progress.log_validation(done, measured, sound, codes, speech.validation, codec.sample_rate)
+                if measured["mel"] < training.best_mel:
+                    training.best_step, training.best_mel, save = done, measured["mel"], True
+            if ranks.main and save:
+                training.save(folder, done)
+            if validate or save:
+                ranks.wait()  # for the first one's reports, as long as they take
+            if stopped:
+                raise StoppedError(stopped, done)
+    progress.close(config, training.best_step, training.best_mel)
 
 
 def main() -> int:
@@ -315,9 +344,12 @@ def main() -> int:
         print(f"error: {error}", file=sys.stderr)
         return 2
     try:
-        with start_ranks() as ranks:
+        with start_ranks() as ranks, explained(config):
             train(config, ranks)
-    except (CheckpointError, ConfigError, DataError, ReleaseError, TrainingError) as error:
+    except StoppedError as stop:
+        print(f"{stop}: the same command goes on", file=sys.stderr)
+        return stop.status
+    except (CheckpointError, ConfigError, DataError, MemoryFullError, RanksError, ReleaseError, TrainingError) as error:
         sentence = str(error)
     except OSError as error:
         sentence = f"{error.filename or config.output_dir}: {error.strerror}"

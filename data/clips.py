@@ -1,8 +1,9 @@
-"""Where clips come from: folders of audio files, and parquet files in LibriTTS-R's schema."""
+"""What clips are stored in: folders of audio files, and parquet files in LibriTTS-R's schema."""
 
 from __future__ import annotations
 
 import io
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -47,22 +48,54 @@ class Clips(Protocol):
 
     def read(self, index: int) -> Clip: ...
 
+    def speakers(self) -> np.ndarray:
+        """The number of each clip's speaker, from 0 on: [clips], int32."""
+
 
 class FolderClips:
-    """Every audio file below a folder, in the order of the paths."""
+    """Every audio file below a folder, in the order of the paths. In the corpora's layout, `speaker/chapter/*.wav`
+    with a `*.normalized.txt` beside each, a clip without its transcript is a bad one; in any other the folder that a
+    clip lies in is its speaker."""
+
+    TRANSCRIPT = ".normalized.txt"
 
     def __init__(self, folder: Path):
-        self.paths = sorted(path for path in folder.rglob("*") if path.suffix.lower() in AUDIO_SUFFIXES)
+        self.folder = folder
+        names, self.transcribed = [], False
+        for parent, _, files in os.walk(folder, followlinks=True):
+            names += [
+                os.path.relpath(Path(parent, file), folder) for file in files if file.lower().endswith(AUDIO_SUFFIXES)
+            ]
+            self.transcribed = self.transcribed or any(file.endswith(self.TRANSCRIPT) for file in files)
+        # an array of bytes: hundreds of thousands of objects would be copied into every worker as they are counted
+        self.names = np.array(sorted(os.fsencode(name) for name in names))
 
     def __len__(self) -> int:
-        return len(self.paths)
+        return len(self.names)
 
     def read(self, index: int) -> Clip:
-        path = self.paths[index]
+        path = self._path(index)
         try:
-            return Clip(str(path), path.read_bytes())
+            audio = path.read_bytes()
         except OSError as error:
             raise BadClipError(str(path), "cannot be read", str(error.strerror)) from error
+        if not self.transcribed:
+            return Clip(str(path), audio, path.parent.name)
+        try:
+            text = path.with_suffix(self.TRANSCRIPT).read_text(encoding="utf-8").strip()
+        except FileNotFoundError:
+            raise BadClipError(str(path), "has no transcript", f"expected {self.TRANSCRIPT} beside it") from None
+        except (OSError, UnicodeDecodeError) as error:
+            raise BadClipError(str(path), "has a transcript that cannot be read", str(error)) from error
+        return Clip(str(path), audio, path.parent.parent.name, text)
+
+    def speakers(self) -> np.ndarray:
+        up = 2 if self.transcribed else 1
+        parts = [name.split(b"/") for name in self.names]
+        return _numbered(np.array([b"/".join(part[:-up]) for part in parts]))
+
+    def _path(self, index: int) -> Path:
+        return self.folder / os.fsdecode(self.names[index])
 
 
 class ParquetClips:
@@ -72,17 +105,23 @@ class ParquetClips:
 
     def __init__(self, paths: Sequence[Path], cache: str):
         from datasets import Audio, Dataset, concatenate_datasets  # takes seconds to import, for parquet alone
+        from datasets.exceptions import DatasetGenerationError
+        from pyarrow.parquet import read_schema
 
         parts = []
         for path in paths:
             try:
-                rows = Dataset.from_parquet(str(path), cache_dir=cache or None)
+                columns = read_schema(path).names
+                missing = [column for column in self.COLUMNS if column not in columns]
+                if missing:
+                    raise DataError(f"{path} lacks the columns {missing}; expected LibriTTS-R's: {list(self.COLUMNS)}")
+                rows = Dataset.from_parquet(str(path), cache_dir=cache or None, columns=list(self.COLUMNS))
             except (OSError, ValueError) as error:
                 raise DataError(f"{path} cannot be read as parquet: {error}") from error
-            missing = [column for column in self.COLUMNS if column not in rows.column_names]
-            if missing:
-                raise DataError(f"{path} lacks the columns {missing}; expected LibriTTS-R's: {list(self.COLUMNS)}")
-            parts.append(rows.select_columns(list(self.COLUMNS)).cast_column("audio", Audio(decode=False)))
+            except DatasetGenerationError as error:
+                reason = error.__cause__ or error  # a file that is cut short, or a cache without space
+                raise DataError(f"{path} could not be copied into the cache of memory-mapped rows: {reason}") from error
+            parts.append(rows.cast_column("audio", Audio(decode=False)))
         self.rows = concatenate_datasets(parts)
 
     def __len__(self) -> int:
@@ -93,7 +132,10 @@ class ParquetClips:
         audio = row["audio"]["bytes"]
         if not audio:
             raise BadClipError(row["id"], "holds no audio")
-        return Clip(row["id"], audio, row["speaker_id"], row["text_normalized"])
+        return Clip(row["id"], audio, str(row["speaker_id"]), row["text_normalized"] or "")
+
+    def speakers(self) -> np.ndarray:
+        return _numbered(np.array(self.rows["speaker_id"][:], dtype=np.str_))
 
 
 class JoinedClips:
@@ -110,21 +152,17 @@ class JoinedClips:
         part = int(np.searchsorted(self.ends, index, side="right"))
         return self.parts[part].read(index - int(self.ends[part - 1] if part else 0))
 
+    def speakers(self) -> np.ndarray:
+        """Speakers of different collections are different ones."""
+        numbered, known = [], 0
+        for part in self.parts:
+            numbered.append(part.speakers() + known)
+            known = int(numbered[-1].max()) + 1
+        return np.concatenate(numbered)
 
-def open_clips(paths: Sequence[str], cache: str = "") -> Clips:
-    """The clips of folders of audio files, of parquet files, and of folders of parquet files. Raises DataError for
-    a path that is none of these or holds nothing."""
-    parts: list[Clips] = []
-    for path in map(Path, paths):
-        parquet = sorted(path.glob("*.parquet")) if path.is_dir() else [path] * (path.suffix == ".parquet")
-        if not path.exists():
-            raise DataError(f"{path} does not exist; data is a folder of audio files or parquet files")
-        part: Clips = ParquetClips(parquet, cache) if parquet else FolderClips(path)
-        if not len(part):
-            kinds = ", ".join(AUDIO_SUFFIXES)
-            raise DataError(f"{path} holds no clips: expected {kinds} files, or parquet files in LibriTTS-R's schema")
-        parts.append(part)
-    return JoinedClips(parts)
+
+def _numbered(names: np.ndarray) -> np.ndarray:
+    return np.unique(names, return_inverse=True)[1].astype(np.int32)
 
 
 def read_audio(clip: Clip) -> tuple[np.ndarray, int]:

@@ -1,12 +1,12 @@
 """Fixed-length random crops in batches: the same for a seed on any number of workers and ranks.
 
-The training data is one endless stream: epoch after epoch of all clips, each epoch in its own order. A position in
-it is a number, so a run goes on anywhere without replaying, and batches are always whole.
+The training data is one endless stream in an order that is a function of numbers (`data/order.py`). A position in it
+is a number, so a run goes on anywhere without replaying, and batches are always whole.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterator
 from typing import NamedTuple
 
 import torch
@@ -14,6 +14,8 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from data.clips import BadClipError, Clips, DataError, decode
+from data.order import Order
+from data.seeds import derive_seed
 
 ATTEMPTS = 50  # clips tried in a row before the data is called unusable
 
@@ -69,39 +71,38 @@ class Crops(Dataset[Item]):
 
 
 class Stream(Sampler[list[tuple[int, int]]]):
-    """Endless batches of (epoch, index) for one rank, from a step on. All ranks' batches together are consecutive
-    places of the stream."""
+    """Endless batches of (epoch, index) for one rank, from a place of the order on. All ranks' batches together are
+    consecutive places."""
 
-    def __init__(self, clips: int, batch_size: int, seed: int, first_step: int = 0, rank: int = 0, ranks: int = 1):
-        self.clips, self.batch_size, self.seed = clips, batch_size, seed
-        self.first_step, self.rank, self.ranks = first_step, rank, ranks
+    def __init__(self, order: Order, batch_size: int, first_place: int = 0, rank: int = 0, ranks: int = 1):
+        self.order, self.batch_size, self.first_place = order, batch_size, first_place
+        self.rank, self.ranks = rank, ranks
 
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
-        place = (self.first_step * self.ranks + self.rank) * self.batch_size
-        epoch, order = -1, torch.empty(0)
+        place = self.first_place + self.rank * self.batch_size
         while True:
-            keys = []
-            for i in range(place, place + self.batch_size):
-                if i // self.clips != epoch:
-                    epoch = i // self.clips
-                    generator = torch.Generator().manual_seed(derive_seed(self.seed, epoch, -1))
-                    order = torch.randperm(self.clips, generator=generator)
-                keys.append((epoch, int(order[i % self.clips])))
-            yield keys
+            yield [self.order(i) for i in range(place, place + self.batch_size)]
             place += self.batch_size * self.ranks
 
 
-def crop_loader(crops: Crops, stream: Stream, workers: int, pin_memory: bool) -> Iterable[Batch]:
-    """Batches of crops, decoded ahead in worker processes."""
-    return DataLoader(
-        crops,
-        batch_sampler=stream,
-        num_workers=workers,
-        collate_fn=_collate,
-        pin_memory=pin_memory,
-        persistent_workers=workers > 0,
-        prefetch_factor=4 if workers else None,
+def crop_loader(crops: Crops, stream: Stream, workers: int, pin_memory: bool) -> Generator[Batch]:
+    """Batches of crops, decoded ahead in worker processes. Closing the generator ends these."""
+    batches = iter(
+        DataLoader(
+            crops,
+            batch_sampler=stream,
+            num_workers=workers,
+            collate_fn=_collate,
+            pin_memory=pin_memory,
+            prefetch_factor=4 if workers else None,
+        )
     )
+    while True:
+        try:
+            batch = next(batches)
+        except DataError as error:  # out of a worker it comes with that process's whole traceback
+            raise DataError(str(error).strip().splitlines()[-1].removeprefix("data.clips.DataError: ")) from error
+        yield batch
 
 
 def fixed_clips(clips: Clips, count: int, length: int, sample_rate: int, resample: bool) -> Tensor:
@@ -124,14 +125,3 @@ def fixed_clips(clips: Clips, count: int, length: int, sample_rate: int, resampl
 
 def _collate(items: list[Item]) -> Batch:
     return Batch(torch.stack([item.waveform for item in items]), tuple(s for item in items for s in item.skipped))
-
-
-def derive_seed(*numbers: int) -> int:
-    """One seed of several numbers: 64 bits, well spread (splitmix64, Steele et al. 2014)."""
-    state = 0
-    for number in numbers:
-        state = (state + number + 0x9E3779B97F4A7C15) & 0xFFFFFFFFFFFFFFFF
-        state = ((state ^ (state >> 30)) * 0xBF58476D1CE4E5B9) & 0xFFFFFFFFFFFFFFFF
-        state = ((state ^ (state >> 27)) * 0x94D049BB133111EB) & 0xFFFFFFFFFFFFFFFF
-        state ^= state >> 31
-    return state - (1 << 63)

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from data import Source
 from training.checkpoints import check_same_run
 from training.config import ConfigError, dump_config, load_config
 
@@ -36,8 +37,8 @@ def test_the_command_line_beats_the_environment_and_that_the_file(file: Path, mo
 def test_overrides_reach_into_sections_and_keep_their_types(file: Path) -> None:
     config = load_config(file, ["losses.mel=2", "optimizer.lr=1e-4", "compile=true", "data.train=[x, y]", "steps=7"])
     assert (config.losses.mel, config.optimizer.lr, config.compile, config.steps) == (2.0, 1e-4, True, 7)
-    assert config.data.train == ("x", "y")
-    assert config.data.validation == ("b",)
+    assert config.data.train == (Source("x"), Source("y"))
+    assert config.data.validation == (Source("b"),)
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ import pytest
 import soundfile
 import torch
 
-from data import Crops, DataError, Stream, crop_loader, decode, fixed_clips, open_clips
+from data import Crops, DataError, Shuffled, Stream, crop_loader, decode, fixed_clips, open_clips
 from data.clips import BadClipError, Clip
 
 RATE = 24000
@@ -69,7 +69,8 @@ def test_crops_repeat_for_a_seed_on_any_number_of_workers(folder: Path) -> None:
     crops = Crops(clips, 12000, RATE, resample=False, seed=5)
 
     def batches(workers: int, first_step: int) -> list[torch.Tensor]:
-        stream = iter(crop_loader(crops, Stream(len(clips), 3, seed=5, first_step=first_step), workers, False))
+        order = Shuffled(len(clips), seed=5)
+        stream = crop_loader(crops, Stream(order, 3, first_place=3 * first_step), workers, False)
         return [next(stream).waveform for _ in range(4 - first_step)]
 
     alone, with_workers = batches(0, 0), batches(2, 0)
@@ -79,12 +80,12 @@ def test_crops_repeat_for_a_seed_on_any_number_of_workers(folder: Path) -> None:
 
 
 def test_an_epoch_holds_every_clip_once_and_ranks_share_it() -> None:
-    keys = iter(Stream(10, 4, seed=0))
+    keys = iter(Stream(Shuffled(10, seed=0), 4))
     seen = [key for _ in range(5) for key in next(keys)]
     assert sorted(index for epoch, index in seen if epoch == 0) == list(range(10))
     assert sorted(index for epoch, index in seen if epoch == 1) == list(range(10))
     assert [index for epoch, index in seen if epoch == 0] != [index for epoch, index in seen if epoch == 1]
-    halves = [iter(Stream(10, 2, seed=0, rank=rank, ranks=2)) for rank in range(2)]
+    halves = [iter(Stream(Shuffled(10, seed=0), 2, rank=rank, ranks=2)) for rank in range(2)]
     shared = [key for _ in range(5) for half in halves for key in next(half)]
     assert shared == seen
 

@@ -23,9 +23,8 @@ class Adversary:
 
     def __init__(self, config: Config, ranks: Ranks, autocast: Callable[[], AbstractContextManager[Any]]):
         self.network = Discriminator(config.discriminator.channels).to(ranks.device)
-        ranks.broadcast(self.network)
         self.feature_matching = torch.compile(feature_matching) if config.compile else feature_matching
-        self.ranks, self.autocast = ranks, autocast
+        self.ranks, self.autocast, self.accumulate = ranks, autocast, config.accumulate
         self.parameters = list(self.network.parameters())
         betas = (config.optimizer.beta1, config.optimizer.beta2)
         self.optimizer = torch.optim.Adam(self.parameters, config.discriminator.lr, betas)
@@ -40,14 +39,21 @@ class Adversary:
         return self.feature_matching(real_features, fake_features)
 
     def learn(self) -> Tensor:
-        """One step of the discriminator by the hinge loss of the last `match`. Returns the loss."""
-        assert self.loss is not None, "nothing was matched in this step"
-        gradients = torch.autograd.grad(self.loss, self.parameters)
+        """Adds the gradient of the discriminator's hinge loss of the last `match`. Returns the loss."""
+        assert self.loss is not None, "nothing was matched"
+        (self.loss / self.accumulate).backward(inputs=self.parameters)
+        loss, self.loss = self.loss.detach(), None
+        return loss
+
+    def update(self) -> None:
+        """One step along the gradients that were added, of all ranks; none where nothing was matched."""
+        if self.parameters[0].grad is None:
+            return
+        gradients = [parameter.grad for parameter in self.parameters if parameter.grad is not None]
         for parameter, gradient in zip(self.parameters, self.ranks.average(gradients), strict=True):
             parameter.grad = gradient
         self.optimizer.step()
-        loss, self.loss = self.loss.detach(), None
-        return loss
+        self.optimizer.zero_grad(set_to_none=True)
 
     def state_dict(self) -> dict[str, Any]:
         return {"network": self.network.state_dict(), "optimizer": self.optimizer.state_dict()}

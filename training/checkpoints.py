@@ -1,7 +1,9 @@
-"""Checkpoints of a run: folders that appear whole or not at all, the newest of them to go on from."""
+"""Checkpoints of a run: folders that appear whole or not at all. The newest is what the run goes on from."""
 
 from __future__ import annotations
 
+import os
+import pickle
 import shutil
 from pathlib import Path
 from typing import Any
@@ -13,21 +15,30 @@ from training.config import ConfigError
 
 
 class CheckpointError(Exception):
-    """A checkpoint could not be written. The message says where and why."""
+    """A checkpoint could not be written or read. The message says where and why."""
 
 
-FREE_TO_CHANGE = ("steps", "output_dir", "hf_cache", "log_every", "validate_every", "save_every", "keep", "compile")
+STATE = "state.pt"
+# How long to run, where, on how many GPUs, and what to report
+FREE_TO_CHANGE = (
+    *("steps", "output_dir", "hf_cache", "log_every", "validate_every", "save_every", "keep", "compile"),
+    *("batch_size", "accumulate", "data.workers"),
+)
 
 
-def save_checkpoint(folder: Path, step: int, state: dict[str, Any], keep: int) -> None:
-    """Writes `folder/step_0001000/state.pt` beside, renames it into place and deletes all but the newest `keep`.
-    Raises CheckpointError where it cannot be written; the checkpoints before it stay as they are."""
+def save_checkpoint(folder: Path, step: int, state: dict[str, Any], keep: int, best: int = 0) -> None:
+    """Writes `folder/step_0001000/state.pt` beside, renames it into place and deletes all but the newest `keep` and
+    that of the step `best`. Raises CheckpointError where it cannot be written; those before it stay as they are."""
     target = folder / f"step_{step:07}"
     partial = folder / f".step_{step:07}.partial"
-    shutil.rmtree(partial, ignore_errors=True)
+    for left in folder.glob(".step_*.partial"):  # of a run that was killed while it wrote
+        shutil.rmtree(left)
     try:
         partial.mkdir(parents=True)
-        torch.save(state, partial / "state.pt")
+        with (partial / STATE).open("wb") as file:
+            torch.save(state, file)
+            file.flush()
+            os.fsync(file.fileno())
         shutil.rmtree(target, ignore_errors=True)
         partial.rename(target)
     except (OSError, RuntimeError) as error:  # torch reports a full disk as a RuntimeError of its writer
@@ -35,24 +46,39 @@ def save_checkpoint(folder: Path, step: int, state: dict[str, Any], keep: int) -
         raise CheckpointError(
             f"{target} cannot be written ({error}): see to the disk; the one before is kept"
         ) from error
-    for old in checkpoints(folder)[:-keep]:
+    for old in set(folder.glob("step_*")) - set(checkpoints(folder)[-keep:]) - {folder / f"step_{best:07}"}:
         shutil.rmtree(old)
 
 
+def write_whole(path: Path, text: str) -> None:
+    """Writes a small text file beside and renames it into place."""
+    partial = path.with_name(f".{path.name}.partial")
+    partial.write_text(text, encoding="utf-8")
+    partial.replace(path)
+
+
 def load_newest(folder: Path) -> dict[str, Any] | None:
-    """The state of the newest checkpoint, on the CPU; None where there is none."""
+    """The state of the newest checkpoint, on the CPU; None where there is none. Raises CheckpointError where it is
+    damaged."""
     found = checkpoints(folder)
-    return torch.load(found[-1] / "state.pt", map_location="cpu", weights_only=True) if found else None
+    if not found:
+        return None
+    try:
+        return torch.load(found[-1] / STATE, map_location="cpu", weights_only=True)
+    except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
+        raise CheckpointError(
+            f"{found[-1]} cannot be read ({error}): delete this folder to go on from the one before"
+        ) from error
 
 
 def checkpoints(folder: Path) -> list[Path]:
     """The whole checkpoints in `folder`, the oldest first."""
-    return sorted(folder.glob("step_*"))
+    return sorted(state.parent for state in folder.glob(f"step_*/{STATE}"))
 
 
 def check_same_run(before: str, now: str) -> None:
     """Raises ConfigError with the keys that differ between a checkpoint's configuration and this run's, both YAML.
-    How long to run, where, and what to report may change."""
+    How long to run, where, on how many GPUs and what to report may change."""
     old, new = (_flat(yaml.safe_load(text)) for text in (before, now))
     differing = [
         f"{key} ({old.get(key)!r} there, {new.get(key)!r} now)"

@@ -15,6 +15,7 @@ from typing import Any
 
 import yaml
 
+from data.sources import Source
 from training.environment import from_environment
 
 
@@ -24,8 +25,9 @@ class ConfigError(Exception):
 
 @dataclass(frozen=True)
 class Data:
-    train: tuple[str, ...] = ()  # folders of audio files, parquet files, or folders of parquet files
-    validation: tuple[str, ...] = ()  # the same, of speakers that are not in train
+    train: tuple[Source, ...] = ()  # paths and hub names, or sections of path, split and weight: data/sources.py
+    validation: tuple[Source, ...] = ()  # the same, of speakers that are not in train
+    sampling: str = "clips"  # every clip as often as any other, or the "speakers": one of little speech as often as all
     crop_seconds: float = 4.0  # length of a training crop; shorter clips are skipped and counted
     resample: bool = False  # accept other sample rates than the codec's; otherwise such a clip is skipped and counted
     workers: int = 4  # processes that read and decode; 0 decodes in the training process
@@ -37,6 +39,12 @@ class Data:
         _at_least("data.validation_seconds", self.validation_seconds, 0.1)
         _at_least("data.workers", self.workers, 0)
         _at_least("data.validation_clips", self.validation_clips, 1)
+        _one_of("data.sampling", self.sampling, ("clips", "speakers"))
+        weights = [source.weight for source in self.train]
+        if min(weights, default=0) < 0 or (any(weights) and not all(weights)):
+            raise ConfigError(
+                f"the weights of data.train are {weights}, expected none, or a positive one for each source"
+            )
 
 
 @dataclass(frozen=True)
@@ -106,14 +114,16 @@ class Config:
     init: str = "mirror"  # encoder layers start from the "mirror"ed decoder layers, or "random"
     start_from: str = ""  # output_dir of another run of the same kind: start from its weights, with fresh optimizers
     steps: int = 100_000
-    batch_size: int = 32  # crops a GPU
+    batch_size: int = 32  # crops a GPU at a time
+    accumulate: int = 1  # such batches whose gradients make a step: more crops a step in the same memory
     precision: str = "bf16"  # autocast of encoder and decoder: "bf16" or "fp32"
+    recompute: bool = False  # activations of the largest parts a second time in the backward: slower, less memory
     compile: bool = False  # torch.compile for encoder and decoder: minutes at the start, faster steps
     seed: int = 0
     log_every: int = 50  # steps between two lines of metrics
     validate_every: int = 1000
     save_every: int = 1000
-    keep: int = 2  # checkpoints kept
+    keep: int = 2  # checkpoints kept, beside the best one
     data: Data = field(default_factory=Data)
     losses: Losses = field(default_factory=Losses)
     discriminator: Discriminator = field(default_factory=Discriminator)
@@ -123,7 +133,7 @@ class Config:
         _one_of("train", self.train, ("encoder", "codec"))
         _one_of("init", self.init, ("mirror", "random"))
         _one_of("precision", self.precision, ("bf16", "fp32"))
-        for name in ("steps", "batch_size", "log_every", "validate_every", "save_every", "keep"):
+        for name in ("steps", "batch_size", "accumulate", "log_every", "validate_every", "save_every", "keep"):
             _at_least(name, getattr(self, name), 1)
         if self.train == "encoder" and not self.model_dir:
             raise ConfigError("model_dir is empty, expected a release's folder: set MODEL_DIR, or model_dir=DIR")
@@ -167,7 +177,8 @@ def dump_config(config: Config) -> str:
     """The configuration as YAML that `load_config` reads back."""
     values = asdict(config)
     for key in ("train", "validation"):
-        values["data"][key] = list(values["data"][key])
+        sources = getattr(config.data, key)
+        values["data"][key] = [asdict(source) if source.weight else source.name for source in sources]
     return yaml.safe_dump(values, sort_keys=False)
 
 
@@ -190,11 +201,12 @@ def _build(cls: Any, values: Mapping[str, Any], prefix: str) -> Any:
 
 
 def _convert(value: Any, kind: Any, name: str) -> Any:
-    if isinstance(kind, types.GenericAlias):  # tuple[str, ...]
-        items = [value] if isinstance(value, str) else value
-        if not isinstance(items, list) or not all(isinstance(item, str) for item in items):
-            raise ConfigError(f"{name} is {value!r}, expected a path or a list of paths")
-        return tuple(items)
+    if isinstance(kind, types.GenericAlias):  # tuple[Source, ...]
+        items = value if isinstance(value, list) else [value]
+        if not all(isinstance(item, str | dict) for item in items):
+            raise ConfigError(f"{name} is {value!r}, expected a path, a hub name, or a list of them")
+        sections = [item if isinstance(item, dict) else asdict(Source.parse(item)) for item in items]
+        return tuple(_build(Source, section, f"{name}.") for section in sections)
     if kind is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
     if kind is float and isinstance(value, str):  # YAML 1.1 reads 3e-4, without a dot, as text

@@ -2,24 +2,42 @@
 
 from __future__ import annotations
 
+import io
 import os
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+T = TypeVar("T")
+
+STEP_LIMIT = timedelta(minutes=10)  # for an exchange within a step; compiling is what takes longest
+# A rank that died is noticed by its closed connections, at once, and not by a limit: this one is for the living, who
+# may wait long for another's download or for what the first rank does alone.
+WAIT_LIMIT = timedelta(days=7)
+LOST = re.compile(r"connection (closed|reset|refused)|broken pipe|gloo|nccl|socket|timed out", re.IGNORECASE)
+BITS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}  # by the size of an element, bytes
+
+
+class RanksError(Exception):
+    """The ranks cannot go on together. The message says why."""
+
 
 @dataclass(frozen=True)
 class Ranks:
-    """This process among all of them."""
+    """This process among all of them. `control` is the group for what has nothing to do with the GPUs."""
 
     rank: int
     count: int
     device: torch.device
+    control: dist.ProcessGroup | None = None
 
     @property
     def main(self) -> bool:
@@ -27,17 +45,11 @@ class Ranks:
         return self.rank == 0
 
     def parallel(self, module: nn.Module) -> nn.Module:
-        """The module with its gradients averaged over the ranks."""
+        """The module, as it is on the first rank, with its gradients averaged over the ranks."""
         if self.count == 1:
             return module
         devices = [self.device.index] if self.device.type == "cuda" else None
         return DistributedDataParallel(module, device_ids=devices)
-
-    def broadcast(self, module: nn.Module) -> None:
-        """Gives every rank the first one's parameters and buffers."""
-        if self.count > 1:
-            for tensor in module.state_dict().values():
-                dist.broadcast(tensor, src=0)
 
     def average(self, tensors: Sequence[Tensor]) -> list[Tensor]:
         """The mean of the ranks' tensors, one by one, in a single exchange. All of one type."""
@@ -56,20 +68,105 @@ class Ranks:
         dist.all_gather(parts, tensor.contiguous())
         return torch.cat(parts)
 
+    def collect(self, value: T) -> list[T]:
+        """All ranks' values: anything small that can be pickled."""
+        if self.count == 1:
+            return [value]
+        values: list[Any] = [None] * self.count
+        dist.all_gather_object(values, value, group=self.control)
+        return values
+
+    def wait(self) -> None:
+        """Until all ranks are here, however long one of them takes."""
+        if self.count > 1:
+            dist.barrier(group=self.control)
+
+    def largest(self, number: int) -> int:
+        """The largest of the ranks' numbers. Nothing waits for a GPU."""
+        if self.count == 1:
+            return number
+        shared = torch.tensor(number)
+        dist.all_reduce(shared, dist.ReduceOp.MAX, group=self.control)
+        return int(shared)
+
+    def from_main(self, state: T) -> T:
+        """The first rank's nested tensors and numbers, on the CPU; what the others give is not looked at."""
+        if self.count == 1:
+            return state
+        buffer = io.BytesIO()
+        if self.main:
+            torch.save(state, buffer)
+        size = torch.tensor(self.largest(buffer.tell()))
+        content = torch.frombuffer(bytearray(buffer.getvalue() or int(size)), dtype=torch.uint8)
+        dist.broadcast(content, src=0, group=self.control)
+        if self.main:
+            return state
+        return torch.load(io.BytesIO(content.numpy().tobytes()), map_location="cpu", weights_only=True)
+
+    def check_same(self, state: Mapping[str, Any]) -> None:
+        """Compares checksums of every tensor in `state` over the ranks. Raises RanksError with the first that differs.
+        A checksum is the sum of the values' bits as whole numbers: no rounding, whatever the order."""
+        if self.count == 1:
+            return
+        named = dict(_tensors(state))
+        sums = torch.stack([_checksum(tensor) for tensor in named.values()]).cpu()
+        found = torch.tensor(self.collect(sums.tolist()))
+        differing = (found != found[0]).nonzero()
+        if len(differing):
+            rank, place = min(differing.tolist(), key=lambda where: where[1])
+            raise RanksError(
+                f"{list(named)[place]} differs between rank 0 and rank {rank}: they no longer train one model; nothing "
+                "was saved, go on from the last checkpoint"
+            )
+
+    @contextmanager
+    def unsynchronised(self, *networks: nn.Module) -> Iterator[None]:
+        """Backward passes in here leave gradients on their rank, for a later one to average with its own."""
+        with ExitStack() as stack:
+            for network in networks:
+                without = getattr(network, "no_sync", None)  # compiled networks have it too, frozen ones do not
+                if without:
+                    stack.enter_context(without())
+            yield
+
 
 @contextmanager
 def start_ranks() -> Iterator[Ranks]:
-    """Joins the ranks torchrun started, if it did, each with a GPU of its own where there are GPUs."""
+    """Joins the ranks torchrun started, if it did, each with a GPU of its own where there are GPUs. Raises RanksError
+    where another rank dies meanwhile."""
     started = dist.is_torchelastic_launched()
     local = int(os.environ["LOCAL_RANK"]) if started else 0
     device = torch.device("cuda", local) if torch.cuda.is_available() else torch.device("cpu")
     if device.type == "cuda":
         torch.cuda.set_device(device)
         torch.backends.cudnn.benchmark = True  # every step has the same shapes
-    if started:
-        dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+    if not started:
+        yield Ranks(0, 1, device)
+        return
     try:
-        yield Ranks(dist.get_rank() if started else 0, dist.get_world_size() if started else 1, device)
-    finally:
-        if started:
-            dist.destroy_process_group()
+        dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=STEP_LIMIT)
+        yield Ranks(dist.get_rank(), dist.get_world_size(), device, dist.new_group(backend="gloo", timeout=WAIT_LIMIT))
+    except torch.OutOfMemoryError:
+        raise
+    except RuntimeError as error:
+        if not LOST.search(str(error)):
+            raise
+        reason = str(error).strip().splitlines()[0]
+        raise RanksError(
+            f"another rank died or stopped answering, this one ends too ({reason}): the log of the one that ended "
+            "first says why, and the same command goes on from the last checkpoint"
+        ) from error
+    dist.destroy_process_group()  # not after a failure: it could wait for ranks that are gone
+
+
+def _tensors(state: Mapping[Any, Any], prefix: str = "") -> Iterator[tuple[str, Tensor]]:
+    for key, value in state.items():
+        if isinstance(value, Mapping):
+            yield from _tensors(value, f"{prefix}{key}.")
+        elif isinstance(value, Tensor):
+            yield f"{prefix}{key}", value
+
+
+def _checksum(tensor: Tensor) -> Tensor:
+    bits = tensor.detach().contiguous().view(BITS[tensor.element_size()])
+    return bits.sum(dtype=torch.int64).cpu()

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import sys
 import time
 from collections import Counter
+from collections.abc import Mapping
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -17,18 +19,23 @@ from tqdm import tqdm
 
 from data.crops import Skipped
 from losses.mel import MelDistance
+from training.checkpoints import write_whole
+from training.config import Config
+from training.distributed import Ranks
 
 
 class Progress:
-    """Reports a run from its main process; elsewhere every call does nothing."""
+    """Reports a run from its main process; the others give it what they skipped. A run that goes on from `first_step`
+    takes back what was reported of the steps after it."""
 
-    def __init__(self, folder: Path, first_step: int, steps: int, audio_seconds_a_step: float, enabled: bool):
-        self.enabled, self.steps = enabled, steps
+    def __init__(self, folder: Path, first_step: int, steps: int, audio_seconds_a_step: float, ranks: Ranks):
+        self.folder, self.steps, self.ranks, self.enabled = folder, steps, ranks, ranks.main
         self.audio_seconds_a_step = audio_seconds_a_step
+        self.just_skipped: list[Skipped] = []
         self.skipped: Counter[str] = Counter()
-        self.named: set[str] = set()
+        self.measured: dict[str, float] = {}
         self.since, self.step_since = time.perf_counter(), first_step
-        if enabled:
+        if self.enabled:
             folder.mkdir(parents=True, exist_ok=True)
             self.bar = tqdm(
                 total=steps,
@@ -38,9 +45,13 @@ class Progress:
                 dynamic_ncols=True,
                 disable=not sys.stderr.isatty(),  # a log file gets a line per interval instead
             )
+            kept = first_step if first_step else -1
+            keep_lines(folder / "metrics.jsonl", kept)
             self.lines = (folder / "metrics.jsonl").open("a", encoding="utf-8")
-            self.names = (folder / "skipped_clips.txt").open("a", encoding="utf-8", buffering=1)
-            self.board = SummaryWriter(str(folder / "tensorboard"), purge_step=first_step)
+            names = folder / "skipped_clips.txt"
+            self.named = set(names.read_text(encoding="utf-8").splitlines()) if names.exists() else set()
+            self.names = names.open("a", encoding="utf-8", buffering=1)
+            self.board = SummaryWriter(str(folder / "tensorboard"), purge_step=kept + 1)
 
     def say(self, text: str) -> None:
         if self.enabled:
@@ -51,23 +62,29 @@ class Progress:
             self.bar.update()
 
     def skip(self, clips: tuple[Skipped, ...]) -> None:
-        """Counts clips that were not used. Each is named once in skipped_clips.txt, the first of a kind here too."""
-        for clip in clips:
+        """Notes clips that this rank did not use."""
+        self.just_skipped += clips
+
+    def _count_skipped(self) -> None:
+        """Counts all ranks' clips. Each is named once in skipped_clips.txt, the first of a kind here too."""
+        for clip in itertools.chain(*self.ranks.collect(self.just_skipped)):
             if self.enabled and clip.message not in self.named:
                 self.named.add(clip.message)
                 self.names.write(clip.message + "\n")
                 if clip.kind not in self.skipped:
                     self.say(f"skipped: {clip.message}; every other one is named in {self.names.name}")
             self.skipped[clip.kind] += 1
+        self.just_skipped = []
 
-    def log(self, step: int, metrics: dict[str, Tensor | float]) -> None:
-        """One line of metrics. This is where their values are read from the device."""
+    def log(self, step: int, metrics: dict[str, float]) -> None:
+        """One line of metrics, `over_ranks`. All ranks have to call it."""
+        self._count_skipped()
         if not self.enabled:
             return
         now = time.perf_counter()
         speed = (step - self.step_since) / (now - self.since)
         self.since, self.step_since = now, step
-        values = {name: float(value) for name, value in metrics.items()}
+        values = dict(metrics)
         values["audio_seconds_per_second"] = speed * self.audio_seconds_a_step
         values["skipped_clips"] = sum(self.skipped.values())
         if torch.cuda.is_available():
@@ -86,14 +103,17 @@ class Progress:
             self.bar.set_postfix(shown)
 
     def log_validation(
-        self, step: int, metrics: dict[str, float], reconstruction: Tensor, original: Tensor, rate: int
+        self, step: int, metrics: dict[str, float], reconstruction: Tensor, codes: Tensor, original: Tensor, rate: int
     ) -> None:
-        """Validation metrics, and a few of its clips to hear and see."""
+        """Validation metrics, the histogram of its acoustic codes, and a few of its clips to hear and see."""
         if not self.enabled:
             return
+        self.measured = {"step": step, **metrics}
         self._record(step, {f"validation/{name}": value for name, value in metrics.items()})
         described = "  ".join(f"{name} {value:.4g}" for name, value in metrics.items())
         self.say(f"step {step}: validation {described}")
+        self.board.add_histogram("validation/acoustic_codes", codes[:, 1:].flatten(), step)
+        self.board.add_histogram("validation/semantic_codes", codes[:, 0].flatten(), step)
         mel = MelDistance(rate).scales[1].to(original.device)
         for i in range(min(4, len(original))):
             for name, waveform in (("original", original[i]), ("reconstruction", reconstruction[i])):
@@ -108,11 +128,42 @@ class Progress:
         for name, value in values.items():
             self.board.add_scalar(name, value, step)
 
-    def close(self) -> None:
-        if self.enabled:
-            self.bar.close()
-            for kind, count in self.skipped.items():
-                self.say(f"skipped {count} times: a clip {kind}")
-            self.lines.close()
-            self.names.close()
-            self.board.close()
+    def close(self, config: Config, best_step: int, best_mel: float) -> None:
+        """The end of a whole run: where the encoder is, how good it is, what to run next. All ranks have to call it."""
+        self._count_skipped()
+        if not self.enabled:
+            return
+        self.bar.close()
+        self.board.close()
+        self.lines.close()
+        self.names.close()
+        for kind, count in self.skipped.items():
+            self.say(f"skipped {count} times: a clip {kind}")
+        encoder = self.folder / "encoder.safetensors"
+        print(f"encoder after {config.steps} steps: {encoder}")
+        if self.measured:
+            print(f"  validation mel {self.measured['mel']:.4g}, {self.measured['sem_util']:.0f} semantic codes in use")
+        if best_step not in (0, config.steps):
+            print(f"  the best was step {best_step}, mel {best_mel:.4g}: {self.folder / 'encoder_best.safetensors'}")
+        release = config.model_dir if config.train == "encoder" else self.folder / "release"
+        print(f"next: python inject_encoder.py --model-dir {release} --encoder {encoder}")
+
+
+def over_ranks(metrics: Mapping[str, Tensor], ranks: Ranks) -> dict[str, float]:
+    """All ranks' mean of each metric; of a `_min` the smallest, of a `_max` the largest. This is where values are read
+    from the device."""
+    found = ranks.gather(torch.stack([value.float() for value in metrics.values()])[None]).cpu()
+    ways = {"min": lambda column: column.amin(), "max": lambda column: column.amax()}
+    columns = zip(metrics, found.T, strict=True)
+    return {name: float(ways.get(name.rpartition("_")[2], Tensor.mean)(column)) for name, column in columns}
+
+
+def keep_lines(path: Path, last_step: int) -> None:
+    """Drops from a metrics file the lines of steps after `last_step`, and one that a killed run left unfinished."""
+    if not path.exists():
+        return
+    kept = []
+    for line in path.read_text(encoding="utf-8").splitlines(keepends=True):
+        if line.endswith("\n") and json.loads(line)["step"] <= last_step:
+            kept.append(line)
+    write_whole(path, "".join(kept))

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from codec import Codec, load_release
-from data.clips import decode, open_clips
+from data import decode, open_clips
 from data.demo.build import with_encoder
 from losses.mel import MelDistance
 from tests.server import load_server_codec

@@ -1,0 +1,38 @@
+"""The speech a run is given: what it trains on, from any place of the stream on, and what it is validated with."""
+
+from __future__ import annotations
+
+from collections.abc import Generator
+
+from data import Crops, JoinedClips, Stream, crop_loader, fixed_clips, open_sources, order_of
+from data.crops import Batch
+from training.config import Config
+from training.distributed import Ranks
+
+
+class Speech:
+    """Opens the sources, which downloads those of the hub; `validation` [N, 1, T] lies on the rank's device."""
+
+    def __init__(self, config: Config, ranks: Ranks, sample_rate: int):
+        self.config, self.ranks, data = config, ranks, config.data
+        self.crops_a_rank = config.batch_size * config.accumulate
+        sources = open_sources(data.train, config.hf_cache)
+        weights = [source.weight for source in data.train]
+        self.order = order_of(sources, weights, data.sampling, config.seed)
+        length = round(data.crop_seconds * sample_rate)
+        self.crops = Crops(JoinedClips(sources), length, sample_rate, data.resample, config.seed)
+        held_out = JoinedClips(open_sources(data.validation, config.hf_cache))
+        length = round(data.validation_seconds * sample_rate)
+        self.validation = fixed_clips(held_out, data.validation_clips, length, sample_rate, data.resample)
+        self.validation = self.validation.to(ranks.device)
+        ranks.wait()  # for a machine that is still downloading
+
+    @property
+    def seconds_a_step(self) -> float:
+        """Audio in the crops of all ranks."""
+        return self.crops_a_rank * self.ranks.count * self.config.data.crop_seconds
+
+    def batches(self, place: int) -> Generator[Batch]:
+        """This rank's part of the stream from a place on, a batch a step. Closing it ends the loader's workers."""
+        stream = Stream(self.order, self.crops_a_rank, place, self.ranks.rank, self.ranks.count)
+        return crop_loader(self.crops, stream, self.config.data.workers, self.ranks.device.type == "cuda")
