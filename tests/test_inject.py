@@ -16,7 +16,8 @@ from safetensors.torch import save_file
 
 import codec
 import inject_encoder
-from codec.checkpoint import ENCODER_PREFIXES, checkpoint_tensors, read_encoder
+from codec.checkpoint import checkpoint_tensors, read_encoder
+from codec.tensors import ENCODER_PREFIXES
 from release.splice import LINK_FROM, read_tensor_file
 from tests.injecting import (
     INDEX,
