@@ -261,7 +261,8 @@ def train(config: Config, ranks: Ranks) -> None:
 
     clips = open_clips(config.data.train, config.hf_cache)
     length = round(config.data.crop_seconds * codec.sample_rate)
-    crops = Crops(clips, length, codec.sample_rate, config.data.resample, config.seed)
+    drop = config.data.band_limited == "drop"
+    crops = Crops(clips, length, codec.sample_rate, config.data.resample, config.seed, drop)
     stream = Stream(len(clips), config.batch_size, config.seed, first_step, ranks.rank, ranks.count)
     batches = iter(crop_loader(crops, stream, config.data.workers, pin_memory=ranks.device.type == "cuda"))
     validation = fixed_clips(
@@ -270,6 +271,7 @@ def train(config: Config, ranks: Ranks) -> None:
         round(config.data.validation_seconds * codec.sample_rate),
         codec.sample_rate,
         config.data.resample,
+        drop,
     ).to(ranks.device)
 
     progress = Progress(
@@ -283,7 +285,8 @@ def train(config: Config, ranks: Ranks) -> None:
         progress.log_validation(0, *training.validate(validation), validation, codec.sample_rate)
     for step in range(first_step, config.steps):
         batch = next(batches)
-        progress.skip(batch.skipped)
+        progress.count("skipped", batch.skipped)
+        progress.count("kept", batch.kept)
         metrics = training.step(batch.waveform.to(ranks.device, non_blocking=True), step)
         progress.advance()
         done = step + 1

@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
-from data.crops import Skipped
+from data.crops import Fault
 from losses.mel import MelDistance
 
 
@@ -25,7 +25,7 @@ class Progress:
     def __init__(self, folder: Path, first_step: int, steps: int, audio_seconds_a_step: float, enabled: bool):
         self.enabled, self.steps = enabled, steps
         self.audio_seconds_a_step = audio_seconds_a_step
-        self.skipped: Counter[str] = Counter()
+        self.counts: dict[str, Counter[str]] = {"skipped": Counter(), "kept": Counter()}
         self.named: set[str] = set()
         self.since, self.step_since = time.perf_counter(), first_step
         if enabled:
@@ -39,7 +39,9 @@ class Progress:
                 disable=not sys.stderr.isatty(),  # a log file gets a line per interval instead
             )
             self.lines = (folder / "metrics.jsonl").open("a", encoding="utf-8")
-            self.names = (folder / "skipped_clips.txt").open("a", encoding="utf-8", buffering=1)
+            self.names = {
+                fate: (folder / f"{fate}_clips.txt").open("a", encoding="utf-8", buffering=1) for fate in self.counts
+            }
             self.board = SummaryWriter(str(folder / "tensorboard"), purge_step=first_step)
 
     def say(self, text: str) -> None:
@@ -50,15 +52,16 @@ class Progress:
         if self.enabled:
             self.bar.update()
 
-    def skip(self, clips: tuple[Skipped, ...]) -> None:
-        """Counts clips that were not used. Each is named once in skipped_clips.txt, the first of a kind here too."""
+    def count(self, fate: str, clips: tuple[Fault, ...]) -> None:
+        """Counts clips that were "skipped", or "kept" in spite of a fault. Each is named once in skipped_clips.txt or
+        kept_clips.txt, the first of a kind here too."""
         for clip in clips:
             if self.enabled and clip.message not in self.named:
                 self.named.add(clip.message)
-                self.names.write(clip.message + "\n")
-                if clip.kind not in self.skipped:
-                    self.say(f"skipped: {clip.message}; every other one is named in {self.names.name}")
-            self.skipped[clip.kind] += 1
+                self.names[fate].write(clip.message + "\n")
+                if clip.kind not in self.counts[fate]:
+                    self.say(f"{fate}: {clip.message}; every other one is named in {self.names[fate].name}")
+            self.counts[fate][clip.kind] += 1
 
     def log(self, step: int, metrics: dict[str, Tensor | float]) -> None:
         """One line of metrics. This is where their values are read from the device."""
@@ -69,7 +72,7 @@ class Progress:
         self.since, self.step_since = now, step
         values = {name: float(value) for name, value in metrics.items()}
         values["audio_seconds_per_second"] = speed * self.audio_seconds_a_step
-        values["skipped_clips"] = sum(self.skipped.values())
+        values |= {f"{fate}_clips": counts.total() for fate, counts in self.counts.items()}
         if torch.cuda.is_available():
             values["memory_gb"] = torch.cuda.max_memory_allocated() / 1e9
         self._record(step, values)
@@ -111,8 +114,9 @@ class Progress:
     def close(self) -> None:
         if self.enabled:
             self.bar.close()
-            for kind, count in self.skipped.items():
-                self.say(f"skipped {count} times: a clip {kind}")
+            for fate, counts in self.counts.items():
+                for kind, count in counts.items():
+                    self.say(f"{fate} {count} times: a clip that {kind}")
+                self.names[fate].close()
             self.lines.close()
-            self.names.close()
             self.board.close()
