@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import json
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -18,6 +20,7 @@ import codec
 import inject_encoder
 from codec.checkpoint import checkpoint_tensors, read_encoder
 from codec.tensors import ENCODER_PREFIXES
+from release import splice
 from release.splice import LINK_FROM, read_tensor_file
 from tests.injecting import (
     INDEX,
@@ -76,6 +79,40 @@ def test_merging_adds_the_encoder_to_the_file_with_the_codec_and_keeps_the_rest(
     assert after[home][0] == 0o640
     with safe_open(case.release / home, framework="pt") as file:
         assert file.metadata() == {"format": "pt", "source": "random"}
+
+
+def test_neither_form_needs_torch(single: Case) -> None:
+    """Importing it takes longer than a second and 600 MB."""
+    script = "import sys, inject_encoder as it; sys.exit(it.main(sys.argv[1:]) or 'torch' in sys.modules)"
+    for form in [("--merge",), ("--check",), ("--remove",), ()]:
+        arguments = ["--model-dir", str(single.release), "--encoder", str(single.encoder), *form]
+        subprocess.run([sys.executable, "-c", script, *arguments], check=True)
+    assert_has(single.release, single.encoder)
+
+
+def cannot(*_: object) -> int:
+    raise OSError(errno.EXDEV, "another disk")
+
+
+def copies_nothing(*_: object) -> int:
+    return 0
+
+
+def copies_a_little(source: int, target: int, count: int, offset: int) -> int:
+    return COPY(source, target, min(count, 100), offset)
+
+
+COPY = os.copy_file_range
+
+
+@pytest.mark.parametrize("disk", [cannot, copies_nothing, copies_a_little], ids=lambda disk: disk.__name__)
+def test_a_disk_on_which_the_kernel_does_not_copy_gets_the_same_bytes(
+    single: Case, tmp_path: Path, disk: Callable[..., int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert inject(single.release, "--merge", "--encoder", single.encoder, "--output", tmp_path / "usual") == 0
+    monkeypatch.setattr(splice.os, "copy_file_range", disk)
+    assert inject(single.release, "--merge", "--encoder", single.encoder, "--output", tmp_path / "unusual") == 0
+    assert snapshot(tmp_path / "unusual") == snapshot(tmp_path / "usual")
 
 
 def header(path: Path) -> str:
