@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import errno
 import fcntl
 import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -20,7 +18,6 @@ import codec
 import inject_encoder
 from codec.checkpoint import checkpoint_tensors, read_encoder
 from codec.tensors import ENCODER_PREFIXES
-from release import splice
 from release.splice import LINK_FROM, read_tensor_file
 from tests.injecting import (
     INDEX,
@@ -88,31 +85,6 @@ def test_neither_form_needs_torch(single: Case) -> None:
         arguments = ["--model-dir", str(single.release), "--encoder", str(single.encoder), *form]
         subprocess.run([sys.executable, "-c", script, *arguments], check=True)
     assert_has(single.release, single.encoder)
-
-
-def cannot(*_: object) -> int:
-    raise OSError(errno.EXDEV, "another disk")
-
-
-def copies_nothing(*_: object) -> int:
-    return 0
-
-
-def copies_a_little(source: int, target: int, count: int, offset: int) -> int:
-    return COPY(source, target, min(count, 100), offset)
-
-
-COPY = os.copy_file_range
-
-
-@pytest.mark.parametrize("disk", [cannot, copies_nothing, copies_a_little], ids=lambda disk: disk.__name__)
-def test_a_disk_on_which_the_kernel_does_not_copy_gets_the_same_bytes(
-    single: Case, tmp_path: Path, disk: Callable[..., int], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    assert inject(single.release, "--merge", "--encoder", single.encoder, "--output", tmp_path / "usual") == 0
-    monkeypatch.setattr(splice.os, "copy_file_range", disk)
-    assert inject(single.release, "--merge", "--encoder", single.encoder, "--output", tmp_path / "unusual") == 0
-    assert snapshot(tmp_path / "unusual") == snapshot(tmp_path / "usual")
 
 
 def header(path: Path) -> str:
