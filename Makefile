@@ -6,6 +6,8 @@ VENV ?= .venv
 PYTHON ?= python3
 # the server's own codec class, without the server's dependencies (5 GB of CUDA and vLLM)
 SERVER_CLASS = vllm-omni==0.30.0
+# EnCodec's own balancer, which the tests compare with; of flashy it takes the averages
+BALANCER = audiocraft==1.3.0 flashy==0.0.2
 
 REQUIREMENTS = requirements.txt requirements-dev.txt
 # named by content: a kept environment is renewed when what it needs changes, not when a clone is younger than it
@@ -21,7 +23,7 @@ $(STAMP):
 	  { echo "error: $(PYTHON) is not Python 3.11 or 3.12: give one with PYTHON=..."; exit 2; }
 	$(PYTHON) -m venv $(VENV)
 	$(RUN) -m pip install --quiet --disable-pip-version-check $(addprefix -r ,$(REQUIREMENTS))
-	$(RUN) -m pip install --quiet --disable-pip-version-check --no-deps $(SERVER_CLASS)
+	$(RUN) -m pip install --quiet --disable-pip-version-check --no-deps $(SERVER_CLASS) $(BALANCER)
 	rm -f $(VENV)/.installed-*
 	touch $@
 

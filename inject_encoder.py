@@ -24,22 +24,22 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from codec.checkpoint import INDEX_NAME, QUANTIZER_PREFIX, codec_fingerprint, listed, read_tensors
 from codec.config import ReleaseError
+from codec.files import INDEX_NAME, listed
+from codec.tensors import expected_encoder, fingerprint
 from release.command import exit_status, model_folder
 from release.injection import (
-    LAST_PROJECTION,
     OWN_NAME,
     Release,
     beside,
     encoder_part,
-    encoder_shapes,
     merged,
     misfits,
     read_release,
     removal,
 )
 from release.splice import (
+    CHUNK,
     CONVERTIBLE,
     Step,
     TensorFile,
@@ -127,13 +127,13 @@ def trained_encoder(path: Path, release: Release, any_codec: bool) -> TensorFile
     """The encoder in `path`, as BF16. Raises ReleaseError with all that keeps it from being this release's."""
     file = read_tensor_file(path)
     tensors = {name: replace(t, to_bf16=t.stored_as in CONVERTIBLE) for name, t in file.tensors.items()}
-    wrong = misfits(tensors, encoder_shapes(release.config), values=True)
+    wrong = misfits(tensors, expected_encoder(release.config), values=True)
     if wrong:
         raise ReleaseError(f"{path} is no encoder for {release.folder}, nothing was changed: {wrong}")
     other = sorted({tensor.stored_as for tensor in file.tensors.values()} - {"BF16"})
     if other:
         print(f"note: {path} holds {' and '.join(other)}; written as BF16, which the server needs")
-    stated, actual = (file.metadata or {}).get("codec_fingerprint"), fingerprint(release)
+    stated, actual = (file.metadata or {}).get("codec_fingerprint"), codec_fingerprint(release)
     if stated is None:
         print(f"note: {path} does not say which codec it was trained against; only names and shapes were compared")
     elif stated != actual and not any_codec:
@@ -144,11 +144,11 @@ def trained_encoder(path: Path, release: Release, any_codec: bool) -> TensorFile
     return TensorFile(tensors, {"format": "pt"} | (file.metadata or {}))
 
 
-def fingerprint(release: Release) -> str:
+def codec_fingerprint(release: Release) -> str:
     """The hash of the release's codec that an encoder trained against it carries."""
-    where = {name: path for path, file in release.files.items() for name in file.tensors}
-    parts = (QUANTIZER_PREFIX, LAST_PROJECTION)
-    return codec_fingerprint(read_tensors({name: path for name, path in where.items() if name.startswith(parts)}))
+    buffer = bytearray(CHUNK)
+    tensors = {name: tensor for file in release.files.values() for name, tensor in file.tensors.items()}
+    return fingerprint({name: tensor.chunks(buffer) for name, tensor in tensors.items()})
 
 
 def check(release: Release) -> int:
@@ -164,7 +164,7 @@ def check(release: Release) -> int:
     if release.own_damage:
         wrong.append(release.own_damage)
     elif where:
-        wrong += filter(None, [misfits(tensors, encoder_shapes(release.config), values=True)])
+        wrong += filter(None, [misfits(tensors, expected_encoder(release.config), values=True)])
     if release.index is not None and not wrong:
         named = encoder_part(release.index["weight_map"])
         if named != {name: tensor.path.name for name, tensor in tensors.items()}:

@@ -27,9 +27,9 @@ from pathlib import Path
 import torch
 
 from codec import load_release
-from codec.checkpoint import listed
 from codec.codec import Codec
 from codec.config import CodecConfig, ReleaseError, read_params
+from codec.files import listed
 from data.clips import BadClipError
 from data.reference import NAME, SAMPLE_RATE, Reference, prepare, read_clip
 from release import changes

@@ -300,7 +300,8 @@ def train(config: Config, ranks: Ranks) -> None:
     with StopRequest() as stop, closing(speech.batches(training.place)) as batches:
         for step in range(first_step, config.steps):
             batch = next(batches)
-            progress.skip(batch.skipped)
+            progress.count("skipped", batch.skipped)
+            progress.count("kept", batch.kept)
             on_device = training.step(batch.waveform.to(ranks.device, non_blocking=True), step)
             progress.advance()
             done = step + 1

@@ -13,35 +13,48 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
+from data.bandwidth import is_band_limited
 from data.clips import BadClipError, Clips, DataError, decode
 from data.order import Order
 from data.seeds import derive_seed
 
 ATTEMPTS = 50  # clips tried in a row before the data is called unusable
+BAND_LIMITED = "has nothing above 8 kHz"
 
 
-class Skipped(NamedTuple):
+class Fault(NamedTuple):
     kind: str
     message: str  # the clip's name and what is wrong with it
 
 
 class Item(NamedTuple):
     waveform: Tensor  # [1, T]
-    skipped: tuple[Skipped, ...]  # clips before it in line that were not used
+    skipped: tuple[Fault, ...]  # clips before it in line that were not used
+    kept: tuple[Fault, ...]  # what is wrong with its own clip
 
 
 class Batch(NamedTuple):
     waveform: Tensor  # [B, 1, T]
-    skipped: tuple[Skipped, ...]
+    skipped: tuple[Fault, ...]
+    kept: tuple[Fault, ...]
 
 
 class Crops(Dataset[Item]):
     """A crop of `length` samples for (epoch, index), drawn by (seed, epoch, index). A clip that cannot be used gives
-    its place to another one, also drawn, and its reason goes with the item."""
+    its place to another one, also drawn, and its reason goes with the item. One that is band-limited, judged by the
+    whole of it, is used and goes with the item as kept, unless `drop_band_limited`."""
 
-    def __init__(self, clips: Clips, length: int, sample_rate: int, resample: bool, seed: int):
+    def __init__(
+        self,
+        clips: Clips,
+        length: int,
+        sample_rate: int,
+        resample: bool,
+        seed: int,
+        drop_band_limited: bool = False,
+    ):
         self.clips, self.length, self.sample_rate = clips, length, sample_rate
-        self.resample, self.seed = resample, seed
+        self.resample, self.seed, self.drop_band_limited = resample, seed, drop_band_limited
 
     def __len__(self) -> int:
         return len(self.clips)
@@ -52,22 +65,26 @@ class Crops(Dataset[Item]):
         skipped = []
         for _ in range(ATTEMPTS):
             try:
-                waveform = self._usable(index)
+                waveform, kept = self._usable(index)
             except BadClipError as reason:
-                skipped.append(Skipped(reason.kind, str(reason)))
+                skipped.append(Fault(reason.kind, str(reason)))
                 index = int(torch.randint(len(self.clips), (), generator=generator))
                 continue
             start = int(torch.randint(waveform.shape[-1] - self.length + 1, (), generator=generator))
-            return Item(waveform[:, start : start + self.length], tuple(skipped))
+            return Item(waveform[:, start : start + self.length], tuple(skipped), kept)
         raise DataError(f"no usable clip among {ATTEMPTS} tried; the last one: {skipped[-1].message}")
 
-    def _usable(self, index: int) -> Tensor:
+    def _usable(self, index: int) -> tuple[Tensor, tuple[Fault, ...]]:
         clip = self.clips.read(index)
         waveform = decode(clip, self.sample_rate, self.resample)
         if waveform.shape[-1] < self.length:
             seconds = waveform.shape[-1] / self.sample_rate
             raise BadClipError(clip.name, "is shorter than a crop", f"{seconds:.2f} s")
-        return waveform
+        if not is_band_limited(waveform[0].numpy(), self.sample_rate):
+            return waveform, ()
+        if self.drop_band_limited:
+            raise BadClipError(clip.name, BAND_LIMITED, "data.band_limited=keep uses it")
+        return waveform, (Fault(BAND_LIMITED, f"{clip.name} {BAND_LIMITED} (data.band_limited=drop leaves it out)"),)
 
 
 class Stream(Sampler[list[tuple[int, int]]]):
@@ -105,7 +122,9 @@ def crop_loader(crops: Crops, stream: Stream, workers: int, pin_memory: bool) ->
         yield batch
 
 
-def fixed_clips(clips: Clips, count: int, length: int, sample_rate: int, resample: bool) -> Tensor:
+def fixed_clips(
+    clips: Clips, count: int, length: int, sample_rate: int, resample: bool, drop_band_limited: bool = False
+) -> Tensor:
     """The beginning of the first `count` clips that are long enough: [count, 1, length], the same every time."""
     found = []
     for index in range(len(clips)):
@@ -113,7 +132,8 @@ def fixed_clips(clips: Clips, count: int, length: int, sample_rate: int, resampl
             waveform = decode(clips.read(index), sample_rate, resample)
         except BadClipError:  # validation only looks for clips it can use; training is what counts its data
             continue
-        if waveform.shape[-1] >= length:
+        dropped = drop_band_limited and is_band_limited(waveform[0].numpy(), sample_rate)
+        if waveform.shape[-1] >= length and not dropped:
             found.append(waveform[:, :length])
         if len(found) == count:
             return torch.stack(found)
@@ -124,4 +144,6 @@ def fixed_clips(clips: Clips, count: int, length: int, sample_rate: int, resampl
 
 
 def _collate(items: list[Item]) -> Batch:
-    return Batch(torch.stack([item.waveform for item in items]), tuple(s for item in items for s in item.skipped))
+    skipped = tuple(fault for item in items for fault in item.skipped)
+    kept = tuple(fault for item in items for fault in item.kept)
+    return Batch(torch.stack([item.waveform for item in items]), skipped, kept)

@@ -16,6 +16,7 @@ import soxr
 import torch
 from torch import Tensor
 
+from data.bandwidth import is_band_limited
 from data.clips import SILENCE, BadClipError, Clip, read_audio
 
 SAMPLE_RATE = 24000  # Hz
@@ -24,8 +25,6 @@ MODEL_TOKENS = 4096  # prompt, text and speech together: `max_model_len` in vllm
 NAME = re.compile(r"[a-z0-9_-]{1,64}")
 
 MIN_SECONDS, BEST_SECONDS, MAX_SECONDS = 1.0, (3.0, 25.0), 30.0  # best: the model's paper, 3 to 25 s
-HIGH_BAND = 8000  # Hz
-HIGH_BAND_SHARE = 1e-6  # of the energy; an open microphone's speech has 1e-4 and more above 8 kHz
 FLAT_SHARE = 1e-4  # of the samples, from which on a clip counts as clipped
 TRIM_BELOW = 40  # dB under the loudest window
 TRIM_WINDOW, TRIM_MARGIN = 480, 2400  # samples: 20 ms, 100 ms
@@ -107,7 +106,7 @@ def _prepared(clip: Clip, trim: bool, notes: list[Note]) -> np.ndarray:
             raise BadClipError(clip.name, "is silent", "its channels cancel out: export one of them")
     if _flat_share(samples) > FLAT_SHARE or np.abs(samples).max() > 1:
         notes.append(Note("clipped", f"{clip.name} is clipped: the voice will sound distorted, record it more quietly"))
-    if _high_share(samples, rate) < HIGH_BAND_SHARE:
+    if is_band_limited(samples, rate):
         notes.append(Note("band-limited", f"{clip.name} has no energy above 8 kHz: the voice will sound dull"))
     if rate != SAMPLE_RATE:
         # The server's own resampler, so that a registered voice is what the same clip gives as ref_audio.
@@ -130,14 +129,6 @@ def _flat_share(samples: np.ndarray) -> float:
     level = np.abs(np.diff(samples)) < 1e-4 * peak
     flat = level[:-1] & level[1:] & (np.abs(samples[1:-1]) > 0.98 * peak)
     return float(flat.sum() / len(samples))
-
-
-def _high_share(samples: np.ndarray, rate: int) -> float:
-    """Share of the energy that lies above 8 kHz."""
-    size = 1 << len(samples).bit_length()  # slow for a length with large prime factors
-    power = np.abs(np.fft.rfft(samples.astype(np.float64) * np.hanning(len(samples) + 2)[1:-1], size)) ** 2
-    frequencies = np.fft.rfftfreq(size, 1 / rate)
-    return float(power[frequencies > HIGH_BAND].sum() / max(power.sum(), 1e-30))
 
 
 def _without_silent_ends(samples: np.ndarray) -> np.ndarray:

@@ -5,8 +5,16 @@ n_i the bias-corrected moving average of its norm, and w_i its weight, what flow
 
     g = Σ_i  N · w_i / Σ_j w_j · g_i / n_i
 
-so a loss has the share its weight says, whatever its scale, and N is the norm of the whole. The sum Σ_j runs over the
-configured losses, also over one that is absent in a step: the others keep their size.
+so a loss has the share its weight says, whatever its scale, and N is the norm of the whole.
+
+Where every loss is there in every step the numbers are those of EnCodec's own balancer (audiocraft 1.3.0), with its
+average of per-item norms. It goes another way in three things:
+
+- The sum Σ_j runs over the configured losses, also over one that is absent in a step: the others keep their size, and
+  the average of the absent one stays as it is. EnCodec's asks for every loss in every step.
+- Norms are averaged over the ranks before they enter the moving average, not after: with equal batches the same number.
+- A loss's logged share is its part of what flowed in this step, after scaling. EnCodec's ratio compares the averaged
+  norms before, and so does not tell whether the weights are kept.
 """
 
 from __future__ import annotations

@@ -17,27 +17,15 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 from typing import Any, TypeVar
 
-from codec.checkpoint import (
-    CODEC_PREFIX,
-    ENCODER_PREFIXES,
-    INDEX_NAME,
-    expected_encoder,
-    expected_tensors,
-    listed,
-    read_index,
-    served_files,
-    shapes_only,
-)
-from codec.codec import Codec
 from codec.config import CodecConfig, ReleaseError, read_params
+from codec.files import INDEX_NAME, listed, read_index, served_files
+from codec.tensors import ENCODER_PREFIXES, LAST_PROJECTION, expected_codec, expected_encoder
 from release.splice import CHUNK, Delete, Step, Stored, TensorFile, Write, index_text, read_tensor_file
 
 OWN_NAME = "consolidated_encoder.safetensors"  # by name behind the checkpoint's files, so the server reads it last
-LAST_PROJECTION = CODEC_PREFIX + "output_proj."
 
 T = TypeVar("T")
 
@@ -75,19 +63,6 @@ class Release:
         return {path: tensors for path, tensors in found.items() if tensors}
 
 
-@cache
-def encoder_shapes(config: CodecConfig) -> Mapping[str, tuple[int, ...]]:
-    """Name -> shape of the encoder's tensors."""
-    return expected_encoder(config)
-
-
-@cache
-def codec_shapes(config: CodecConfig) -> Mapping[str, tuple[int, ...]]:
-    """Name -> shape of what a release has without an encoder."""
-    with shapes_only():
-        return expected_tensors(Codec(config, has_encoder=False))
-
-
 def encoder_part(by_name: Mapping[str, T]) -> dict[str, T]:
     """What of it goes by the name of an encoder's tensor."""
     return {name: value for name, value in by_name.items() if name.startswith(ENCODER_PREFIXES)}
@@ -97,7 +72,7 @@ def read_release(folder: Path) -> Release:
     """Reads headers only. Raises ReleaseError where the folder is no release or doesn't fit its params.json."""
     config = CodecConfig.from_params(read_params(folder))
     files = {path: read_tensor_file(path) for path in served_files(folder, apart_from=OWN_NAME)}
-    expected = codec_shapes(config)
+    expected = expected_codec(config)
     held = {name: tensor for file in files.values() for name, tensor in file.tensors.items() if name in expected}
     wrong = misfits(held, expected, values=False)
     if wrong:
@@ -182,7 +157,7 @@ def _index_steps(release: Release, home: str | None) -> list[Step]:
     """Lets the index, where there is one, name `home` as the file of every encoder tensor, or none of them."""
     if release.index is None:
         return []
-    sizes = {name: 2 * math.prod(shape) for name, shape in encoder_shapes(release.config).items()}
+    sizes = {name: 2 * math.prod(shape) for name, shape in expected_encoder(release.config).items()}
     before = release.index["weight_map"]
     after = {name: file for name, file in before.items() if not name.startswith(ENCODER_PREFIXES)}
     was_sorted = list(after) == sorted(after)

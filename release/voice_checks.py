@@ -17,19 +17,10 @@ from mistral_common.protocol.speech.request import SpeechRequest
 from mistral_common.tokens.tokenizers.mistral import MistralTokenizer
 from torch import Tensor
 
-from codec.checkpoint import (
-    EMBEDDING_NAME,
-    ENCODER_PREFIXES,
-    QUANTIZER_PREFIX,
-    expected_encoder,
-    expected_tensors,
-    listed,
-    read_tensors,
-    served_files,
-    shapes_only,
-)
-from codec.codec import Codec
+from codec.checkpoint import read_tensors
 from codec.config import CodecConfig, ReleaseError
+from codec.files import listed, served_files
+from codec.tensors import EMBEDDING_NAME, ENCODER_PREFIXES, QUANTIZER_PREFIX, expected_codec, expected_encoder
 from codec.voices import embed_codes
 from release.named_voices import COUNT, TEKKEN, NamedVoices, embedding_path, is_file_name
 from release.splice import Stored, read_tensor_file
@@ -76,8 +67,7 @@ def has_encoder(tensors: Mapping[str, Stored]) -> bool:
 
 def tensor_findings(config: CodecConfig, tensors: Mapping[str, Stored]) -> Iterator[Finding]:
     """Tensors of the codec that are missing, of another shape or of a type that the server's encoder does not stand."""
-    with shapes_only():
-        expected = expected_tensors(Codec(config, has_encoder=False))
+    expected = expected_codec(config)
     if has_encoder(tensors):
         expected |= expected_encoder(config)
     missing = [name for name in expected if name not in tensors]

@@ -16,9 +16,11 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 import inject_encoder
-from codec.checkpoint import ENCODER_PREFIXES, INDEX_NAME, read_encoder, read_tensors, save_encoder, tensor_files
+from codec.checkpoint import read_encoder, read_tensors, save_encoder
 from codec.codec import Codec
 from codec.config import CodecConfig
+from codec.files import INDEX_NAME, tensor_files
+from codec.tensors import ENCODER_PREFIXES
 from tests import forks
 from tests.releases import TINY, random_codec, write_release
 

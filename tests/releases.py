@@ -11,9 +11,10 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from codec.checkpoint import ENCODER_PREFIXES, checkpoint_tensors
+from codec.checkpoint import checkpoint_tensors
 from codec.codec import Codec
 from codec.config import CodecConfig
+from codec.tensors import ENCODER_PREFIXES
 
 SMALL = CodecConfig(dim=64, hidden_dim=128, head_dim=32, n_heads=2, n_kv_heads=2, semantic_dim=32, embedding_dim=128)
 TINY = replace(SMALL, semantic_codebook_size=64, dim=16, hidden_dim=32, head_dim=8, semantic_dim=8, embedding_dim=256)

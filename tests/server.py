@@ -18,8 +18,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from codec.checkpoint import CODEC_PREFIX, EMBEDDING_NAME, read_tensors, tensor_files
+from codec.checkpoint import read_tensors
 from codec.config import read_params
+from codec.files import tensor_files
+from codec.tensors import CODEC_PREFIX, EMBEDDING_NAME
 
 PACKAGE = "vllm_omni.model_executor.models.voxtral_tts"
 

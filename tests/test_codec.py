@@ -14,12 +14,47 @@ import torch
 from mistral_common.tokens.tokenizers.audio import AudioConfig, AudioEncoder, AudioSpectrogramConfig
 from torch import Tensor
 
-from codec import CodecConfig, ReleaseError, load_release
+from codec import Codec, CodecConfig, ReleaseError, load_release
+from codec.checkpoint import shapes_only
 from codec.encoder import Encoder
+from codec.tensors import expected_codec, expected_encoder
 from tests.releases import REAL, SMALL, TINY, params_json, random_codec, write_release
 
 # lengths up to 3 s at which mistral-common's rounding gives one token more than the encoder gives frames
 MISCOUNTED = {13440, 26880, 53760}
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        REAL,
+        SMALL,
+        replace(TINY, conv_weight_norm=False),
+        replace(TINY, encoder_transformer_lengths_str="1,2,3,1", decoder_transformer_lengths_str="2,1,1,3"),
+        replace(
+            TINY,
+            encoder_convs_kernels_str="4,1,4,3",
+            encoder_convs_strides_str="2,1,2,1",
+            decoder_convs_kernels_str="3,4,1,4",
+            decoder_convs_strides_str="1,2,1,2",
+        ),
+    ],
+    ids=["the release's", "small", "without weight norm", "other lengths", "a stage without convolution"],
+)
+def test_names_and_shapes_by_params_json_are_those_of_the_modules(config: CodecConfig) -> None:
+    with shapes_only():
+        codec = Codec(config)
+    modules = {"audio_tokenizer.": [codec.encoder, codec.decoder], "audio_tokenizer.quantizer.": [codec.quantizer]}
+    shapes = {
+        prefix + key: tuple(tensor.shape)
+        for prefix, parts in modules.items()
+        for part in parts
+        if part is not None
+        for key, tensor in part.state_dict().items()
+    }
+    table = "mm_audio_embeddings.audio_codebook_embeddings.embeddings.weight"
+    shapes[table] = (config.embedding_rows, config.embedding_dim)
+    assert expected_encoder(config) | expected_codec(config) == shapes
 
 
 def test_properties_of_the_release() -> None:

@@ -11,7 +11,8 @@ import torch
 from safetensors.torch import save_file
 
 from codec import Codec, load_release
-from codec.checkpoint import checkpoint_tensors, codec_fingerprint, expected_encoder, read_encoder
+from codec.checkpoint import checkpoint_tensors, codec_fingerprint, read_encoder
+from codec.tensors import expected_encoder
 from data import decode, open_clips
 from data.demo.build import with_encoder
 from data.demo.run import mel_distance, unseen_clips

@@ -16,7 +16,8 @@ from safetensors.torch import save_file
 
 import codec
 import inject_encoder
-from codec.checkpoint import ENCODER_PREFIXES, checkpoint_tensors, read_encoder
+from codec.checkpoint import checkpoint_tensors, read_encoder
+from codec.tensors import ENCODER_PREFIXES
 from release.splice import LINK_FROM, read_tensor_file
 from tests.injecting import (
     INDEX,
@@ -75,6 +76,15 @@ def test_merging_adds_the_encoder_to_the_file_with_the_codec_and_keeps_the_rest(
     assert after[home][0] == 0o640
     with safe_open(case.release / home, framework="pt") as file:
         assert file.metadata() == {"format": "pt", "source": "random"}
+
+
+def test_neither_form_needs_torch(single: Case) -> None:
+    """Importing it takes longer than a second and 600 MB."""
+    script = "import sys, inject_encoder as it; sys.exit(it.main(sys.argv[1:]) or 'torch' in sys.modules)"
+    for form in [("--merge",), ("--check",), ("--remove",), ()]:
+        arguments = ["--model-dir", str(single.release), "--encoder", str(single.encoder), *form]
+        subprocess.run([sys.executable, "-c", script, *arguments], check=True)
+    assert_has(single.release, single.encoder)
 
 
 def header(path: Path) -> str:

@@ -17,7 +17,8 @@ import torch
 from safetensors.torch import save_file
 
 import inject_encoder
-from codec.checkpoint import expected_encoder, read_encoder, save_encoder
+from codec.checkpoint import read_encoder, save_encoder
+from codec.tensors import expected_encoder
 from release import splice
 from tests.forks import exit_status
 from tests.injecting import (

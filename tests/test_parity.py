@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from codec import load_release
-from codec.checkpoint import expected_encoder
+from codec.tensors import expected_encoder
 from tests.releases import REAL
 from tests.server import codec_class, load_server_codec
 

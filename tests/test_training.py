@@ -14,7 +14,8 @@ from safetensors import safe_open
 
 import train_encoder
 from codec import load_release
-from codec.checkpoint import ENCODER_PREFIXES, checkpoint_tensors, codec_fingerprint, expected_encoder
+from codec.checkpoint import checkpoint_tensors, codec_fingerprint
+from codec.tensors import ENCODER_PREFIXES, expected_encoder
 from tests.releases import TINY, params_json
 from tests.test_data import audio_bytes
 from training.config import Config, ConfigError, load_config

@@ -30,6 +30,7 @@ class Data:
     sampling: str = "clips"  # every clip as often as any other, or the "speakers": one of little speech as often as all
     crop_seconds: float = 4.0  # length of a training crop; shorter clips are skipped and counted
     resample: bool = False  # accept other sample rates than the codec's; otherwise such a clip is skipped and counted
+    band_limited: str = "keep"  # clips with nothing above 8 kHz: "keep" or "drop" them; counted and named either way
     workers: int = 4  # processes that read and decode; 0 decodes in the training process
     validation_clips: int = 32  # the first clips of the validation data that are long enough
     validation_seconds: float = 4.0  # their beginning, of this length
@@ -38,6 +39,7 @@ class Data:
         _at_least("data.crop_seconds", self.crop_seconds, 0.1)
         _at_least("data.validation_seconds", self.validation_seconds, 0.1)
         _at_least("data.workers", self.workers, 0)
+        _one_of("data.band_limited", self.band_limited, ("keep", "drop"))
         _at_least("data.validation_clips", self.validation_clips, 1)
         _one_of("data.sampling", self.sampling, ("clips", "speakers"))
         weights = [source.weight for source in self.train]

@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
-from data.crops import Skipped
+from data.crops import Fault
 from losses.mel import MelDistance
 from training.checkpoints import write_whole
 from training.config import Config
@@ -31,8 +31,8 @@ class Progress:
     def __init__(self, folder: Path, first_step: int, steps: int, audio_seconds_a_step: float, ranks: Ranks):
         self.folder, self.steps, self.ranks, self.enabled = folder, steps, ranks, ranks.main
         self.audio_seconds_a_step = audio_seconds_a_step
-        self.just_skipped: list[Skipped] = []
-        self.skipped: Counter[str] = Counter()
+        self.uncounted: list[tuple[str, Fault]] = []
+        self.counts: dict[str, Counter[str]] = {"skipped": Counter(), "kept": Counter()}
         self.measured: dict[str, float] = {}
         self.since, self.step_since = time.perf_counter(), first_step
         if self.enabled:
@@ -48,9 +48,12 @@ class Progress:
             kept = first_step if first_step else -1
             keep_lines(folder / "metrics.jsonl", kept)
             self.lines = (folder / "metrics.jsonl").open("a", encoding="utf-8")
-            names = folder / "skipped_clips.txt"
-            self.named = set(names.read_text(encoding="utf-8").splitlines()) if names.exists() else set()
-            self.names = names.open("a", encoding="utf-8", buffering=1)
+            self.named: set[str] = set()
+            self.names = {}
+            for fate in self.counts:
+                path = folder / f"{fate}_clips.txt"
+                self.named |= set(path.read_text(encoding="utf-8").splitlines()) if path.exists() else set()
+                self.names[fate] = path.open("a", encoding="utf-8", buffering=1)
             self.board = SummaryWriter(str(folder / "tensorboard"), purge_step=kept + 1)
 
     def say(self, text: str) -> None:
@@ -61,24 +64,25 @@ class Progress:
         if self.enabled:
             self.bar.update()
 
-    def skip(self, clips: tuple[Skipped, ...]) -> None:
-        """Notes clips that this rank did not use."""
-        self.just_skipped += clips
+    def count(self, fate: str, clips: tuple[Fault, ...]) -> None:
+        """Notes clips of this rank that were "skipped", or "kept" in spite of a fault."""
+        self.uncounted += [(fate, clip) for clip in clips]
 
-    def _count_skipped(self) -> None:
-        """Counts all ranks' clips. Each is named once in skipped_clips.txt, the first of a kind here too."""
-        for clip in itertools.chain(*self.ranks.collect(self.just_skipped)):
+    def _count_all(self) -> None:
+        """Counts all ranks' clips. Each is named once in skipped_clips.txt or kept_clips.txt, the first of a kind here
+        too."""
+        for fate, clip in itertools.chain(*self.ranks.collect(self.uncounted)):
             if self.enabled and clip.message not in self.named:
                 self.named.add(clip.message)
-                self.names.write(clip.message + "\n")
-                if clip.kind not in self.skipped:
-                    self.say(f"skipped: {clip.message}; every other one is named in {self.names.name}")
-            self.skipped[clip.kind] += 1
-        self.just_skipped = []
+                self.names[fate].write(clip.message + "\n")
+                if clip.kind not in self.counts[fate]:
+                    self.say(f"{fate}: {clip.message}; every other one is named in {self.names[fate].name}")
+            self.counts[fate][clip.kind] += 1
+        self.uncounted = []
 
     def log(self, step: int, metrics: dict[str, float]) -> None:
         """One line of metrics, `over_ranks`. All ranks have to call it."""
-        self._count_skipped()
+        self._count_all()
         if not self.enabled:
             return
         now = time.perf_counter()
@@ -86,7 +90,7 @@ class Progress:
         self.since, self.step_since = now, step
         values = dict(metrics)
         values["audio_seconds_per_second"] = speed * self.audio_seconds_a_step
-        values["skipped_clips"] = sum(self.skipped.values())
+        values |= {f"{fate}_clips": counts.total() for fate, counts in self.counts.items()}
         if torch.cuda.is_available():
             values["memory_gb"] = torch.cuda.max_memory_allocated() / 1e9
         self._record(step, values)
@@ -130,15 +134,16 @@ class Progress:
 
     def close(self, config: Config, best_step: int, best_mel: float) -> None:
         """The end of a whole run: where the encoder is, how good it is, what to run next. All ranks have to call it."""
-        self._count_skipped()
+        self._count_all()
         if not self.enabled:
             return
         self.bar.close()
         self.board.close()
         self.lines.close()
-        self.names.close()
-        for kind, count in self.skipped.items():
-            self.say(f"skipped {count} times: a clip {kind}")
+        for fate, counts in self.counts.items():
+            for kind, count in counts.items():
+                self.say(f"{fate} {count} times: a clip that {kind}")
+            self.names[fate].close()
         encoder = self.folder / "encoder.safetensors"
         print(f"encoder after {config.steps} steps: {encoder}")
         if self.measured:

@@ -21,8 +21,9 @@ import pyarrow.parquet as pq
 import torch
 
 from codec import Codec, load_release
-from codec.checkpoint import CODEC_PREFIX, read_encoder, shapes_only
+from codec.checkpoint import read_encoder, shapes_only
 from codec.encoder import Encoder
+from codec.tensors import CODEC_PREFIX
 from data.clips import Clip, decode
 
 HERE = Path(__file__).parent

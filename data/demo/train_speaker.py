@@ -20,7 +20,8 @@ import torch
 import torchaudio
 from torch import Tensor, nn
 
-from data.clips import open_clips, read_audio
+from data import open_clips
+from data.clips import read_audio
 from losses.speaker import (
     HYPERPARAMETERS,
     SAMPLE_RATE,
