@@ -1,0 +1,323 @@
+"""Whisper as a teacher, with its real weights on clips of the demo: what it hears, where, and what it leaves out."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+
+import pytest
+import torch
+import whisper
+from torch.nn import functional as F
+from torch.nn.utils.rnn import pad_sequence
+from whisper.model import ModelDimensions, Whisper
+
+import losses.asr_teacher
+from data import decode, open_clips
+from losses.asr_distillation import ASRDistillation, Heard
+from losses.asr_teacher import Teacher, TeacherError, in_half, set_alignment_heads
+from tests.whisper_base import whisper_base
+
+UNSEEN = Path(__file__).parents[1] / "data" / "demo" / "unseen.parquet"
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+RATE, WINDOW = 24000, 5.0  # a window shorter than Whisper's, where only the arithmetic is looked at
+
+
+@pytest.fixture(scope="module")
+def teacher() -> Teacher:
+    return Teacher.load(str(whisper_base()))
+
+
+@pytest.fixture(scope="module")
+def quick(teacher: Teacher) -> Teacher:
+    return Teacher(teacher.model, context_seconds=WINDOW)
+
+
+@pytest.fixture(scope="module")
+def clips(tmp_path_factory: pytest.TempPathFactory) -> list[torch.Tensor]:
+    """Two synthetic clips and one of a person, [T] each, of different lengths."""
+    rows = open_clips([str(UNSEEN)], str(tmp_path_factory.mktemp("parquet")))
+    return [decode(rows.read(i), RATE)[0] for i in (0, 5, 21)]
+
+
+@pytest.fixture(scope="module")
+def heard(teacher: Teacher, clips: list[torch.Tensor]) -> Heard:
+    return teacher.listen(pad_sequence(clips, batch_first=True), torch.tensor([len(clip) for clip in clips]))
+
+
+@pytest.fixture(scope="module")
+def texts(teacher: Teacher, clips: list[torch.Tensor]) -> list[str]:
+    return [teacher.transcribe(clip[None])[0] for clip in clips]
+
+
+@pytest.fixture(scope="module")
+def crops(clips: list[torch.Tensor]) -> torch.Tensor:
+    return torch.stack([clip[RATE : 3 * RATE] for clip in clips[:2]])
+
+
+@pytest.fixture(scope="module")
+def fresh(quick: Teacher, crops: torch.Tensor) -> Heard:
+    return quick.listen(crops)
+
+
+def _same(one: Heard, other: Heard, tolerance: float = 1e-3) -> None:
+    assert torch.equal(one.mask, other.mask)
+    assert (one.alignment - other.alignment).abs().max() < tolerance
+    assert (F.cosine_similarity(one.states[one.mask], other.states[other.mask], dim=-1) > 1 - tolerance).all()
+
+
+def _whispers_mel(teacher: Teacher, clip: torch.Tensor) -> torch.Tensor:
+    at_16_khz = teacher.resample(clip)
+    return whisper.log_mel_spectrogram(whisper.pad_or_trim(at_16_khz), teacher.model.dims.n_mels)
+
+
+def test_it_hears_what_openai_whisper_hears(teacher: Teacher, clips: list[torch.Tensor], texts: list[str]) -> None:
+    mel = torch.stack([_whispers_mel(teacher, clip) for clip in clips])
+    options = whisper.DecodingOptions(language="en", without_timestamps=True, fp16=False)
+    expected = [result.text for result in whisper.decode(teacher.model, mel, options)]
+    assert all(len(text.split()) > 8 for text in expected)
+    assert texts == expected
+
+
+def test_tokens_are_aligned_with_the_frames_of_their_words(
+    teacher: Teacher, clips: list[torch.Tensor], texts: list[str], heard: Heard
+) -> None:
+    """Against the times that openai-whisper gives words. Features squeezed from 30 s onto the clip, or the codec's
+    frames counted at another rate, would be seconds off."""
+    for i in range(2):  # the synthetic ones: no pauses within words
+        clip, count = clips[i], int(heard.mask[i].sum())
+        times = (torch.arange(heard.alignment.shape[-1]) + 0.5) * 0.08
+        centres = (heard.alignment[i, :count] @ times).tolist()
+        assert centres == sorted(centres)
+        tokens = teacher.tokenizer.encode(" " + texts[i])
+        words = whisper.timing.find_alignment(
+            teacher.model, teacher.tokenizer, tokens, _whispers_mel(teacher, clip), len(clip) * 100 // RATE
+        )
+        place, errors = 0, []
+        for word in words:
+            own = centres[place : place + len(word.tokens)]
+            place += len(word.tokens)
+            if own and word.word.strip(" .,?"):
+                errors.append(abs(sum(own) / len(own) - (word.start + word.end) / 2))
+        assert place >= count
+        assert len(errors) > 8
+        assert max(errors) < 0.15
+
+
+def test_an_alignment_lies_inside_its_clip(clips: list[torch.Tensor], heard: Heard) -> None:
+    for clip, alignment, mask in zip(clips, heard.alignment, heard.mask, strict=True):
+        frames = -(-len(clip) // 1920)
+        assert alignment[:, frames:].abs().sum() == 0
+        assert torch.allclose(alignment[mask].sum(dim=-1), torch.ones(int(mask.sum())))
+        assert alignment[mask][-1].argmax() > frames * 0.8  # the last token is near the end
+
+
+def test_prompt_end_and_padding_are_out(teacher: Teacher, texts: list[str], heard: Heard) -> None:
+    counts = [len(teacher.tokenizer.encode(" " + text)) for text in texts]
+    assert heard.mask.sum(dim=1).tolist() == counts
+    assert heard.states.shape == (3, max(counts), teacher.width)
+    assert heard.states[~heard.mask].abs().max() == 0
+    assert heard.alignment[~heard.mask].abs().max() == 0
+
+
+def test_the_state_of_a_token_is_the_one_that_gave_it(teacher: Teacher, texts: list[str], heard: Heard) -> None:
+    logits = heard.states[1][heard.mask[1]] @ teacher.model.decoder.token_embedding.weight.T
+    given = logits.masked_fill(teacher.forbidden, -torch.inf).argmax(dim=-1)
+    assert teacher.tokenizer.decode(given.tolist()).strip() == texts[1]
+
+
+def test_clips_of_different_lengths_give_what_each_gives_alone(quick: Teacher, clips: list[torch.Tensor]) -> None:
+    """Louder noise behind the end of the shorter ones: it is not heard, and does not move the spectrogram's floor."""
+    lengths = [48000, 30720]
+    batch = 0.5 * torch.randn(2, 48000, generator=torch.Generator().manual_seed(0))
+    for row, clip, length, level in zip(batch, clips, lengths, (1, 0.05), strict=False):
+        row[:length] = level * clip[:length]
+    together = quick.listen(batch, torch.tensor(lengths))
+    for i, length in enumerate(lengths):
+        alone = quick.listen(batch[i : i + 1, :length])
+        tokens, frames = alone.mask.shape[1], -(-length // 1920)
+        assert together.mask[i].sum() == alone.mask.sum() > 0
+        _same(
+            Heard(together.alignment[i : i + 1, :tokens, :frames], *(p[i : i + 1, :tokens] for p in together[1:])),
+            alone,
+        )
+
+
+def test_silence_and_noise_give_no_rows_and_are_counted(teacher: Teacher, clips: list[torch.Tensor]) -> None:
+    noise = torch.randn(30720, generator=torch.Generator().manual_seed(0))
+    batch = torch.stack([torch.zeros(30720), 1e-3 * noise, clips[0][:30720]])
+    heard = teacher.listen(batch)
+    assert heard.speaking.tolist() == [False, False, True]
+    assert heard.silent == 2
+    alone = teacher.listen(0.1 * noise[None])
+    assert alone.mask.shape == (1, 0)
+    assert ASRDistillation(4, teacher.width)(alone, torch.zeros(1, 4, 16)) == 0
+
+
+def test_a_transcript_that_does_not_end_is_no_transcript(
+    teacher: Teacher, crops: torch.Tensor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    quick = Teacher(teacher.model, context_seconds=WINDOW)
+    quick.forbidden = quick.forbidden.clone()
+    quick.forbidden[quick.tokenizer.eot] = True
+    assert quick.listen(crops[:1]).silent == 1
+
+
+def test_nothing_above_8_khz_is_folded_into_what_it_hears(quick: Teacher, crops: torch.Tensor) -> None:
+    """Resampled by linear interpolation, a tone at 10 kHz would be heard at 6 kHz."""
+    tone = 0.1 * torch.sin(2 * torch.pi * 10000 / RATE * torch.arange(crops.shape[-1]))
+    assert quick.resample(tone)[200:-200].abs().max() < 1e-3
+    linear = F.interpolate(tone[None, None], scale_factor=2 / 3, mode="linear")
+    assert linear.abs().max() > 0.03
+    plain, with_tone = quick._encode(crops[:1]), quick._encode(crops[:1] + tone)
+    assert F.cosine_similarity(plain, with_tone, dim=-1)[:, :100].mean() > 0.99
+
+
+def test_the_teacher_is_frozen_and_gives_no_gradient(quick: Teacher, crops: torch.Tensor) -> None:
+    waveform = crops[:1].clone().requires_grad_()
+    heard = quick.listen(waveform)
+    assert not any(part.requires_grad for part in heard)
+    assert not any(parameter.requires_grad for parameter in quick.model.parameters())
+    assert not quick.model.training
+    loss = ASRDistillation(8, quick.width).train()
+    semantic = torch.randn(1, 8, 25, requires_grad=True)
+    loss(heard, semantic).backward()
+    assert semantic.grad is not None
+    assert waveform.grad is None
+    assert all(parameter.grad is None for parameter in quick.model.parameters())
+    assert not quick.model.training
+    assert {name for name, _ in loss.named_parameters()} == {"projection.weight", "projection.bias"}
+
+
+def test_embeddings_can_follow_what_was_heard_and_tell_it_from_other_words(fresh: Heard) -> None:
+    """What is learned for one clip's words fits them, and does not fit another clip's."""
+    torch.manual_seed(0)
+    loss, semantic = ASRDistillation(64, fresh.states.shape[-1]), torch.randn(2, 64, 25, requires_grad=True)
+    optimizer = torch.optim.Adam([semantic, *loss.parameters()], 0.02)
+    for _ in range(60):
+        optimizer.zero_grad()
+        loss(fresh, semantic).backward()
+        optimizer.step()
+    assert loss(fresh, semantic) < 0.1
+    assert loss(fresh, semantic.roll(1, dims=0)) > 0.3
+
+
+def test_in_half_precision_it_hears_the_same(quick: Teacher, crops: torch.Tensor, fresh: Heard) -> None:
+    half = Teacher(in_half(copy.deepcopy(quick.model)), context_seconds=WINDOW)
+    assert half.dtype == torch.float16
+    _same(half.listen(crops), fresh, tolerance=0.02)
+
+
+def test_a_model_from_a_file_has_the_alignment_heads_of_its_size(teacher: Teacher) -> None:
+    assert sorted(teacher.heads) == [(3, 1), (4, 2), (4, 3), (4, 7), (5, 1), (5, 2), (5, 4), (5, 6)]
+
+
+def test_a_model_of_unknown_size_takes_all_upper_heads_and_says_so() -> None:
+    small = Whisper(ModelDimensions(80, 1500, 16, 2, 1, 51865, 448, 16, 2, 2))
+    with pytest.warns(UserWarning, match="2 decoder layers of width 16"):
+        set_alignment_heads(small)
+    assert Teacher(small).heads == [(1, 0), (1, 1)]
+
+
+def test_what_is_no_teacher_is_named_with_the_key_and_the_way_out(tmp_path: Path) -> None:
+    (tmp_path / "junk.pt").write_bytes(b"no weights at all")
+    torch.save({"model_state_dict": {}}, tmp_path / "other.pt")
+    for name in ("nothing.pt", str(tmp_path / "junk.pt"), str(tmp_path / "other.pt")):
+        with pytest.raises(TeacherError, match=r"losses\.asr_teacher .* losses\.asr=0 switches the loss off") as error:
+            Teacher.load(name)
+        assert Path(name).name in str(error.value)
+
+
+def test_a_language_or_a_window_that_whisper_has_not_is_refused(teacher: Teacher) -> None:
+    with pytest.raises(TeacherError, match=r"losses\.asr_language is 'klingon'"):
+        Teacher(teacher.model, language="klingon")
+    with pytest.raises(TeacherError, match=r"losses\.asr_context_seconds is 31"):
+        Teacher(teacher.model, context_seconds=31)
+    english = Whisper(ModelDimensions(80, 1500, 16, 2, 1, 51864, 448, 16, 2, 2))
+    with pytest.raises(TeacherError, match="English alone"):
+        Teacher(english, language="de")
+
+
+@pytest.mark.parametrize("samples", [2399, 5 * RATE + 1])
+def test_a_clip_that_does_not_fit_the_window_is_refused(quick: Teacher, samples: int) -> None:
+    with pytest.raises(ValueError, match=r"expected 0\.1 to 5\.0 s"):
+        quick.listen(torch.zeros(1, samples))
+
+
+@pytest.fixture
+def cached(teacher: Teacher, tmp_path: Path) -> Teacher:
+    return Teacher(teacher.model, context_seconds=WINDOW, cache=tmp_path / "cache")
+
+
+def test_cached_and_fresh_agree_to_the_bit(
+    quick: Teacher, cached: Teacher, crops: torch.Tensor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    batch = torch.stack([crops[0], torch.zeros_like(crops[0])])
+    fresh = quick.listen(batch)
+    first = cached.listen(batch)
+    again = Teacher(quick.model, context_seconds=WINDOW, cache=tmp_path / "cache")
+    monkeypatch.setattr(Teacher, "_generate", lambda *_: pytest.fail("generated what is in the cache"))
+    second = again.listen(batch)
+    for a, b, c in zip(fresh, first, second, strict=True):
+        assert torch.equal(a, b)
+        assert torch.equal(a, c)
+    assert all(path.suffix == ".safetensors" for path in (tmp_path / "cache").rglob("*") if path.is_file())
+
+
+def test_only_clips_that_were_not_heard_before_are_transcribed(
+    cached: Teacher, crops: torch.Tensor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cached.listen(crops[:1])
+    generated: list[int] = []
+    original = Teacher._generate
+
+    def counting(self: Teacher, audio: torch.Tensor, samples: int) -> list[list[int]]:
+        generated.append(len(audio))
+        return original(self, audio, samples)
+
+    monkeypatch.setattr(Teacher, "_generate", counting)
+    mixed = cached.listen(crops)
+    assert generated == [1]
+    assert mixed.speaking.all()
+
+
+def test_another_teacher_or_setting_has_transcripts_of_its_own(teacher: Teacher, quick: Teacher) -> None:
+    other = copy.deepcopy(quick.model)
+    other.decoder.ln.bias.data[0] += 1e-3
+    made = [
+        quick,
+        teacher,
+        Teacher(quick.model, language="de", context_seconds=WINDOW),
+        Teacher(other, context_seconds=WINDOW),
+    ]
+    assert len({one.fingerprint() for one in made}) == len(made)
+    assert Teacher(quick.model, context_seconds=WINDOW).fingerprint() == quick.fingerprint()
+
+
+def test_a_damaged_transcript_is_named_and_half_a_one_is_never_read(
+    cached: Teacher, crops: torch.Tensor, tmp_path: Path
+) -> None:
+    cached.listen(crops[:1])
+    (path,) = (tmp_path / "cache").rglob("*.safetensors")
+    path.rename(path.with_name(f".{path.name}.123"))  # as a write that was killed leaves it
+    assert cached.cache is not None
+    assert cached.cache.get(path.stem) is None
+    path.write_bytes(b"cut off")
+    with pytest.raises(RuntimeError, match=r"is damaged .* delete it"):
+        cached.listen(crops[:1])
+
+
+def test_a_cache_that_cannot_be_written_is_a_warning_and_no_loss(
+    quick: Teacher, crops: torch.Tensor, fresh: Heard, tmp_path: Path
+) -> None:
+    (tmp_path / "file").write_text("no folder")
+    blocked = Teacher(quick.model, context_seconds=WINDOW, cache=tmp_path / "file" / "cache")
+    with pytest.warns(UserWarning, match="transcripts are cached no more"):
+        heard = blocked.listen(crops)
+    _same(heard, fresh)
+
+
+def test_the_frame_rates_are_the_codecs() -> None:
+    assert losses.asr_teacher.CODEC_FRAME * 12.5 == losses.asr_teacher.CLIP_RATE
+    assert losses.asr_teacher.FRAME_RATE == 50

