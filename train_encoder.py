@@ -25,17 +25,21 @@ from codec.checkpoint import load_release, save_encoder, save_release
 from codec.codec import Codec
 from codec.config import CodecConfig, ReleaseError, read_params_file
 from data import DataError, derive_seed
-from losses import Balancer, Diversity, MelDistance, STFTDistance, commitment
+from losses import Balancer, Diversity, FixedWeights, MelDistance, STFTDistance, commitment
 from losses.shaping import Shaping, save_target, voices_target
+from losses.speaker import SpeakerDistance, SpeakerModelError
 from training.adversary import Adversary
 from training.average import AveragedCodec
 from training.checkpoints import CheckpointError, check_same_run, load_newest, save_checkpoint, write_whole
+from training.companion import Companion
 from training.config import Config, ConfigError, dump_config, load_config
 from training.distributed import Ranks, RanksError, start_ranks
 from training.failures import MemoryFullError, explained
+from training.listener import Listener, TeacherError
 from training.progress import Progress, over_ranks
 from training.speech import Speech
 from training.stopping import StoppedError, StopRequest
+from training.watch import FiniteWatch, Warnings, not_finite
 
 WaveformLoss = Callable[[Tensor, Tensor], Tensor]
 
@@ -61,32 +65,40 @@ class Training:
         options = config.optimizer
         self.optimizer = torch.optim.Adam(self.trained.parameters(), options.lr, (options.beta1, options.beta2))
 
-        self.diversity = Diversity(config.losses.diversity_temperature)
-        if config.losses.shaping:
+        weights, rate = config.losses, self.codec.sample_rate
+        self.adversary = Adversary(config, ranks, self.autocast) if weights.feature_matching else None
+        self.listener = Listener(config, ranks, self.codec.config.semantic_dim) if weights.asr else None
+        beside = {"discriminator": self.adversary, "asr projection": self.listener}
+        self.companions: dict[str, Companion] = {name: one for name, one in beside.items() if one}
+        self.diversity = Diversity(weights.diversity_temperature)
+        if weights.shaping:
             self.target = voices_target(self.codec, Path(config.model_dir) / "voice_embedding")
             self.shaping = Shaping(self.target).to(ranks.device)
-        self.mel = MelDistance(self.codec.sample_rate).to(ranks.device)
-        known: dict[str, WaveformLoss] = {
-            "mel": MelDistance(self.codec.sample_rate, config.losses.mel_offset).to(ranks.device),
-            "l1": nn.functional.l1_loss,
-            "stft": STFTDistance().to(ranks.device),
-        }
-        self.adversary = Adversary(config, ranks, self.autocast) if config.losses.feature_matching else None
+        self.mel = MelDistance(rate).to(ranks.device)  # the measure; the loss has an offset
+
+        self.waveform_losses: dict[str, WaveformLoss] = {}
+        if weights.mel:
+            self.waveform_losses["mel"] = MelDistance(rate, weights.mel_offset).to(ranks.device)
+        if weights.l1:
+            self.waveform_losses["l1"] = nn.functional.l1_loss
+        if weights.stft:
+            self.waveform_losses["stft"] = STFTDistance().to(ranks.device)
         if self.adversary:
-            known["feature_matching"] = self.adversary.match
-        decay = config.losses.balancer_decay
-        weights = {name: getattr(config.losses, name) for name in known}
-        self.waveform_losses = {name: known[name] for name, weight in weights.items() if weight > 0}
-        self.waveform_balancer = Balancer({name: weights[name] for name in self.waveform_losses}, decay=decay)
-        latent_weights = {
-            "reconstruction": sum(weights.values()),
-            "commitment": config.losses.commitment,
-            "diversity": config.losses.diversity,
-            "shaping": config.losses.shaping,
-        }
-        self.latent_balancer = Balancer(
-            {name: weight for name, weight in latent_weights.items() if weight > 0}, decay=decay
-        )
+            self.waveform_losses["feature_matching"] = self.adversary.match
+        if weights.speaker:
+            speaker = SpeakerDistance(weights.speaker_model, rate, config.hf_cache)
+            self.waveform_losses["speaker"] = speaker.to(ranks.device)
+        at_waveform = {name: getattr(weights, name) for name in self.waveform_losses}
+        at_latent = {name: getattr(weights, name) for name in ("commitment", "asr", "diversity", "shaping")}
+        at_latent = {name: weight for name, weight in at_latent.items() if weight > 0}
+        if weights.balanced:
+            at_latent["reconstruction"] = sum(at_waveform.values())
+        else:  # what arrives there is weighed already
+            at_latent["reconstruction"] = config.accumulate
+        balancer = Balancer if weights.balanced else FixedWeights
+        self.waveform_balancer = balancer(at_waveform, decay=weights.balancer_decay)
+        self.latent_balancer = balancer(at_latent, decay=weights.balancer_decay)
+        self.watch, self.latest = FiniteWatch(config.log_every), dict[str, Tensor]()
         self.entries_seen = torch.zeros(self.codec.config.semantic_codebook_size, dtype=torch.bool, device=ranks.device)
         self.place = 0  # in the stream of clips: how many were heard, by all ranks
         self.best_step, self.best_mel = 0, math.inf  # of all validations
@@ -107,21 +119,26 @@ class Training:
             group["lr"] = learning_rate(step, self.config)
         parts = waveform.chunk(self.config.accumulate)
         with self.ranks.unsynchronised(self.encoder, self.decoder):
-            found = [self.backward(part, step, i) for i, part in enumerate(parts[:-1])]
-        found.append(self.backward(parts[-1], step, len(parts) - 1))
+            passes = [self.backward(part, step, i) for i, part in enumerate(parts[:-1])]
+        passes.append(self.backward(parts[-1], step, len(parts) - 1))
+        found, flags = zip(*passes, strict=True)
+        self.watch.look(step, {name: torch.cat([flag[name] for flag in flags]) for name in flags[0]})
         norms = {
             f"gradient_norm/{name}": nn.utils.clip_grad_norm_(network.parameters(), self.config.optimizer.clip_norm)
             for name, network in self.trained.items()
         }
         self.optimizer.step()
         self.averaged.update(step)
-        if self.adversary:
-            self.adversary.update()
+        for companion in self.companions.values():
+            companion.update()
         self.place += len(waveform) * self.ranks.count
-        return {**{name: torch.stack([f[name] for f in found]).mean(dim=0) for name in found[0]}, **norms}
+        # a loss that is not in every step keeps its last value
+        self.latest |= {name: torch.stack([f[name] for f in found]).mean(dim=0) for name in found[0]} | norms
+        return dict(self.latest)
 
-    def backward(self, waveform: Tensor, step: int, part: int = 0) -> dict[str, Tensor]:
-        """Adds the gradients of one part [B, 1, T] of a step's crops. Returns its metrics."""
+    def backward(self, waveform: Tensor, step: int, part: int = 0) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """Adds the gradients of one part [B, 1, T] of a step's crops. Returns its metrics and, by loss, flags [B] of
+        the crops whose gradient is not finite."""
         batch, samples = len(waveform) * self.config.accumulate, waveform.shape[-1]
         # encoder -> quantizer -> decoder, cut at the latent and at the reconstruction, where gradients are balanced
         with self.autocast():
@@ -130,7 +147,7 @@ class Training:
         generator = torch.Generator().manual_seed(derive_seed(self.config.seed, step))
         draws = self.quantizer.draw(batch * self.ranks.count, latent.shape[-1], generator)
         mine = draws.part(self.ranks.rank, self.ranks.count).part(part, self.config.accumulate)
-        quantized = self.quantizer(latent, mine)
+        quantized = self.quantizer(latent, mine if self.config.stochastic else None)
         with self.autocast():
             decoded = self.decoder(quantized.latent)
         reconstruction = decoded.detach().float()[..., :samples].requires_grad_()
@@ -140,7 +157,7 @@ class Training:
         values = {
             name: loss(reconstruction, waveform) for name, loss in self.waveform_losses.items() if name not in absent
         }
-        # graphs are kept: the discriminator's own loss is differentiated from the one that feature matching built
+        # graphs are kept: companions learn from the ones that their losses built
         at_waveform = {
             name: torch.autograd.grad(value, reconstruction, retain_graph=True)[0] for name, value in values.items()
         }
@@ -155,23 +172,27 @@ class Training:
         on_latent: dict[str, Tensor] = {}
         if self.config.losses.commitment:
             on_latent["commitment"] = commitment(semantic, quantized.semantic)
+        if self.listener and step % self.config.losses.asr_every == 0:
+            on_latent["asr"] = self.listener.distil(waveform, quantized.semantic)
         if self.config.losses.diversity:
             on_latent["diversity"] = self.diversity(semantic, self.quantizer.semantic_codebook.embedding)
         if self.config.losses.shaping:
             on_latent["shaping"] = self.shaping(latent[:, self.codec.config.semantic_dim :])
-        at_latent = {name: torch.autograd.grad(value, latent)[0] for name, value in on_latent.items()}
+        at_latent = {
+            name: torch.autograd.grad(value, latent, retain_graph=True)[0] for name, value in on_latent.items()
+        }
         at_latent["reconstruction"] = latent.grad
         values |= on_latent
         # one backward through the encoder
         encoded.backward(self.latent_balancer.combine(at_latent).to(encoded.dtype) / batch)
 
-        if "feature_matching" in values and self.adversary:
-            values["discriminator"] = self.adversary.learn()
+        for companion in self.companions.values():
+            companion.learn()
         if self.config.train == "codec":
             self.quantizer.semantic_codebook.learn(semantic.detach(), quantized.codes[:, :1], generator)
         self.entries_seen[quantized.codes[:, 0].flatten()] = True
         acoustic = quantized.codes[:, 1:].float()
-        return {
+        metrics = {
             **{name: value.detach() for name, value in values.items()},
             **{f"share/{name}": share for name, share in self.waveform_balancer.shares.items()},
             **{f"share_latent/{name}": share for name, share in self.latent_balancer.shares.items()},
@@ -179,6 +200,9 @@ class Training:
             "acoustic_mean": acoustic.mean(),
             "acoustic_max": acoustic.max(),
         }
+        for companion in self.companions.values():
+            metrics |= companion.metrics
+        return metrics, not_finite(at_waveform | at_latent)
 
     @torch.no_grad()
     def validate(self, clips: Tensor) -> tuple[dict[str, float], Tensor, Tensor]:
@@ -204,6 +228,12 @@ class Training:
         }
         return {name: float(value) for name, value in metrics.items()}, reconstruction, all_codes
 
+    def moving(self) -> dict[str, nn.Module]:
+        """What should be learning by now."""
+        started = self.place >= self.config.batch_size * self.config.discriminator.from_step
+        beside = {name: one.network for name, one in self.companions.items() if started or name != "discriminator"}
+        return {**dict(self.trained.items()), **beside}
+
     def state_dict(self) -> dict[str, object]:
         return {
             "trained": self.trained.state_dict(),
@@ -212,7 +242,7 @@ class Training:
             "optimizer": self.optimizer.state_dict(),
             "waveform_balancer": self.waveform_balancer.state_dict(),
             "latent_balancer": self.latent_balancer.state_dict(),
-            "adversary": self.adversary.state_dict() if self.adversary else {},
+            "companions": {name: companion.state_dict() for name, companion in self.companions.items()},
             "place": self.place,
             "best": {"step": self.best_step, "mel": self.best_mel},
         }
@@ -224,8 +254,8 @@ class Training:
         self.optimizer.load_state_dict(state["optimizer"])
         self.waveform_balancer.load_state_dict(state["waveform_balancer"], self.ranks.device)
         self.latent_balancer.load_state_dict(state["latent_balancer"], self.ranks.device)
-        if self.adversary:
-            self.adversary.load_state_dict(state["adversary"])
+        for name, companion in self.companions.items():
+            companion.load_state_dict(state["companions"][name])
         self.place = state["place"]
         self.best_step, self.best_mel = state["best"]["step"], state["best"]["mel"]
 
@@ -296,12 +326,14 @@ def train(config: Config, ranks: Ranks) -> None:
     if ranks.main and first_step == 0:
         progress.log_validation(0, *training.validate(speech.validation), speech.validation, codec.sample_rate)
 
+    warnings = Warnings()
     # signals are taken before the loader's workers start, who inherit this
     with StopRequest() as stop, closing(speech.batches(training.place)) as batches:
         for step in range(first_step, config.steps):
             batch = next(batches)
             progress.count("skipped", batch.skipped)
             progress.count("kept", batch.kept)
+            training.watch.heard(step, batch.names)
             on_device = training.step(batch.waveform.to(ranks.device, non_blocking=True), step)
             progress.advance()
             done = step + 1
@@ -311,13 +343,15 @@ def train(config: Config, ranks: Ranks) -> None:
             save = done % config.save_every == 0 or done == config.steps or stopped
             if log or validate or save:
                 metrics = over_ranks(on_device, ranks)
-                broken = ", ".join(name for name, value in metrics.items() if not math.isfinite(value))
+                broken = [one for one in ranks.collect(training.watch.broken()) if one]
                 if log:
                     seen = ranks.gather(training.entries_seen[None]).any(dim=0).sum()
                     training.entries_seen.zero_()
                     progress.log(done, {**metrics, "sem_util": int(seen), "learning_rate": learning_rate(step, config)})
+                    for text in warnings.of_shares(done, metrics) + warnings.of_standstill(training.moving()):
+                        progress.say(text)
                 if broken:
-                    raise TrainingError(f"step {done}: {broken} not finite; the last checkpoint in {folder} is good")
+                    raise TrainingError(f"{min(broken)}; the last checkpoint in {folder} is still good")
             if validate or save:
                 ranks.check_same(training.state_dict())
             if ranks.main and validate:
@@ -350,7 +384,17 @@ def main() -> int:
     except StoppedError as stop:
         print(f"{stop}: the same command goes on", file=sys.stderr)
         return stop.status
-    except (CheckpointError, ConfigError, DataError, MemoryFullError, RanksError, ReleaseError, TrainingError) as error:
+    except (
+        CheckpointError,
+        ConfigError,
+        DataError,
+        MemoryFullError,
+        RanksError,
+        ReleaseError,
+        TrainingError,
+        SpeakerModelError,
+        TeacherError,
+    ) as error:
         sentence = str(error)
     except OSError as error:
         sentence = f"{error.filename or config.output_dir}: {error.strerror}"

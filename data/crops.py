@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from data.bandwidth import is_band_limited
-from data.clips import BadClipError, Clips, DataError, decode
+from data.clips import BadClipError, Clip, Clips, DataError, decode
 from data.order import Order
 from data.seeds import derive_seed
 
@@ -28,12 +28,14 @@ class Fault(NamedTuple):
 
 
 class Item(NamedTuple):
+    name: str  # of its clip
     waveform: Tensor  # [1, T]
     skipped: tuple[Fault, ...]  # clips before it in line that were not used
     kept: tuple[Fault, ...]  # what is wrong with its own clip
 
 
 class Batch(NamedTuple):
+    names: tuple[str, ...]  # of the clips
     waveform: Tensor  # [B, 1, T]
     skipped: tuple[Fault, ...]
     kept: tuple[Fault, ...]
@@ -65,26 +67,27 @@ class Crops(Dataset[Item]):
         skipped = []
         for _ in range(ATTEMPTS):
             try:
-                waveform, kept = self._usable(index)
+                clip, waveform, kept = self._usable(index)
             except BadClipError as reason:
                 skipped.append(Fault(reason.kind, str(reason)))
                 index = int(torch.randint(len(self.clips), (), generator=generator))
                 continue
             start = int(torch.randint(waveform.shape[-1] - self.length + 1, (), generator=generator))
-            return Item(waveform[:, start : start + self.length], tuple(skipped), kept)
+            return Item(clip.name, waveform[:, start : start + self.length], tuple(skipped), kept)
         raise DataError(f"no usable clip among {ATTEMPTS} tried; the last one: {skipped[-1].message}")
 
-    def _usable(self, index: int) -> tuple[Tensor, tuple[Fault, ...]]:
+    def _usable(self, index: int) -> tuple[Clip, Tensor, tuple[Fault, ...]]:
         clip = self.clips.read(index)
         waveform = decode(clip, self.sample_rate, self.resample)
         if waveform.shape[-1] < self.length:
             seconds = waveform.shape[-1] / self.sample_rate
             raise BadClipError(clip.name, "is shorter than a crop", f"{seconds:.2f} s")
         if not is_band_limited(waveform[0].numpy(), self.sample_rate):
-            return waveform, ()
+            return clip, waveform, ()
         if self.drop_band_limited:
             raise BadClipError(clip.name, BAND_LIMITED, "data.band_limited=keep uses it")
-        return waveform, (Fault(BAND_LIMITED, f"{clip.name} {BAND_LIMITED} (data.band_limited=drop leaves it out)"),)
+        fault = Fault(BAND_LIMITED, f"{clip.name} {BAND_LIMITED} (data.band_limited=drop leaves it out)")
+        return clip, waveform, (fault,)
 
 
 class Stream(Sampler[list[tuple[int, int]]]):
@@ -146,4 +149,4 @@ def fixed_clips(
 def _collate(items: list[Item]) -> Batch:
     skipped = tuple(fault for item in items for fault in item.skipped)
     kept = tuple(fault for item in items for fault in item.kept)
-    return Batch(torch.stack([item.waveform for item in items]), skipped, kept)
+    return Batch(tuple(item.name for item in items), torch.stack([item.waveform for item in items]), skipped, kept)

@@ -78,3 +78,18 @@ class Balancer:
     def load_state_dict(self, state: Mapping[str, Mapping[str, Tensor]], device: torch.device) -> None:
         self.sums = {name: value.to(device) for name, value in state["sums"].items()}
         self.counts = {name: value.to(device) for name, value in state["counts"].items()}
+
+
+class FixedWeights(Balancer):
+    """The same gradients under weights set by hand, g = Σ_i w_i g_i: what the balancer is compared with."""
+
+    def combine(self, gradients: Mapping[str, Tensor], factors: Mapping[str, float] | None = None) -> Tensor:
+        """As the balancer's, in its units: a loss that is a mean over the batch of B items counts B times."""
+        scaled = {
+            name: gradient.float() * (self.weights[name] * (factors or {}).get(name, 1.0) * len(gradient))
+            for name, gradient in gradients.items()
+        }
+        norms = {name: gradient.flatten(1).norm(dim=1).mean() for name, gradient in scaled.items()}
+        whole = torch.stack(list(norms.values())).sum()
+        self.shares = {name: norm / (whole + 1e-12) for name, norm in norms.items()}
+        return torch.stack(list(scaled.values())).sum(dim=0)

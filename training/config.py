@@ -57,19 +57,31 @@ class Losses:
     l1: float = 0.5
     stft: float = 1.0
     feature_matching: float = 0.0  # trains the discriminator beside; it is most of a step's cost
+    speaker: float = 0.0  # the voice, by a frozen speaker network
     commitment: float = 0.1
+    asr: float = 0.0  # the words, by a frozen Whisper
     diversity: float = 0.0
     shaping: float = 0.0  # toward the code statistics of the release's own voices
     diversity_temperature: float = 0.1  # in units of the codebook's own spacing
     fading: float = 1.0  # factor a step for l1 and stft; the paper's is 0.9999
     mel_offset: float = 0.01  # added to the magnitudes in the mel loss, so that silence does not own its gradient
+    balanced: bool = True  # false takes the numbers above as plain weights of the losses, for comparison
     balancer_decay: float = 0.999  # of the averaged gradient norms; short runs forget their wild start with 0.99
+    speaker_model: str = "speechbrain/spkrec-ecapa-voxceleb"  # of the hub, or a folder with its two files
+    asr_teacher: str = "base"  # a Whisper by name, downloaded once, or a .pt file of openai-whisper's format
+    asr_language: str = "en"
+    asr_every: int = 1  # steps from one in which the teacher listens to the next; the weight is the same share there
+    asr_context_seconds: float = 30.0  # the window the teacher's clips are padded to: shorter is faster and worse
+    asr_cache: str = ""  # a folder for the teacher's transcripts, for runs that share data and seed
 
     def __post_init__(self) -> None:
         for name, value in asdict(self).items():
-            _at_least(f"losses.{name}", value, 0)
+            if isinstance(value, float):
+                _at_least(f"losses.{name}", value, 0)
         _below_one("losses.balancer_decay", self.balancer_decay)
-        if not (self.mel or self.l1 or self.stft or self.feature_matching):
+        _at_least("losses.asr_every", self.asr_every, 1)
+        _above("losses.diversity_temperature", self.diversity_temperature, 0)
+        if not (self.mel or self.l1 or self.stft or self.feature_matching or self.speaker):
             raise ConfigError("losses: all on the reconstruction are 0, expected one of them above 0")
         if not 0 < self.fading <= 1:
             raise ConfigError(f"losses.fading is {self.fading}, expected more than 0 and at most 1")
@@ -113,6 +125,7 @@ class Config:
     params: str = ""  # a params.json: the dimensions of a codec from scratch
     output_dir: str = "runs/latest"  # OUTPUT_DIR: what the run writes
     hf_cache: str = ""  # HF_CACHE: where data sets are cached; empty takes the hub's own default
+    stochastic: bool = True  # half of the samples quantized, the paper's way; false quantizes all, for comparison
     init: str = "mirror"  # encoder layers start from the "mirror"ed decoder layers, or "random"
     start_from: str = ""  # output_dir of another run of the same kind: start from its weights, with fresh optimizers
     steps: int = 100_000
@@ -147,16 +160,9 @@ class Config:
 
 
 def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
-    """Reads `path`, applies MODEL_DIR, OUTPUT_DIR and HF_CACHE, then `key=value` arguments (`losses.mel=2`)."""
-    path = Path(path)
-    try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
-    except FileNotFoundError:
-        raise ConfigError(f"{path} does not exist: --config takes a YAML file, such as configs/v3.yaml") from None
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{path} is not valid YAML: {error}") from error
-    if not isinstance(values, dict):
-        raise ConfigError(f"{path} holds a {type(values).__name__}, expected keys and values")
+    """Reads `path`, applies MODEL_DIR, OUTPUT_DIR and HF_CACHE, then `key=value` arguments (`losses.mel=2`). A file
+    with `base: OTHER.yaml` changes the settings of that one, which lies beside it."""
+    values = _read(Path(path))
     for key in ("model_dir", "output_dir", "hf_cache"):
         value = from_environment(key.upper())
         if value:
@@ -173,6 +179,27 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
                 raise ConfigError(f"{key} is unknown: {section} is a value, not a section")
         target[last] = yaml.safe_load(text) if text else ""
     return _build(Config, values, "")
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+    except FileNotFoundError:
+        raise ConfigError(f"{path} does not exist: --config takes a YAML file, such as configs/v3.yaml") from None
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{path} is not valid YAML: {error}") from error
+    if not isinstance(values, dict):
+        raise ConfigError(f"{path} holds a {type(values).__name__}, expected keys and values")
+    base = values.pop("base", None)
+    return _merged(_read(path.parent / str(base)), values) if base else values
+
+
+def _merged(base: dict[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    """Sections are merged, values replaced."""
+    for key, value in changes.items():
+        inner = base.get(key)
+        base[key] = _merged(inner, value) if isinstance(inner, dict) and isinstance(value, dict) else value
+    return base
 
 
 def dump_config(config: Config) -> str:

@@ -1,0 +1,45 @@
+"""A network that learns beside the codec, with a loss and an optimizer of its own."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from training.distributed import Ranks
+
+
+class Companion:
+    """`loss` is what the network learns from in this pass, None where it had no part; it is set where the codec's loss
+    is computed, from the same graph. Gradients of a step's `accumulate` parts and of all ranks are averaged."""
+
+    def __init__(self, network: nn.Module, ranks: Ranks, lr: float, betas: tuple[float, float], accumulate: int):
+        self.network, self.ranks, self.accumulate = network, ranks, accumulate
+        self.parameters = list(network.parameters())
+        self.optimizer = torch.optim.Adam(self.parameters, lr, betas)
+        self.loss: Tensor | None = None
+        self.metrics: dict[str, Tensor] = {}  # of the last pass, on the device
+
+    def learn(self) -> None:
+        """Adds the gradient of the loss, where there is one."""
+        if self.loss is not None:
+            (self.loss / self.accumulate).backward(inputs=self.parameters)
+            self.loss = None
+
+    def update(self) -> None:
+        """One step along the gradients that were added; none where nothing was."""
+        gradients = [parameter.grad for parameter in self.parameters if parameter.grad is not None]
+        if not gradients:
+            return
+        for parameter, gradient in zip(self.parameters, self.ranks.average(gradients), strict=True):
+            parameter.grad = gradient
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"network": self.network.state_dict(), "optimizer": self.optimizer.state_dict()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.network.load_state_dict(state["network"])
+        self.optimizer.load_state_dict(state["optimizer"])
