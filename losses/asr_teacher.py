@@ -49,7 +49,7 @@ class Teacher:
 
     language: of the speech, as Whisper names it ("en"); an English-only model takes no other.
     context_seconds: the window that a clip is padded to with silence. Whisper knows 30 s, and with less it misses
-        ends and loops; ARCHITECTURE.md has figures. A shorter one saves time where there is no GPU.
+        ends and loops (tests/measure_teacher.py measures it). A shorter one saves time where there is no GPU.
     cache: a folder for transcripts, see TranscriptCache; None keeps none.
     """
 
