@@ -98,7 +98,8 @@ class Training:
         balancer = Balancer if weights.balanced else FixedWeights
         self.waveform_balancer = balancer(at_waveform, decay=weights.balancer_decay)
         self.latent_balancer = balancer(at_latent, decay=weights.balancer_decay)
-        self.watch, self.latest = FiniteWatch(config.log_every), dict[str, Tensor]()
+        self.watch, self.warnings = FiniteWatch(config.log_every), Warnings()
+        self.latest: dict[str, Tensor] = {}
         self.entries_seen = torch.zeros(self.codec.config.semantic_codebook_size, dtype=torch.bool, device=ranks.device)
         self.place = 0  # in the stream of clips: how many were heard, by all ranks
         self.best_step, self.best_mel = 0, math.inf  # of all validations
@@ -228,12 +229,6 @@ class Training:
         }
         return {name: float(value) for name, value in metrics.items()}, reconstruction, all_codes
 
-    def moving(self) -> dict[str, nn.Module]:
-        """What should be learning by now."""
-        started = self.place >= self.config.batch_size * self.config.discriminator.from_step
-        beside = {name: one.network for name, one in self.companions.items() if started or name != "discriminator"}
-        return {**dict(self.trained.items()), **beside}
-
     def state_dict(self) -> dict[str, object]:
         return {
             "trained": self.trained.state_dict(),
@@ -326,7 +321,6 @@ def train(config: Config, ranks: Ranks) -> None:
     if ranks.main and first_step == 0:
         progress.log_validation(0, *training.validate(speech.validation), speech.validation, codec.sample_rate)
 
-    warnings = Warnings()
     # signals are taken before the loader's workers start, who inherit this
     with StopRequest() as stop, closing(speech.batches(training.place)) as batches:
         for step in range(first_step, config.steps):
@@ -348,7 +342,12 @@ def train(config: Config, ranks: Ranks) -> None:
                     seen = ranks.gather(training.entries_seen[None]).any(dim=0).sum()
                     training.entries_seen.zero_()
                     progress.log(done, {**metrics, "sem_util": int(seen), "learning_rate": learning_rate(step, config)})
-                    for text in warnings.of_shares(done, metrics) + warnings.of_standstill(training.moving()):
+                    warnings = training.warnings.of_shares(done, metrics)
+                    for name, network in training.trained.items():
+                        warnings += training.warnings.of_standstill(name, network, done)
+                    for name, companion in training.companions.items():
+                        warnings += training.warnings.of_standstill(name, companion.network, companion.updates)
+                    for text in warnings:
                         progress.say(text)
                 if broken:
                     raise TrainingError(f"{min(broken)}; the last checkpoint in {folder} is still good")

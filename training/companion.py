@@ -19,6 +19,7 @@ class Companion:
         self.parameters = list(network.parameters())
         self.optimizer = torch.optim.Adam(self.parameters, lr, betas)
         self.loss: Tensor | None = None
+        self.updates = 0  # steps of its own
         self.metrics: dict[str, Tensor] = {}  # of the last pass, on the device
 
     def learn(self) -> None:
@@ -35,6 +36,7 @@ class Companion:
         for parameter, gradient in zip(self.parameters, self.ranks.average(gradients), strict=True):
             parameter.grad = gradient
         self.optimizer.step()
+        self.updates += 1
         self.optimizer.zero_grad(set_to_none=True)
 
     def state_dict(self) -> dict[str, Any]:

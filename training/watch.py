@@ -67,6 +67,7 @@ class Warnings:
     def __init__(self) -> None:
         self.since: dict[str, int] = {}
         self.sums: dict[str, float] = {}
+        self.updates: dict[str, int] = {}
         self.said: set[str] = set()
 
     def of_shares(self, step: int, metrics: Mapping[str, float]) -> list[str]:
@@ -83,15 +84,14 @@ class Warnings:
                 found += self._once(name, text)
         return found
 
-    def of_standstill(self, networks: Mapping[str, nn.Module]) -> list[str]:
-        """A network whose parameters are what they were when it was last looked at."""
-        found = []
-        for name, network in networks.items():
-            total = math.fsum(float(parameter.detach().double().sum()) for parameter in network.parameters())
-            if self.sums.get(name) == total:
-                found += self._once(name, f"the {name} has stopped moving: it no longer learns")
-            self.sums[name] = total
-        return found
+    def of_standstill(self, name: str, network: nn.Module, updates: int) -> list[str]:
+        """A network whose parameters are what they were when it was last looked at, `updates` steps of its own ago."""
+        if self.updates.get(name) == updates:
+            return []
+        total = math.fsum(float(parameter.detach().double().sum()) for parameter in network.parameters())
+        still = self.sums.get(name) == total
+        self.sums[name], self.updates[name] = total, updates
+        return self._once(name, f"the {name} has stopped moving: it no longer learns") if still else []
 
     def _once(self, key: str, text: str) -> list[str]:
         if key in self.said:
