@@ -12,6 +12,7 @@ import subprocess
 import time
 import urllib.error
 import urllib.request
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,9 +24,10 @@ PLATFORM = Path(__file__).parent / "cpu"
 START_SECONDS = 300
 ANSWER_SECONDS = 120
 
-# Of vllm-omni's own settings for Voxtral TTS, what two cores and a few GB need otherwise: no compilation, small buffers.
-STAGE = {"enforce_eager": True, "async_scheduling": False, "max_num_seqs": 4, "gpu_memory_utilization": 0.2}
-STAGES = {"0": STAGE | {"max_num_batched_tokens": 4096}, "1": STAGE}
+# What two cores and a few GB need other than in vllm-omni's settings for Voxtral TTS: no compilation, small buffers.
+STAGE = {"enforce_eager": True, "async_scheduling": False, "max_num_seqs": 4}
+SPOKEN = {"temperature": 0.0, "seed": 42, "max_tokens": 20}  # frames; random weights would go on for minutes
+STAGES = {"0": STAGE | {"max_num_batched_tokens": 4096, "default_sampling_params": SPOKEN}, "1": STAGE}
 ENVIRONMENT = {
     "HF_HUB_OFFLINE": "1",
     "VLLM_NO_USAGE_STATS": "1",
@@ -37,17 +39,6 @@ ENVIRONMENT = {
 
 class ServerError(Exception):
     """The server does not start, or not in time."""
-
-
-@dataclass(frozen=True)
-class Answer:
-    status: int
-    """Of HTTP; 0 where the server is gone before it answered."""
-    body: bytes
-
-    @property
-    def text(self) -> str:
-        return self.body.decode(errors="replace")
 
 
 class Server:
@@ -62,7 +53,8 @@ class Server:
             self.port = free.getsockname()[1]
         self.url = f"http://127.0.0.1:{self.port}"
         command = [str(environment / "bin" / "vllm"), "serve", str(folder), "--omni", "--host", "127.0.0.1"]
-        command += ["--port", str(self.port), "--stage-overrides", json.dumps(STAGES)]
+        command += ["--port", str(self.port), "--gpu-memory-utilization", "0.2"]
+        command += ["--stage-overrides", json.dumps(STAGES)]
         own = {"PATH": f"{environment / 'bin'}:{os.environ['PATH']}", "PYTHONPATH": str(PLATFORM)}
         own["SERVER_WITNESS"] = str(self.seen)
         with self.log.open("wb") as log:
@@ -106,41 +98,37 @@ class Server:
         return False
 
     def ask(self, what: str, **request: Any) -> Answer:
-        """POST /v1/audio/speech, for half a second of speech at most. `what` is how the log names the request."""
+        """POST /v1/audio/speech. `what` is how the log names the request."""
         content = {"input": "Hello there.", "max_new_tokens": 6} | request
         headers = {"Content-Type": "application/json"}
         posted = urllib.request.Request(f"{self.url}/v1/audio/speech", json.dumps(content).encode(), headers)
         try:
             with urllib.request.urlopen(posted, timeout=ANSWER_SECONDS) as response:
-                answer = Answer(response.status, response.read())
+                status, body = response.status, response.read()
         except urllib.error.HTTPError as error:
-            answer = Answer(error.code, error.read())
+            status, body = error.code, error.read()
         except (OSError, http.client.HTTPException):
-            answer = Answer(0, b"")
-        detail = f"{len(answer.body)} bytes of audio" if answer.status == 200 else answer.text[:160]
-        said(f"  {what}: status {answer.status}, {detail}")
+            status, body = 0, b""
+        answer = Answer(status, body, self.take())
+        said(f"  {what}: status {status}, {f'{len(body)} bytes of audio' if status == 200 else answer.text[:300]}")
         return answer
 
-    def take(self) -> Seen:
-        """What the model computed since the last time."""
+    def take(self) -> list[dict[str, Tensor]]:
+        """What the model computed since the last time, as the witness wrote it down (cpu/omni_cpu/witness.py)."""
         events = []
         for path in sorted(self.seen.glob("*.pt")):
             events.append(torch.load(path, weights_only=True))
             path.unlink()
-        return Seen(events)
+        return events
 
     def stop(self) -> None:
         """Ends the server's own process, and then what is left of the group it leads."""
         if self.process.poll() is None:
             self.process.terminate()
-            try:
+            with suppress(subprocess.TimeoutExpired):
                 self.process.wait(30)
-            except subprocess.TimeoutExpired:
-                pass
-        try:
+        with suppress(ProcessLookupError):
             os.killpg(self.process.pid, signal.SIGKILL)
-        except ProcessLookupError:
-            pass
         self.process.wait()
 
     def __enter__(self) -> Server:
@@ -151,32 +139,37 @@ class Server:
 
 
 @dataclass(frozen=True)
-class Seen:
-    """What the witness in the server wrote down (cpu/omni_cpu/witness.py)."""
+class Answer:
+    """What came back, and what the model computed for it."""
 
+    status: int
+    """Of HTTP; 0 where the server was gone before it answered."""
+    body: bytes
     events: list[dict[str, Tensor]]
 
-    def _all(self, name: str) -> list[Tensor]:
+    @property
+    def text(self) -> str:
+        return self.body.decode(errors="replace")
+
+    def seen(self, name: str) -> list[Tensor]:
         return [event[name] for event in self.events if name in event]
 
     @property
-    def codes(self) -> list[Tensor]:
-        """[37, F] for each clip that was encoded, as the codec here counts: no special tokens, no end-of-audio."""
-        return [codes[:, :-1] - 2 for codes in self._all("codes")]
+    def codes(self) -> Tensor:
+        """[37, F] of the one clip that was encoded, counted as here: no special tokens, no end-of-audio frame."""
+        (codes,) = self.seen("codes")
+        return codes[:, :-1] - 2
 
     @property
-    def waveforms(self) -> list[Tensor]:
-        return self._all("waveform")
-
-    @property
-    def prompts(self) -> list[Tensor]:
-        """[N, dim], what stood for the voice in each prompt."""
-        return self._all("prompt")
+    def prompt(self) -> Tensor:
+        """[N, dim], what stood for the voice in the prompt."""
+        (prompt,) = self.seen("prompt")
+        return prompt
 
     @property
     def spoken(self) -> Tensor:
         """[frames, 37], the codes that were spoken."""
-        return torch.stack(self._all("frame"))
+        return torch.stack(self.seen("frame"))
 
 
 def data_url(audio: bytes, kind: str = "wav") -> str:

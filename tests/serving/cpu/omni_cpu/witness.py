@@ -2,9 +2,9 @@
 
 Each event is a file in the folder named by SERVER_WITNESS, numbered in the order of the events:
 
-    {"waveform": [T], "codes": [37, F + 1]}   a ref_audio as the encoder got it, and what it made of it, the end-of-audio
-                                              frame last, special tokens counted: code + 2
-    {"prompt": [N, dim]}                      what was put in the place of the prompt's audio tokens
+    {"waveform": [T], "codes": [37, F + 1]}   a ref_audio as the encoder got it, and what it made of it, code + 2, the
+                                              end-of-audio frame last
+    {"prompt": [N, dim], "tokens": []}        what was put in the place of the prompt's audio tokens, and their number
     {"frame": [37]}                           the codes of a spoken frame as they are fed back, code + 2
 """
 
@@ -44,7 +44,7 @@ def attend(model: Any) -> None:
         finally:
             clips.clear()
 
-    def tokens(codes: list[Tensor]) -> list[Tensor]:
+    def encode(codes: list[Tensor]) -> list[Tensor]:
         if clips:
             for clip, code in zip(clips, codes, strict=True):
                 write({"waveform": clip, "codes": code[0]})
@@ -56,9 +56,10 @@ def attend(model: Any) -> None:
     def embed(input_ids: Tensor, multimodal_embeddings: Any = None, is_multimodal: Tensor | None = None) -> Tensor:
         if multimodal_embeddings is not None and len(multimodal_embeddings):
             parts = [multimodal_embeddings] if isinstance(multimodal_embeddings, Tensor) else multimodal_embeddings
-            write({"prompt": torch.cat([part.flatten(0, -2) for part in parts])})
+            tokens = torch.tensor(0) if is_multimodal is None else is_multimodal.sum()
+            write({"prompt": torch.cat([part.flatten(0, -2) for part in parts]), "tokens": tokens})
         return embed_input_ids(
             input_ids=input_ids, multimodal_embeddings=multimodal_embeddings, is_multimodal=is_multimodal
         )
 
-    codec.encode_waveforms, codec.encode_tokens, model.embed_input_ids = waveforms, tokens, embed
+    codec.encode_waveforms, codec.encode_tokens, model.embed_input_ids = waveforms, encode, embed

@@ -17,7 +17,7 @@ from omni_cpu import witness
 
 
 class LanguageModelRunner(GPUARModelRunner, CPUModelRunner):
-    """Speaks: prompt -> codes. `super()` in vllm-omni's class arrives at vLLM's CPU runner by the order of the bases."""
+    """Speaks: prompt -> codes. By the order of the bases, `super()` in vllm-omni's class is vLLM's CPU runner."""
 
     def capture_model(self) -> int:
         return 0  # bytes of CUDA graphs
