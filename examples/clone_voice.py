@@ -55,7 +55,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--voice", metavar="NAME", help="a named voice, in place of a clip")
     parser.add_argument("--trim", action="store_true", help="cut the silence at the clip's ends")
     parser.add_argument("--url", default="http://127.0.0.1:8000", help="the server (default: %(default)s)")
-    arguments = parser.parse_args(argv)
+    arguments = parser.parse_intermixed_args(argv)  # the clip may be missing, with options between the rest
     if bool(arguments.clip) == bool(arguments.voice):
         parser.error("give a clip or --voice NAME: the server would take the name and leave the clip unheard")
     if not arguments.text.strip():
@@ -81,7 +81,11 @@ def speak(url: str, body: dict[str, Any], out: Path) -> None:
     posted = urllib.request.Request(f"{url.rstrip('/')}/v1/audio/speech", json.dumps(body).encode(), headers)
     started, first = time.monotonic(), None
     try:
-        with urllib.request.urlopen(posted, timeout=TIMEOUT) as answer, wave.open(str(partial), "wb") as file:
+        with (
+            urllib.request.urlopen(posted, timeout=TIMEOUT) as answer,
+            partial.open("wb") as opened,
+            wave.open(opened, "wb") as file,
+        ):
             file.setparams((1, SAMPLE_BYTES, SAMPLE_RATE, 0, "NONE", "not compressed"))
             while piece := answer.read1(PIECE):
                 first = first or time.monotonic() - started
