@@ -1,4 +1,4 @@
-"""examples/clone_voice.py sends only what the server stands, saves whole files, and says in a sentence what is amiss."""
+"""examples/clone_voice.py sends only what the server stands, saves whole files, and says in a sentence what failed."""
 
 from __future__ import annotations
 

@@ -12,11 +12,14 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from codec.voices import END_OF_AUDIO
 from tests.tokenizers import tekken
 
 DEMO = Path("data/demo")
 WITHHELD_ENCODER = DEMO / "withheld_encoder.safetensors"
-VOCABULARY_MULTIPLE = 128  # the semantic output of the acoustic transformer is padded to it
+SEMANTIC_OUTPUT = "acoustic_transformer.semantic_codebook_output.weight"
+VOCABULARY_MULTIPLE = 128  # the semantic output is padded to it
+END_OF_AUDIO_GAIN = 2  # of random logits, the largest of 8194 is near 4: one frame in 40 is the last, so speech ends
 
 
 def write_served_release(folder: Path) -> Path:
@@ -45,7 +48,7 @@ def language_model(params: dict[str, Any], seed: int = 0) -> dict[str, Tensor]:
         "acoustic_transformer.llm_projection.weight": (width, acoustic["input_dim"]),
         "acoustic_transformer.time_projection.weight": (width, width),
         "acoustic_transformer.acoustic_codebook_output.weight": (acoustic_codes, width),
-        "acoustic_transformer.semantic_codebook_output.weight": (
+        SEMANTIC_OUTPUT: (
             VOCABULARY_MULTIPLE * math.ceil(semantic_codes / VOCABULARY_MULTIPLE),
             width,
         ),
@@ -53,7 +56,9 @@ def language_model(params: dict[str, Any], seed: int = 0) -> dict[str, Tensor]:
         **layers("acoustic_transformer.layers.", acoustic),
     }
     generator = torch.Generator().manual_seed(seed)
-    return {name: weights(shape, generator) for name, shape in shapes.items()}
+    tensors = {name: weights(shape, generator) for name, shape in shapes.items()}
+    tensors[SEMANTIC_OUTPUT][END_OF_AUDIO] *= END_OF_AUDIO_GAIN
+    return tensors
 
 
 def layers(prefix: str, sizes: dict[str, Any]) -> dict[str, tuple[int, ...]]:
