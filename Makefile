@@ -17,10 +17,11 @@ STAMP := $(VENV)/.installed-$(shell cat $(REQUIREMENTS) Makefile | cksum | tr ' 
 RUN = $(abspath $(VENV))/bin/python
 
 SERVER_REQUIREMENTS = tests/serving/requirements.txt
-SERVER_STAMP := $(SERVER_VENV)/.installed-$(shell cat $(SERVER_REQUIREMENTS) Makefile | cksum | tr ' ' '-')
-SERVER_PIP = $(abspath $(SERVER_VENV))/bin/python -m pip --disable-pip-version-check
 # PyPI has PyTorch for CUDA only. Without this index, a wheel that pip finds elsewhere will do.
 TORCH_CPU = --retries 1 --extra-index-url https://download.pytorch.org/whl/cpu torch==2.13.0+cpu
+SERVER_CONTENT = $(shell { cat $(SERVER_REQUIREMENTS); echo $(TORCH_CPU) $(SERVER_CLASS); } | cksum | tr ' ' '-')
+SERVER_STAMP := $(SERVER_VENV)/.installed-$(SERVER_CONTENT)
+SERVER_PIP = $(abspath $(SERVER_VENV))/bin/python -m pip install --quiet --disable-pip-version-check
 
 .PHONY: demo test test-server install install-server
 
@@ -39,9 +40,9 @@ install-server: $(SERVER_STAMP)
 
 $(SERVER_STAMP): | $(STAMP)
 	$(PYTHON) -m venv $(SERVER_VENV)
-	$(SERVER_PIP) install --quiet --no-deps $(TORCH_CPU)
-	$(SERVER_PIP) install --quiet -r $(SERVER_REQUIREMENTS)
-	$(SERVER_PIP) install --quiet --no-deps $(SERVER_CLASS)
+	$(SERVER_PIP) --no-deps $(TORCH_CPU)
+	$(SERVER_PIP) -r $(SERVER_REQUIREMENTS)
+	$(SERVER_PIP) --no-deps $(SERVER_CLASS)
 	rm -f $(SERVER_VENV)/.installed-*
 	touch $@
 
