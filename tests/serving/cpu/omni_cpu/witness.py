@@ -4,7 +4,7 @@ Each event is a file in the folder named by SERVER_WITNESS, numbered in the orde
 
     {"waveform": [T], "codes": [37, F + 1]}   a ref_audio as the encoder got it, and what it made of it, code + 2, the
                                               end-of-audio frame last
-    {"prompt": [N, dim], "tokens": []}        what was put in the place of the prompt's audio tokens, and their number
+    {"prompt": [N, dim], "tokens": []}        what was put in the place of the prompt's audio tokens, and how many those are
     {"frame": [37]}                           the codes of a spoken frame as they are fed back, code + 2
 """
 
@@ -56,7 +56,7 @@ def attend(model: Any) -> None:
     def embed(input_ids: Tensor, multimodal_embeddings: Any = None, is_multimodal: Tensor | None = None) -> Tensor:
         if multimodal_embeddings is not None and len(multimodal_embeddings):
             parts = [multimodal_embeddings] if isinstance(multimodal_embeddings, Tensor) else multimodal_embeddings
-            tokens = torch.tensor(0) if is_multimodal is None else is_multimodal.sum()
+            tokens = (input_ids == model._audio_token_id).sum()
             write({"prompt": torch.cat([part.flatten(0, -2) for part in parts]), "tokens": tokens})
         return embed_input_ids(
             input_ids=input_ids, multimodal_embeddings=multimodal_embeddings, is_multimodal=is_multimodal
