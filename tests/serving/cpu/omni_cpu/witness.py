@@ -4,7 +4,7 @@ Each event is a file in the folder named by SERVER_WITNESS, numbered in the orde
 
     {"waveform": [T], "codes": [37, F + 1]}   a ref_audio as the encoder got it, and what it made of it, code + 2, the
                                               end-of-audio frame last
-    {"prompt": [N, dim], "tokens": []}        what was put in the place of the prompt's audio tokens, and how many those are
+    {"prompt": [N, dim], "tokens": []}        what was put in the place of the prompt's audio tokens, and their count
     {"frame": [37]}                           the codes of a spoken frame as they are fed back, code + 2
 """
 
