@@ -6,63 +6,22 @@ from __future__ import annotations
 
 import io
 import os
-import subprocess
-import sys
-from collections.abc import Iterator
-from dataclasses import dataclass, field, replace
-from hashlib import sha256
 from pathlib import Path
 
 import numpy as np
 import pytest
 import soundfile
 import soxr
-import torch
 
-import inject_encoder
-import patch_tokenizer
 from data import decode, open_clips
-from release.changes import STATE
 from tests.patching import edit, rows, save
 from tests.releases import linked_copy
-from tests.serving.release import DEMO, WITHHELD_ENCODER, write_served_release
-from tests.serving.server import Answer, Server, data_url, said
+from tests.serving.release import DEMO, inject, patch, write_served_release
+from tests.serving.scene import Scene
+from tests.serving.server import Server, data_url
 
 PRESETS = ("preset_1", "preset_2")
 KINDS = {"wav": "wav", "flac": "flac", "mp3": "mpeg"}
-
-
-@dataclass
-class Scene:
-    """What a server answered, by the name of the request, and what programs printed that asked it."""
-
-    answers: dict[str, Answer] = field(default_factory=dict)
-    programs: dict[str, subprocess.CompletedProcess[str]] = field(default_factory=dict)
-    alive_before_the_last: bool = False
-    died_of_the_last: bool = False
-
-    def ask(self, server: Server, what: str, **request: object) -> Answer:
-        self.answers[what] = server.ask(what, **request)
-        return self.answers[what]
-
-    def ask_presets(self, server: Server) -> None:
-        """First of all, because the server draws its noise from one generator, seeded at its start."""
-        for name in PRESETS:
-            self.ask(server, name, voice=name)
-
-    def found(self, folder: Path, what: str, server: Server) -> None:
-        """What a program left in `folder`, and what the model computed for it."""
-        for wav in sorted(folder.glob("hello*.wav")):
-            self.answers[what] = Answer(200, wav.read_bytes(), [])
-            wav.unlink()
-        self.answers[what] = replace(self.answers.get(what, Answer(0, b"", [])), events=server.take())
-
-    def kill(self, server: Server, what: str, **request: object) -> None:
-        """The last request: one that the engine does not survive."""
-        self.alive_before_the_last = server.healthy()
-        self.ask(server, what, **request)
-        self.died_of_the_last = server.dies()
-        said(f"  the engine {'is dead' if self.died_of_the_last else 'lives'}")
 
 
 @pytest.fixture(scope="session")
@@ -81,6 +40,12 @@ def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def plain(work: Path) -> Path:
     """The release as it is published: without an encoder."""
     return write_served_release(work / "plain")
+
+
+def ask_presets(scene: Scene, server: Server) -> None:
+    """First of all, because the server draws its noise from one generator, seeded at its start."""
+    for name in PRESETS:
+        scene.ask(server, name, voice=name)
 
 
 def encoded(samples: np.ndarray, rate: int = 24000, form: str = "WAV", subtype: str | None = None) -> bytes:
@@ -115,20 +80,6 @@ def sent(path: Path) -> str:
     return data_url(path.read_bytes(), KINDS[path.suffix[1:]])
 
 
-def fingerprints(folder: Path) -> dict[str, str]:
-    """Every file of the release by its content, but for what the tools remember of their own changes."""
-    files = {str(path.relative_to(folder)): path for path in folder.rglob("*") if path.is_file()}
-    return {name: sha256(path.read_bytes()).hexdigest() for name, path in files.items() if not name.startswith(STATE)}
-
-
-def inject(folder: Path, *arguments: str) -> None:
-    assert inject_encoder.main(["--model-dir", str(folder), "--encoder", str(WITHHELD_ENCODER), *arguments]) == 0
-
-
-def patch(folder: Path, *arguments: str) -> int:
-    return patch_tokenizer.main(["--model-dir", str(folder), *arguments])
-
-
 @pytest.fixture(scope="session")
 def without_encoder(environment: Path, plain: Path, clips: dict[str, Path], work: Path) -> Scene:
     scene, folder = Scene(), linked_copy(plain, work / "without_encoder")
@@ -137,13 +88,13 @@ def without_encoder(environment: Path, plain: Path, clips: dict[str, Path], work
     edit(folder / "params.json", lambda p: p["multimodal"]["audio_tokenizer_args"]["voice"].update(broken=9))
     edit(folder / "tekken.json", lambda t: t["audio"]["voice_num_audio_tokens"].update(broken=len(embedding) + 1))
     with Server(environment, folder, work / "server without encoder") as server:
-        scene.ask_presets(server)
+        ask_presets(scene, server)
         scene.ask(server, "ref_audio", ref_audio=sent(clips["16_bits.wav"]))
         scene.ask(server, "nobody", voice="nobody")
         scene.ask(server, "preset again", voice=PRESETS[0])
-        scene.programs["client"] = client(server, work, str(clips["16_bits.wav"]), "Hello.", "never.wav")
+        scene.use_client(server, clips["16_bits.wav"].parent, "16_bits.wav")
         scene.kill(server, "a voice whose count is off by one", voice="broken")
-        scene.programs["client to the dead"] = client(server, work, "--voice", "broken", "Hello.", "never.wav")
+        scene.use_client(server, work, "--voice=broken")
     return scene
 
 
@@ -154,38 +105,6 @@ def cloning(plain: Path, clips: dict[str, Path], work: Path) -> Path:
     inject(folder)
     assert patch(folder, "--voice", f"anna={clips['anna.wav']}") == 0
     return folder
-
-
-def client(server: Server, folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    """examples/clone_voice.py, run in `folder`."""
-    program = Path("examples/clone_voice.py").resolve()
-    command = [sys.executable, str(program), *arguments, "--url", server.url]
-    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
-    said(
-        f"  clone_voice.py {' '.join(arguments)}: exit status {done.returncode}, {(done.stdout + done.stderr).strip()}"
-    )
-    return done
-
-
-def snippets(heading: str) -> Iterator[tuple[str, str]]:
-    """The blocks of code in a section of the README, each with its language."""
-    section = Path("README.md").read_text(encoding="utf-8").split(f"## {heading}\n")[1].split("\n## ")[0]
-    for block in section.split("```")[1::2]:
-        language, _, code = block.partition("\n")
-        if language:
-            yield language, code
-
-
-def follow(
-    server: Server, environment: Path, folder: Path, language: str, code: str
-) -> subprocess.CompletedProcess[str]:
-    """Runs a block of the README in `folder`, with the server's address in the place of the usual one."""
-    code = code.replace("http://localhost:8000", server.url)
-    command = ["bash", "-euc", code] if language == "bash" else [str(environment / "bin" / "python"), "-c", code]
-    own = {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}", "REPO": str(Path.cwd())}
-    done = subprocess.run(command, cwd=folder, env=os.environ | own, capture_output=True, text=True, check=False)
-    said(f"  README, {language}: exit status {done.returncode} {(done.stdout + done.stderr).strip()[-300:]}")
-    return done
 
 
 @pytest.fixture(scope="session")
@@ -202,7 +121,7 @@ def own_file(environment: Path, cloning: Path, clips: dict[str, Path], work: Pat
     (desk / "empty.wav").write_bytes(encoded(np.zeros(0)))
     (desk / "nan.wav").write_bytes(encoded(np.full(48000, np.nan), subtype="FLOAT"))
     with Server(environment, folder, work / "server with own file") as server:
-        scene.ask_presets(server)
+        ask_presets(scene, server)
         for name, path in clips.items():
             scene.ask(server, name, ref_audio=sent(path))
         scene.ask(server, "voice anna", voice="anna")
@@ -227,11 +146,8 @@ def own_file(environment: Path, cloning: Path, clips: dict[str, Path], work: Pat
             "--voice=nobody",
             "--voice=halfway",
         ):
-            scene.programs[given] = client(server, desk, given, "Hello there.", "hello.wav")
-            scene.found(desk, f"client {given}", server)
-        for i, (language, code) in enumerate(snippets("From a client")):
-            scene.programs[f"README {i}"] = follow(server, environment, desk, language, code)
-            scene.found(desk, f"README {i}", server)
+            scene.use_client(server, desk, given)
+        scene.follow_readme(server, desk, "From a client", environment / "bin" / "python")
         scene.kill(server, "an empty clip", ref_audio=data_url(encoded(np.zeros(0))))
     return scene
 
@@ -242,12 +158,9 @@ def merged(environment: Path, cloning: Path, clips: dict[str, Path], work: Path)
     scene, folder = Scene(), linked_copy(cloning, work / "merged")
     inject(folder, "--merge")
     with Server(environment, folder, work / "server merged") as server:
-        scene.ask_presets(server)
+        ask_presets(scene, server)
         for name in ("16_bits.wav", "anna.wav"):
             scene.ask(server, name, ref_audio=sent(clips[name]))
         scene.ask(server, "voice anna", voice="anna")
         scene.kill(server, "NaN", ref_audio=data_url(encoded(np.full(48000, np.nan), subtype="FLOAT")))
     return scene
-
-
-torch.set_num_threads(2)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import shutil
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,10 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+import inject_encoder
+import patch_tokenizer
 from codec.voices import END_OF_AUDIO
+from release.changes import STATE
 from tests.tokenizers import tekken
 
 DEMO = Path("data/demo")
@@ -84,3 +88,17 @@ def weights(shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
     if len(shape) == 1:
         return torch.ones(shape, dtype=torch.bfloat16)
     return (torch.randn(shape, generator=generator) / math.sqrt(shape[1])).to(torch.bfloat16)
+
+
+def fingerprints(folder: Path) -> dict[str, str]:
+    """Every file of the release by its content, but for what the tools remember of their own changes."""
+    files = {str(path.relative_to(folder)): path for path in folder.rglob("*") if path.is_file()}
+    return {name: sha256(path.read_bytes()).hexdigest() for name, path in files.items() if not name.startswith(STATE)}
+
+
+def inject(folder: Path, *arguments: str) -> None:
+    assert inject_encoder.main(["--model-dir", str(folder), "--encoder", str(WITHHELD_ENCODER), *arguments]) == 0
+
+
+def patch(folder: Path, *arguments: str) -> int:
+    return patch_tokenizer.main(["--model-dir", str(folder), *arguments])

@@ -8,7 +8,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.serving.conftest import PRESETS, Scene, fingerprints, inject, patch
+from tests.serving.conftest import PRESETS
+from tests.serving.release import fingerprints, inject, patch
+from tests.serving.scene import Scene
 from tests.serving.server import said
 
 pytestmark = pytest.mark.served

@@ -15,13 +15,15 @@ from codec import Codec, load_release
 from data.reference import prepare, read_clip
 from tests.patching import named, rows
 from tests.releases import linked_copy
-from tests.serving.conftest import PRESETS, Scene, fingerprints, inject, patch, snippets
+from tests.serving.conftest import PRESETS
+from tests.serving.release import fingerprints, inject, patch
+from tests.serving.scene import Scene, blocks
 from tests.serving.server import Answer, said
 
 pytestmark = pytest.mark.served
 
 FORMS = ["16_bits.wav", "floats.wav", "compressed.flac", "lossy.mp3", "16_khz.wav", "48_khz.wav", "anna.wav"]
-README = [f"README {i}" for i in range(len(list(snippets("From a client"))))]
+README = [f"README {i}" for i in range(len(list(blocks("From a client"))))]
 
 
 @pytest.fixture(scope="module")
@@ -51,8 +53,8 @@ def test_stereo_gets_status_400_and_made_mono_by_the_client_the_servers_codes_ar
     own_file: Scene, clips: dict[str, Path], codec: Codec
 ) -> None:
     assert own_file.answers["stereo.wav"].status == 400
-    assert own_file.programs["stereo.wav"].returncode == 0
-    assert "mixed down to one" in own_file.programs["stereo.wav"].stdout
+    assert own_file.programs["client stereo.wav"].returncode == 0
+    assert "mixed down to one" in own_file.programs["client stereo.wav"].stdout
     same_as_here(own_file.answers["client stereo.wav"], codec, clips["stereo.wav"])
 
 
@@ -106,12 +108,12 @@ def test_a_length_that_is_miscounted_leaves_a_token_unfilled_and_one_sample_less
 
 def test_a_voice_that_tekken_json_does_not_count_gets_status_500(own_file: Scene) -> None:
     assert own_file.answers["voice halfway"].status == 500
-    assert "patch_tokenizer.py --check" in own_file.programs["--voice=halfway"].stderr
+    assert "patch_tokenizer.py --check" in own_file.programs["client --voice=halfway"].stderr
 
 
 @pytest.mark.parametrize("given", ["anna.wav", "--voice=anna"])
 def test_the_client_streams_and_saves_speech(own_file: Scene, given: str) -> None:
-    assert own_file.programs[given].returncode == 0
+    assert own_file.programs[f"client {given}"].returncode == 0
     samples, rate = soundfile.read(io.BytesIO(own_file.answers[f"client {given}"].body))
     assert rate == 24000
     assert samples.ndim == 1
@@ -122,7 +124,7 @@ def test_the_client_streams_and_saves_speech(own_file: Scene, given: str) -> Non
 
 @pytest.mark.parametrize("given", ["empty.wav", "nan.wav"])
 def test_the_client_does_not_send_what_would_kill_the_engine(own_file: Scene, given: str) -> None:
-    program = own_file.programs[given]
+    program = own_file.programs[f"client {given}"]
     assert program.returncode == 2
     assert program.stderr.startswith("error: ")
     assert not own_file.answers[f"client {given}"].events
@@ -130,7 +132,7 @@ def test_the_client_does_not_send_what_would_kill_the_engine(own_file: Scene, gi
 
 
 def test_the_client_explains_a_name_that_nobody_has(own_file: Scene) -> None:
-    program = own_file.programs["--voice=nobody"]
+    program = own_file.programs["client --voice=nobody"]
     assert program.returncode == 2
     assert "knows no voice 'nobody', only anna" in program.stderr
 
