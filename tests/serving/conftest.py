@@ -137,16 +137,10 @@ def own_file(environment: Path, cloning: Path, clips: dict[str, Path], work: Pat
         scene.ask(server, "13440 samples", ref_audio=data_url(encoded(0.1 * np.sin(np.arange(13440) / 30))))
         scene.ask(server, "13439 samples", ref_audio=data_url(encoded(0.1 * np.sin(np.arange(13439) / 30))))
         scene.ask(server, "voice halfway", voice="halfway")
-        for given in (
-            "anna.wav",
-            "stereo.wav",
-            "empty.wav",
-            "nan.wav",
-            "--voice=anna",
-            "--voice=nobody",
-            "--voice=halfway",
-        ):
+        for given in ("anna.wav", "stereo.wav", "empty.wav", "nan.wav"):
             scene.use_client(server, desk, given)
+        for name in ("anna", "nobody", "halfway"):
+            scene.use_client(server, desk, f"--voice={name}")
         scene.follow_readme(server, desk, "From a client", environment / "bin" / "python")
         scene.kill(server, "an empty clip", ref_audio=data_url(encoded(np.zeros(0))))
     return scene
