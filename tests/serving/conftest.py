@@ -116,6 +116,7 @@ def own_file(environment: Path, cloning: Path, clips: dict[str, Path], work: Pat
     edit(folder / "params.json", lambda p: p["multimodal"]["audio_tokenizer_args"]["voice"].update(halfway=9))
     desk = work / "desk"  # where a user of the clients sits
     desk.mkdir()
+    (desk / "examples").symlink_to(Path("examples").resolve())
     (desk / "anna.wav").write_bytes(clips["anna.wav"].read_bytes())
     (desk / "stereo.wav").write_bytes(clips["stereo.wav"].read_bytes())
     (desk / "empty.wav").write_bytes(encoded(np.zeros(0)))

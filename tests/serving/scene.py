@@ -48,8 +48,8 @@ class Scene:
             self._run(server, folder, f"README {i}", command)
 
     def _run(self, server: Server, folder: Path, what: str, command: list[str]) -> None:
-        own = {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}", "REPO": str(Path.cwd())}
-        done = subprocess.run(command, cwd=folder, env=os.environ | own, capture_output=True, text=True, check=False)
+        path = {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+        done = subprocess.run(command, cwd=folder, env=os.environ | path, capture_output=True, text=True, check=False)
         said(f"  {what}: exit status {done.returncode} {(done.stdout + done.stderr).strip()}")
         speech = folder / "hello.wav"
         self.programs[what] = done
