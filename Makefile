@@ -1,8 +1,10 @@
 # make demo    the whole way on two CPU cores, about four minutes after the installation
 # make test    formatting, lint, types and tests
-# Both set up the environment themselves. VENV=DIR names one to keep between clones.
+# make test-server    the tests in the real server, on two CPU cores
+# All set up what they need themselves. VENV=DIR and SERVER_VENV=DIR name environments to keep between clones.
 
 VENV ?= .venv
+SERVER_VENV ?= $(VENV)-server
 PYTHON ?= python3
 # the server's own codec class, without the server's dependencies (5 GB of CUDA and vLLM)
 SERVER_CLASS = vllm-omni==0.30.0
@@ -14,7 +16,14 @@ REQUIREMENTS = requirements.txt requirements-dev.txt
 STAMP := $(VENV)/.installed-$(shell cat $(REQUIREMENTS) Makefile | cksum | tr ' ' '-')
 RUN = $(abspath $(VENV))/bin/python
 
-.PHONY: demo test install
+SERVER_REQUIREMENTS = tests/serving/requirements.txt
+# PyPI has PyTorch for CUDA only. Without this index, a wheel that pip finds elsewhere will do.
+TORCH_CPU = --retries 1 --extra-index-url https://download.pytorch.org/whl/cpu torch==2.13.0+cpu
+SERVER_CONTENT = $(shell { cat $(SERVER_REQUIREMENTS); echo $(TORCH_CPU) $(SERVER_CLASS); } | cksum | tr ' ' '-')
+SERVER_STAMP := $(SERVER_VENV)/.installed-$(SERVER_CONTENT)
+SERVER_PIP = $(abspath $(SERVER_VENV))/bin/python -m pip install --quiet --disable-pip-version-check
+
+.PHONY: demo test test-server install install-server
 
 install: $(STAMP)
 
@@ -27,6 +36,16 @@ $(STAMP):
 	rm -f $(VENV)/.installed-*
 	touch $@
 
+install-server: $(SERVER_STAMP)
+
+$(SERVER_STAMP): | $(STAMP)
+	$(PYTHON) -m venv $(SERVER_VENV)
+	$(SERVER_PIP) --no-deps $(TORCH_CPU)
+	$(SERVER_PIP) -r $(SERVER_REQUIREMENTS)
+	$(SERVER_PIP) --no-deps $(SERVER_CLASS)
+	rm -f $(SERVER_VENV)/.installed-*
+	touch $@
+
 demo: $(STAMP)
 	$(RUN) -m data.demo.run
 
@@ -35,3 +54,6 @@ test: $(STAMP)
 	$(RUN) -m ruff check .
 	$(RUN) -m mypy
 	$(RUN) -m pytest
+
+test-server: $(SERVER_STAMP)
+	SERVER_VENV=$(abspath $(SERVER_VENV)) $(RUN) -m pytest -m served -s tests/serving

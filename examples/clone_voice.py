@@ -1,0 +1,137 @@
+"""Speaks a text in the voice of a clip, with a server that serves a release with an encoder.
+
+    python examples/clone_voice.py clip.wav "Text to speak." out.wav
+    python examples/clone_voice.py --voice anna "Text to speak." out.wav      # a voice the server knows by name
+    python examples/clone_voice.py clip.wav "Text to speak." out.wav --url http://127.0.0.1:8000
+
+The clip is judged and prepared before it is sent: an empty or broken one would stop the server for everybody. Sound is
+written as it comes. Exit status: 0 spoken, 2 not, and why.
+"""
+
+from __future__ import annotations
+
+import argparse
+import base64
+import http.client
+import json
+import sys
+import time
+import urllib.error
+import urllib.request
+import wave
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the repository's own packages, from any folder
+
+from data.clips import BadClipError
+from data.reference import SAMPLE_RATE, prepare, read_clip
+
+SAMPLE_BYTES = 2  # the server's "pcm" is 16 bits, one channel
+PIECE = 4096  # bytes read at a time
+TIMEOUT = 600  # seconds without a byte
+
+
+class SpeechError(Exception):
+    """A sentence that says why there is no speech."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    arguments = parse(argv)
+    try:
+        speak(arguments.url, request(arguments), Path(arguments.out))
+    except (SpeechError, BadClipError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("clip", nargs="?", help="3 to 25 s of one speaker: wav, flac, mp3 or ogg")
+    parser.add_argument("text")
+    parser.add_argument("out", help="the wav file to write")
+    parser.add_argument("--voice", metavar="NAME", help="a named voice, in place of a clip")
+    parser.add_argument("--trim", action="store_true", help="cut the silence at the clip's ends")
+    parser.add_argument("--url", default="http://127.0.0.1:8000", help="the server (default: %(default)s)")
+    arguments = parser.parse_intermixed_args(argv)  # the clip may be missing, with options between the rest
+    if bool(arguments.clip) == bool(arguments.voice):
+        parser.error("give a clip or --voice NAME: the server would take the name and leave the clip unheard")
+    if not arguments.text.strip():
+        parser.error("the text is empty")
+    return arguments
+
+
+def request(arguments: argparse.Namespace) -> dict[str, Any]:
+    """The body of the request. Raises BadClipError for a clip that must not be sent."""
+    body = {"input": arguments.text, "response_format": "pcm", "stream_format": "audio"}
+    if arguments.voice:
+        return body | {"voice": arguments.voice}
+    reference = prepare([read_clip(arguments.clip)], arguments.trim)
+    for note in reference.notes:
+        print(f"note: {note.sentence}")
+    return body | {"ref_audio": f"data:audio/wav;base64,{base64.b64encode(reference.wav()).decode()}"}
+
+
+def speak(url: str, body: dict[str, Any], out: Path) -> None:
+    """Posts the request and writes the speech to `out`, which appears when it is whole."""
+    partial = out.with_name(f".{out.name}.partial")
+    headers = {"Content-Type": "application/json"}
+    posted = urllib.request.Request(f"{url.rstrip('/')}/v1/audio/speech", json.dumps(body).encode(), headers)
+    started, first = time.monotonic(), None
+    try:
+        with (
+            urllib.request.urlopen(posted, timeout=TIMEOUT) as answer,
+            partial.open("wb") as opened,
+            wave.open(opened, "wb") as file,
+        ):
+            file.setparams((1, SAMPLE_BYTES, SAMPLE_RATE, 0, "NONE", "not compressed"))
+            while piece := answer.read1(PIECE):
+                first = first or time.monotonic() - started
+                file.writeframesraw(piece)
+            seconds = file.tell() / SAMPLE_RATE
+        if first is None:
+            raise SpeechError("the server spoke nothing: its log says why")
+        partial.replace(out)
+    except urllib.error.HTTPError as error:
+        raise SpeechError(explained(error.code, error.read().decode(errors="replace"), body.get("voice"))) from error
+    except urllib.error.URLError as error:
+        start = "start one with `vllm serve $MODEL_DIR --omni`, or name another with --url"
+        raise SpeechError(f"no server answers at {url} ({error.reason}): {start}") from error
+    except http.client.HTTPException as error:
+        raise SpeechError("the server broke off in the middle: its log says why, it may need a new start") from error
+    except OSError as error:
+        raise SpeechError(f"{error.strerror or error}: see to {out.parent} and to the server at {url}") from error
+    finally:
+        partial.unlink(missing_ok=True)
+    took = time.monotonic() - started
+    print(f"wrote {out}: {seconds:.1f} s of speech in {took:.1f} s, the first sound after {first:.1f} s")
+
+
+def explained(status: int, answer: str, voice: str | None) -> str:
+    """What a refusal means and what helps."""
+    try:
+        message = str(json.loads(answer)["error"]["message"])
+    except (ValueError, KeyError, TypeError):
+        message = answer.strip()[:300]
+    if "encoder weights" in message:
+        return "the served release has no encoder: put one in with inject_encoder.py and start the server again"
+    if message.startswith("Invalid speaker"):
+        known = message.partition("Supported:")[2].strip() or "none"
+        return (
+            f"the server knows no voice {voice!r}, only {known}: add it with patch_tokenizer.py --voice {voice}=CLIP "
+            "and start the server again"
+        )
+    if status >= 500 and voice:
+        return (
+            f"the server failed with status {status} on the voice {voice!r} ({message}): python patch_tokenizer.py "
+            "--check says whether the release has it in all places; see the server's log"
+        )
+    if status >= 500:
+        return f"the server failed with status {status} ({message}): its log says why, it may need a new start"
+    return f"the server refused with status {status}: {message}"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

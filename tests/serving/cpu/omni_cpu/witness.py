@@ -1,0 +1,65 @@
+"""Writes down what the model in the running server computes, so that a test can compare it with the codec here.
+
+Each event is a file in the folder named by SERVER_WITNESS, numbered in the order of the events:
+
+    {"waveform": [T], "codes": [37, F + 1]}   a ref_audio as the encoder got it, and what it made of it, code + 2, the
+                                              end-of-audio frame last
+    {"prompt": [N, dim], "tokens": []}        what was put in the place of the prompt's audio tokens, and their count
+    {"frame": [37]}                           the codes of a spoken frame as they are fed back, code + 2
+"""
+
+from __future__ import annotations
+
+import os
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+def attend(model: Any) -> None:
+    """Puts itself between the model's methods and their callers, where a folder is named."""
+    if "SERVER_WITNESS" not in os.environ:
+        return
+    folder, numbers = Path(os.environ["SERVER_WITNESS"]), count()
+    codec = model.model.audio_tokenizer
+    encode_waveforms, encode_tokens, embed_input_ids = (
+        codec.encode_waveforms,
+        codec.encode_tokens,
+        model.embed_input_ids,
+    )
+    clips: list[Tensor] = []  # that are being encoded
+
+    def write(event: dict[str, Tensor]) -> None:
+        path = folder / f"{next(numbers):06}"
+        torch.save({name: tensor.detach().clone() for name, tensor in event.items()}, path.with_suffix(".partial"))
+        path.with_suffix(".partial").rename(path.with_suffix(".pt"))
+
+    def waveforms(given: list[Tensor]) -> list[Tensor]:
+        clips.extend(given)
+        try:
+            return encode_waveforms(given)
+        finally:
+            clips.clear()
+
+    def encode(codes: list[Tensor]) -> list[Tensor]:
+        if clips:
+            for clip, code in zip(clips, codes, strict=True):
+                write({"waveform": clip, "codes": code[0]})
+        else:
+            for code in codes:
+                write({"frame": code.flatten()})
+        return encode_tokens(codes)
+
+    def embed(input_ids: Tensor, multimodal_embeddings: Any = None, is_multimodal: Tensor | None = None) -> Tensor:
+        if multimodal_embeddings is not None and len(multimodal_embeddings):
+            parts = [multimodal_embeddings] if isinstance(multimodal_embeddings, Tensor) else multimodal_embeddings
+            tokens = (input_ids == model._audio_token_id).sum()
+            write({"prompt": torch.cat([part.flatten(0, -2) for part in parts]), "tokens": tokens})
+        return embed_input_ids(
+            input_ids=input_ids, multimodal_embeddings=multimodal_embeddings, is_multimodal=is_multimodal
+        )
+
+    codec.encode_waveforms, codec.encode_tokens, model.embed_input_ids = waveforms, encode, embed

@@ -1,0 +1,65 @@
+"""What is asked of one server, by requests and by the programs that a person would run, and what came of it."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from tests.serving.server import Answer, Server, said
+
+USUAL_URL = "http://localhost:8000"  # in the README
+
+
+@dataclass
+class Scene:
+    """Answers by the name of the request; what programs printed, by what they were given."""
+
+    answers: dict[str, Answer] = field(default_factory=dict)
+    programs: dict[str, subprocess.CompletedProcess[str]] = field(default_factory=dict)
+    alive_before_the_last: bool = False
+    died_of_the_last: bool = False
+
+    def ask(self, server: Server, what: str, **request: object) -> None:
+        self.answers[what] = server.ask(what, **request)
+
+    def kill(self, server: Server, what: str, **request: object) -> None:
+        """The last request: one that the engine does not survive."""
+        self.alive_before_the_last = server.healthy()
+        self.ask(server, what, **request)
+        self.died_of_the_last = server.dies()
+        said(f"  the engine {'is dead' if self.died_of_the_last else 'lives'}")
+
+    def use_client(self, server: Server, folder: Path, *given: str) -> None:
+        """examples/clone_voice.py in `folder`, with a clip there or the option for a name."""
+        program = Path("examples/clone_voice.py").resolve()
+        command = [sys.executable, str(program), *given, "Hello there.", "hello.wav", "--url", server.url]
+        self._run(server, folder, f"client {' '.join(given)}", command)
+
+    def follow_readme(self, server: Server, folder: Path, heading: str, python: Path) -> None:
+        """Every block of a section of the README in `folder`, with the server's address in the place of the usual one,
+        and with a Python that has the clients it shows."""
+        for i, (language, code) in enumerate(blocks(heading)):
+            code = code.replace(USUAL_URL, server.url)
+            command = ["bash", "-euc", code] if language == "bash" else [str(python), "-c", code]
+            self._run(server, folder, f"README {i}", command)
+
+    def _run(self, server: Server, folder: Path, what: str, command: list[str]) -> None:
+        path = {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+        done = subprocess.run(command, cwd=folder, env=os.environ | path, capture_output=True, text=True, check=False)
+        said(f"  {what}: exit status {done.returncode} {(done.stdout + done.stderr).strip()}")
+        speech = folder / "hello.wav"
+        self.programs[what] = done
+        self.answers[what] = Answer(0, speech.read_bytes() if speech.exists() else b"", server.take())
+        speech.unlink(missing_ok=True)
+
+
+def blocks(heading: str) -> Iterator[tuple[str, str]]:
+    """Language and code of each block in a section of the README."""
+    section = Path("README.md").read_text(encoding="utf-8").split(f"## {heading}\n")[1].split("\n## ")[0]
+    for block in section.split("```")[1::2]:
+        language, _, code = block.partition("\n")
+        yield language, code

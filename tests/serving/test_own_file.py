@@ -1,0 +1,184 @@
+"""With the encoder in a file of its own, the server clones voices, and computes what the codec here computes."""
+
+from __future__ import annotations
+
+import io
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import soundfile
+import torch
+
+from codec import Codec, load_release
+from data.reference import prepare, read_clip
+from tests.patching import named, rows
+from tests.releases import linked_copy
+from tests.serving.conftest import PRESETS
+from tests.serving.release import fingerprints, inject, patch
+from tests.serving.scene import Scene, blocks
+from tests.serving.server import Answer, said
+
+pytestmark = pytest.mark.served
+
+FORMS = ["16_bits.wav", "floats.wav", "compressed.flac", "lossy.mp3", "16_khz.wav", "48_khz.wav", "anna.wav"]
+README = [f"README {i}" for i in range(len(list(blocks("From a client"))))]
+
+
+@pytest.fixture(scope="module")
+def codec(cloning: Path) -> Codec:
+    return load_release(cloning)
+
+
+def same_as_here(answer: Answer, codec: Codec, path: Path) -> None:
+    """The codes and the prompt of a clip, bit for bit."""
+    codes = codec.encode(prepare([read_clip(path)]).waveform[None])
+    embedding = codec.embed(codes)[0]
+    assert torch.equal(answer.codes, codes[0])
+    assert torch.equal(answer.prompt, embedding)
+    used = f"{codes[:, 0].unique().numel()} distinct semantic codes"
+    said(f"  {path.name}: {codes.numel()} codes ({used}) and {embedding.numel()} values of the prompt equal")
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_ref_audio_gets_status_200_and_the_servers_codes_and_embedding_are_ours(
+    own_file: Scene, clips: dict[str, Path], codec: Codec, form: str
+) -> None:
+    assert own_file.answers[form].status == 200
+    same_as_here(own_file.answers[form], codec, clips[form])
+
+
+def test_stereo_gets_status_400_and_made_mono_by_the_client_the_servers_codes_are_ours(
+    own_file: Scene, clips: dict[str, Path], codec: Codec
+) -> None:
+    assert own_file.answers["stereo.wav"].status == 400
+    assert own_file.programs["client stereo.wav"].returncode == 0
+    assert "mixed down to one" in own_file.programs["client stereo.wav"].stdout
+    same_as_here(own_file.answers["client stereo.wav"], codec, clips["stereo.wav"])
+
+
+def test_a_registered_voice_is_the_clip_sent_as_ref_audio(own_file: Scene, cloning: Path) -> None:
+    voice = own_file.answers["voice anna"]
+    assert voice.status == 200
+    assert torch.equal(voice.prompt, own_file.answers["anna.wav"].prompt)
+    assert torch.equal(voice.prompt, rows(cloning, "anna"))
+    said(f"  anna: {voice.prompt.numel()} values of the prompt equal by name and by clip")
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_presets_speak_as_they_did_without_an_encoder(without_encoder: Scene, own_file: Scene, name: str) -> None:
+    before, now = without_encoder.answers[name], own_file.answers[name]
+    assert torch.equal(now.prompt, before.prompt)
+    assert torch.equal(now.spoken, before.spoken)
+    said(f"  {name}: {now.spoken.numel()} spoken codes equal")
+
+
+def test_a_name_is_taken_in_lower_case(own_file: Scene) -> None:
+    assert own_file.answers["voice ANNA"].status == 200
+    assert torch.equal(own_file.answers["voice ANNA"].prompt, own_file.answers["voice anna"].prompt)
+
+
+def test_where_a_name_and_a_clip_are_given_the_name_wins_and_the_client_sends_one(own_file: Scene) -> None:
+    assert torch.equal(own_file.answers["voice and clip"].prompt, own_file.answers["voice anna"].prompt)
+
+
+@pytest.mark.parametrize("url", ["http URL", "file URL", "bare base64"])
+def test_another_url_than_data_gets_status_400(own_file: Scene, url: str) -> None:
+    assert own_file.answers[url].status == 400
+
+
+@pytest.mark.parametrize("clip", ["one sample", "silence", "60 s"])
+def test_what_is_odd_but_harmless_is_spoken(own_file: Scene, clip: str) -> None:
+    assert own_file.answers[clip].status == 200
+
+
+def test_a_clip_over_the_token_limit_gets_status_500_and_the_server_lives(own_file: Scene) -> None:
+    assert own_file.answers["400 s"].status == 500
+    assert "maximum context length is 4096" in own_file.answers["400 s"].text
+    assert own_file.answers["13440 samples"].status == 200
+
+
+def test_a_length_that_is_miscounted_leaves_a_token_unfilled_and_one_sample_less_does_not(own_file: Scene) -> None:
+    (tokens,) = own_file.answers["13440 samples"].seen("tokens")
+    assert tokens == len(own_file.answers["13440 samples"].prompt) + 1
+    (tokens,) = own_file.answers["13439 samples"].seen("tokens")
+    assert tokens == len(own_file.answers["13439 samples"].prompt)
+
+
+def test_a_voice_that_tekken_json_does_not_count_gets_status_500(own_file: Scene) -> None:
+    assert own_file.answers["voice halfway"].status == 500
+    assert "patch_tokenizer.py --check" in own_file.programs["client --voice=halfway"].stderr
+
+
+@pytest.mark.parametrize("given", ["anna.wav", "--voice=anna"])
+def test_the_client_streams_and_saves_speech(own_file: Scene, given: str) -> None:
+    assert own_file.programs[f"client {given}"].returncode == 0
+    samples, rate = soundfile.read(io.BytesIO(own_file.answers[f"client {given}"].body))
+    assert rate == 24000
+    assert samples.ndim == 1
+    assert len(samples) >= 1920
+    assert abs(samples).max() > 0
+    assert torch.equal(own_file.answers[f"client {given}"].prompt, own_file.answers["voice anna"].prompt)
+
+
+@pytest.mark.parametrize("given", ["empty.wav", "nan.wav"])
+def test_the_client_does_not_send_what_would_kill_the_engine(own_file: Scene, given: str) -> None:
+    program = own_file.programs[f"client {given}"]
+    assert program.returncode == 2
+    assert program.stderr.startswith("error: ")
+    assert not own_file.answers[f"client {given}"].events
+    assert own_file.alive_before_the_last
+
+
+def test_the_client_explains_a_name_that_nobody_has(own_file: Scene) -> None:
+    program = own_file.programs["client --voice=nobody"]
+    assert program.returncode == 2
+    assert "knows no voice 'nobody', only anna" in program.stderr
+
+
+@pytest.mark.parametrize("block", README)
+def test_every_client_of_the_readme_hears_the_voice_by_name_and_by_clip(own_file: Scene, block: str) -> None:
+    program, answer = own_file.programs[block], own_file.answers[block]
+    assert program.returncode == 0, program.stderr
+    assert soundfile.info(io.BytesIO(answer.body)).samplerate == 24000
+    by_name, by_clip = answer.seen("prompt")
+    expected = own_file.answers["voice anna"].prompt
+    assert torch.equal(by_name, expected)
+    assert torch.equal(by_clip, expected)
+
+
+def test_an_empty_clip_kills_the_engine(own_file: Scene) -> None:
+    """Which is why the client refuses it."""
+    assert own_file.answers["an empty clip"].status != 200
+    assert own_file.died_of_the_last
+
+
+def test_remove_and_undo_restore_byte_for_byte_what_was_served(
+    plain: Path, cloning: Path, own_file: Scene, tmp_path: Path
+) -> None:
+    folder = tmp_path / "release"
+    shutil.copytree(cloning, folder)
+    with_anna = fingerprints(folder)
+    assert patch(folder, "--remove", "anna") == 0
+    assert fingerprints(folder) == fingerprints(plain) | encoder_file(with_anna)
+    assert patch(folder, "--undo") == 0
+    assert fingerprints(folder) == with_anna
+    assert patch(folder, "--undo") == 2
+    assert patch(folder, "--remove", "anna") == 0
+    inject(folder, "--remove")
+    assert fingerprints(folder) == fingerprints(plain)
+    said(f"  {len(fingerprints(plain))} files equal, byte for byte, after --remove and --undo")
+
+
+def encoder_file(files: dict[str, str]) -> dict[str, str]:
+    return {name: content for name, content in files.items() if "encoder" in name}
+
+
+def test_an_undone_voice_is_gone_and_the_presets_stay(cloning: Path, tmp_path: Path) -> None:
+    folder = linked_copy(cloning, tmp_path / "release")
+    assert patch(folder, "--undo") == 0
+    assert sorted(named(folder)) == [f"preset_{i}" for i in range(1, 5)]
+    assert json.loads((folder / "tekken.json").read_text())["audio"]["voice_num_audio_tokens"].keys() == {
+        *named(folder)
+    }
