@@ -1,0 +1,2 @@
+class CurvesError(Exception): pass
+def write_report(*a): return "x"
