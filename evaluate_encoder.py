@@ -31,7 +31,8 @@ from evaluation import add_agreement, compare, evaluate, evaluate_originals, ope
 from evaluation.codes import read_presets
 from evaluation.judges import NAMES
 from evaluation.provenance import machine, versions
-from evaluation.report import CurvesError, write_report
+from evaluation.curves import CurvesError
+from evaluation.report import write_report
 from evaluation.requirement import RequirementError, read_requirement
 from evaluation.result import Evaluation
 from evaluation.scoring import Scores

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 
 from markupsafe import Markup, escape
 
-WIDTH, HEIGHT = 340, 190  # as wide as a phone, so that text keeps its size there
-LEFT, RIGHT, TOP, BOTTOM = 44, 8, 10, 26  # margins, for the axes
+WIDTH, HEIGHT = 340, 200  # as wide as a phone, so that text keeps its size there
+LEFT, RIGHT, TOP, BOTTOM = 44, 8, 10, 36  # margins, for the axes
 
 
 @dataclass(frozen=True)
@@ -96,8 +96,8 @@ class _Axes:
         for value in round_numbers(*self.x_range, 5):
             x = self.x(value)
             anchor = "end" if x > WIDTH - 40 else "middle"
-            parts.append(f'<text class="tick" x="{x:.1f}" y="{HEIGHT - 12}" text-anchor="{anchor}">{value:g}</text>')
-        parts.append(f'<text class="tick" x="{WIDTH - RIGHT}" y="{HEIGHT - 1}" text-anchor="end">{escape(x_label)}</text>')
+            parts.append(f'<text class="tick" x="{x:.1f}" y="{HEIGHT - 20}" text-anchor="{anchor}">{value:g}</text>')
+        parts.append(f'<text class="tick" x="{WIDTH - RIGHT}" y="{HEIGHT - 4}" text-anchor="end">{escape(x_label)}</text>')
         return "".join(parts)
 
 

@@ -24,7 +24,9 @@ class Metric:
 
     def show(self, value: float) -> str:
         """A value for people to read."""
-        return f"{100 * value:.1f} %" if self.percent else f"{value:.{self.digits}f}"
+        digits, factor = (1, 100) if self.percent else (self.digits, 1)
+        rounded = round(factor * value, digits) + 0.0  # no "-0.00"
+        return f"{rounded:.{digits}f}" + (" %" if self.percent else "")
 
 
 class Measured(NamedTuple):

@@ -41,8 +41,9 @@ def with_interval(metric: Metric, interval: Interval | None, signed: bool = Fals
     """`1.15 [1.10, 1.21]`, in the metric's unit."""
     if interval is None:
         return "–"
-    plus = "+" if signed and interval.value > 0 else ""
-    text = plus + metric.show(interval.value)
+    text = metric.show(interval.value)
+    if signed and interval.value > 0 and float(text.split()[0]):
+        text = "+" + text
     if interval.low is None or interval.high is None:
         return text
     return f"{text} [{_bare(metric, interval.low)}, {_bare(metric, interval.high)}]"

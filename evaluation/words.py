@@ -8,11 +8,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from data.reference import SAMPLE_RATE
 from evaluation.fidelity import library
 from evaluation.metric import MissingJudgeError, Metric, Verdict
 from evaluation.speech import Speech, at_rate
 
 RATE = 16000  # Hz
+MOST_TOKENS = 224  # of a 30 s window: Whisper's own limit
 SURE = 0.8  # of another language's probability, from which on a clip counts as spoken in it
 
 WER = Metric("wer", "word errors", "lower", "Whisper's words against the transcript", percent=True)
@@ -74,6 +76,8 @@ class Words:
             temperature=0.0,
             condition_on_previous_text=False,
             fp16=self.device.type == "cuda",
+            # on garbage it may repeat a phrase until its window is full; nobody says more than 8 tokens a second
+            sample_len=min(MOST_TOKENS, 10 + round(8 * waveform.shape[-1] / SAMPLE_RATE)),
         )
         return str(result["text"]).strip()
 
