@@ -16,7 +16,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,11 +28,11 @@ from codec.checkpoint import with_encoder
 from data import DataError
 from data.reference import SAMPLE_RATE
 from evaluation import add_agreement, compare, evaluate, evaluate_originals, open_judges, read_speech
+from evaluation.charts import Chart
 from evaluation.codes import read_presets
+from evaluation.curves import CurvesError, read_curves
 from evaluation.judges import NAMES
 from evaluation.provenance import machine, versions
-from evaluation.curves import CurvesError
-from evaluation.report import write_report
 from evaluation.requirement import RequirementError, read_requirement
 from evaluation.result import Evaluation
 from evaluation.scoring import Scores
@@ -42,6 +42,7 @@ from evaluation.statistics import DRAWS
 from evaluation.table import as_text, speed_lines
 from losses.mel import RESOLUTIONS
 from losses.shaping import voices_target
+from losses.speaker import PUBLISHED
 from release.command import exit_status, model_folder
 from training.environment import from_environment
 
@@ -79,6 +80,8 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
 
 def run(arguments: argparse.Namespace) -> int:
     requirements = [read_requirement(text) for text in arguments.require]
+    write_report = report_writer() if arguments.report else None
+    curves = read_curves(Path(arguments.metrics)) if arguments.metrics else []
     result, codec = measure(arguments)
     print(as_text(result))
     print("\n".join(speed_lines(result)))
@@ -86,12 +89,21 @@ def run(arguments: argparse.Namespace) -> int:
         path = Path(arguments.json)
         path.write_text(json.dumps(result.to_json(), indent=1, allow_nan=False) + "\n", encoding="utf-8")
         print(f"figures: {path}")
-    if arguments.report:
-        print(f"report: {write_report(Path(arguments.report), result, codec, arguments.shown, arguments.metrics)}")
+    if write_report:
+        print(f"report: {write_report(Path(arguments.report), result, codec, arguments.shown, curves)}")
     unmet = [reason for reason in (each.unmet(result.figures()) for each in requirements) if reason]
     for reason in unmet:
         print(f"required {reason}", file=sys.stderr)
     return 1 if unmet else 0
+
+
+def report_writer() -> Callable[[Path, Evaluation, Codec, int, Sequence[Chart]], Path]:
+    """The report needs matplotlib, which measuring does not. Raises DataError before anything is measured."""
+    try:
+        from evaluation.report import write_report
+    except ImportError as error:
+        raise DataError(f"--report: {error.msg}: pip install -r requirements-eval.txt") from error
+    return write_report
 
 
 def measure(arguments: argparse.Namespace) -> tuple[Evaluation, Codec]:
@@ -173,6 +185,7 @@ def settings(arguments: argparse.Namespace, folder: Path, device: torch.device) 
         "resampler": f"{RESAMPLER}, to {SAMPLE_RATE} Hz and from it",
         "mel_resolutions": [list(resolution) for resolution in RESOLUTIONS],
         "whisper": arguments.whisper,
+        "speaker_model": arguments.speaker_model or PUBLISHED,
         "language": arguments.language,
         "versions": versions(),
     }

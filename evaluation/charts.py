@@ -58,7 +58,9 @@ def histogram(title: str, series: Sequence[Series], x_label: str, caption: str =
                     f'height="{height:.1f}"/>'
                 )
             continue
-        path = " ".join(f"{axes.x(x + side * step / 2):.1f},{axes.y(y):.1f}" for x, y in each.points for side in (-1, 1))
+        path = " ".join(
+            f"{axes.x(x + side * step / 2):.1f},{axes.y(y):.1f}" for x, y in each.points for side in (-1, 1)
+        )
         body.append(f'<polyline class="line s{number}" points="{path}"/>')
     return _chart(title, body, series, caption)
 
@@ -97,7 +99,9 @@ class _Axes:
             x = self.x(value)
             anchor = "end" if x > WIDTH - 40 else "middle"
             parts.append(f'<text class="tick" x="{x:.1f}" y="{HEIGHT - 20}" text-anchor="{anchor}">{value:g}</text>')
-        parts.append(f'<text class="tick" x="{WIDTH - RIGHT}" y="{HEIGHT - 4}" text-anchor="end">{escape(x_label)}</text>')
+        parts.append(
+            f'<text class="tick" x="{WIDTH - RIGHT}" y="{HEIGHT - 4}" text-anchor="end">{escape(x_label)}</text>'
+        )
         return "".join(parts)
 
 

@@ -104,8 +104,8 @@ def agreement(codec: Codec, codes: Tensor, other: Tensor) -> Verdict:
     equal, frames = (codes == other).float(), float(codes.shape[1])
     verdict.set("equal_semantic", float(equal[0].mean()), frames)
     verdict.set("equal_acoustic", float(equal[1:].mean()), frames)
-    rows = [embedding_rows(codec, each) for each in (codes, other)]
-    verdict.set("embedding_agreement", float(F.cosine_similarity(*rows, dim=1).mean()), frames)
+    cosines = F.cosine_similarity(embedding_rows(codec, codes), embedding_rows(codec, other), dim=1)
+    verdict.set("embedding_agreement", float(cosines.mean()), frames)
     return verdict
 
 

@@ -27,8 +27,8 @@ def compare(encoder: Scores, other: Scores, untrained: Scores, seed: int = 0) ->
         systems = (encoder, other, untrained)
         name = metric.name
         if all(name in system.whole for system in systems):
-            value, best, worst = (system.whole[name] for system in systems)
-            found[name] = Compared(metric, len(encoder.clips), Interval(value - best, None, None), None)
+            gap = Interval(encoder.whole[name] - other.whole[name], None, None)
+            found[name] = Compared(metric, len(encoder.clips), gap, None)
             continue
         clips = sorted(set.intersection(*(set(system.scored(name)) for system in systems)))
         if not clips:
@@ -36,7 +36,7 @@ def compare(encoder: Scores, other: Scores, untrained: Scores, seed: int = 0) ->
         (value, weight), (best, _), (worst, _) = (system.column(name, clips) for system in systems)
         gap = statistics.difference(value, best, weight, seed)
         share = statistics.recovered(value, best, worst, weight, seed) if metric.better else None
-        if share and not _better(metric, best @ weight, worst @ weight):
+        if share and not _better(metric, float(best @ weight), float(worst @ weight)):
             share = None  # the other one is worse than an untrained encoder: there is nothing to recover
         found[name] = Compared(metric, len(clips), gap, share)
     return found

@@ -5,14 +5,13 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from importlib import import_module
 
 import numpy as np
 from torch import Tensor
 
 from data.clips import SILENCE
 from data.reference import SAMPLE_RATE
-from evaluation.metric import MissingJudgeError, Metric, Verdict
+from evaluation.metric import Metric, Verdict, library
 from evaluation.speech import Speech, at_rate
 from losses.mel import FLOOR, MELS, RESOLUTIONS, MelDistance
 from losses.stft import WINDOWS, STFTDistance
@@ -115,13 +114,3 @@ def refuse_silence(audio: Tensor) -> None:
     """Raises ValueError for audio that a network or a measure would answer with a meaningless number."""
     if float(audio.abs().max()) < SILENCE:
         raise ValueError("the reconstruction is silent")
-
-
-def library(name: str) -> object:
-    """A package of requirements-eval.txt. Raises MissingJudgeError where it cannot be imported."""
-    try:
-        return import_module(name)
-    except ImportError as error:
-        raise MissingJudgeError(
-            f"{error.msg or error}: pip install -r requirements-eval.txt (README, Evaluating)"
-        ) from error

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
-from typing import Literal, NamedTuple, Protocol
+from importlib import import_module
+from typing import Any, Literal, NamedTuple, Protocol
 
 from torch import Tensor
 
@@ -59,11 +60,24 @@ class Judge(Protocol):
     """Compares a reconstruction with its original. `absolute` judges score the original itself too, because what they
     say needs no original to be meaningful. What a judge knows of an original it remembers."""
 
-    name: str
-    metrics: tuple[Metric, ...]
-    absolute: bool
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def metrics(self) -> tuple[Metric, ...]: ...
+
+    @property
+    def absolute(self) -> bool: ...
 
     def score(self, clip: Speech, audio: Tensor) -> Verdict:
         """`audio` [T], float32 in [-1, 1], at the clip's rate and of its length. RuntimeError and ValueError mean that
         this clip cannot be scored."""
         ...
+
+
+def library(name: str) -> Any:
+    """A module of requirements-eval.txt. Raises MissingJudgeError where it cannot be imported."""
+    try:
+        return import_module(name)
+    except ImportError as error:
+        raise MissingJudgeError(f"{error.msg}: README, Evaluating, tells what to install") from error

@@ -14,7 +14,7 @@ from matplotlib.image import imsave
 from torch import Tensor
 
 from data.reference import SAMPLE_RATE
-from losses.mel import FLOOR, MelDistance
+from losses.mel import FLOOR, RESOLUTIONS, MelDistance
 
 SEMANTIC_ROWS, GAP_ROWS = 4, 1  # of a code raster, in heights of an acoustic row
 GOLDEN = 0.618  # hues a golden section apart tell neighbouring codes apart
@@ -30,7 +30,7 @@ def audio_url(waveform: Tensor) -> str:
 def log_mel(waveform: Tensor) -> Tensor:
     """The mel distance's middle resolution: [bands, frames], natural logarithms."""
     spectrogram = MelDistance(SAMPLE_RATE).scales[1]
-    padding = max(0, spectrogram.n_fft - waveform.shape[-1])
+    padding = max(0, RESOLUTIONS[1][0] - waveform.shape[-1])
     return spectrogram(torch.nn.functional.pad(waveform, (0, padding))).clamp(min=FLOOR).log()
 
 

@@ -8,8 +8,8 @@ import io
 import torch
 from torch import Tensor
 
-from evaluation.fidelity import library, refuse_silence
-from evaluation.metric import Metric, Verdict
+from evaluation.fidelity import refuse_silence
+from evaluation.metric import Metric, Verdict, library
 from evaluation.speech import Speech, at_rate
 
 RATE = 16000  # Hz

@@ -12,7 +12,6 @@ from codec import Codec
 from evaluation import table
 from evaluation.charts import Chart, Series, counted, histogram
 from evaluation.codes import acoustic_histogram
-from evaluation.curves import read_curves
 from evaluation.metric import Metric
 from evaluation.pictures import audio_url, log_mel, raster_url, spectrogram_url
 from evaluation.result import Evaluation
@@ -56,10 +55,8 @@ class Recovered:
     high: float
 
 
-def write_report(folder: Path, result: Evaluation, codec: Codec, shown: int, metrics_file: str | None = None) -> Path:
-    """Writes `folder`/index.html, with `shown` clips to listen to, and the curves of a metrics.jsonl. Raises
-    CurvesError where that file cannot be read."""
-    curves = read_curves(Path(metrics_file)) if metrics_file else []
+def write_report(folder: Path, result: Evaluation, codec: Codec, shown: int, curves: Sequence[Chart] = ()) -> Path:
+    """Writes `folder`/index.html, with `shown` clips to listen to and the curves of a training run."""
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent),
         autoescape=True,

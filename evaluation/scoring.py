@@ -67,7 +67,7 @@ def evaluate(
     name: str = "encoder",
     presets: Presets | None = None,
     target: Target | None = None,
-    progress: Progress = iter,  # type: ignore[assignment]
+    progress: Progress = iter,
 ) -> Scores:
     """Scores of a codec with its encoder. In bfloat16, as `load_release` gives it, it computes what the server does.
     A clip that a judge cannot score is a problem of that judge's metrics alone."""

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from importlib import import_module
 from pathlib import Path
-from typing import Any
 from urllib.request import urlopen
 
 import torch
@@ -13,9 +11,10 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from data.reference import SAMPLE_RATE
-from evaluation.fidelity import library, refuse_silence
-from evaluation.metric import MissingJudgeError, Metric, Verdict
+from evaluation.fidelity import refuse_silence
+from evaluation.metric import Metric, MissingJudgeError, Verdict, library
 from evaluation.speech import Speech, at_rate
+from losses.speaker import HYPERPARAMETERS, PUBLISHED, SpeakerDistance, SpeakerModelError
 
 RATE = 16000  # Hz
 WAVLM = "microsoft/wavlm-base-plus-sv"
@@ -57,7 +56,7 @@ class Resemblyzer(SpeakerJudge):
 
     def __init__(self, device: torch.device):
         super().__init__()
-        package: Any = library("resemblyzer")
+        package = library("resemblyzer")
         self.network = package.VoiceEncoder(device, verbose=False)
         self.prepared = package.preprocess_wav
 
@@ -76,16 +75,12 @@ class Ecapa(SpeakerJudge):
 
     def __init__(self, source: str, cache: str, device: torch.device):
         super().__init__()
+        source = source or PUBLISHED
+        require_hub(source, HYPERPARAMETERS, cache)
         try:
-            speaker: Any = import_module("losses.speaker")
-        except ModuleNotFoundError as error:
-            raise MissingJudgeError(f"{error.msg}: this version of the repository has no speaker loss") from error
-        source = source or speaker.PUBLISHED
-        require_hub(source, "hyperparams.yaml", cache)
-        try:
-            self.network = speaker.SpeakerDistance(source, SAMPLE_RATE, cache).to(device)
-        except speaker.SpeakerModelError as error:
-            raise MissingJudgeError(str(error)) from error
+            self.network = SpeakerDistance(source, SAMPLE_RATE, cache).to(device)
+        except SpeakerModelError as error:
+            raise MissingJudgeError(f"{source} cannot be loaded: {error.__cause__}") from error
         self.device = device
 
     def embed(self, waveform: Tensor) -> Tensor:
@@ -100,7 +95,7 @@ class WavLM(SpeakerJudge):
 
     def __init__(self, cache: str, device: torch.device):
         super().__init__()
-        package: Any = library("transformers")
+        package = library("transformers")
         require_hub(WAVLM, "config.json", cache)
         try:
             self.network = package.WavLMForXVector.from_pretrained(WAVLM, cache_dir=cache or None).eval().to(device)

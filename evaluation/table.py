@@ -72,8 +72,8 @@ def as_text(result: Evaluation) -> str:
     lines += ["", "In brackets 95 % intervals: bootstrap over the clips; counts over all clips at once have none."]
     if result.compared:
         lines.append(
-            "Difference: encoder minus against, paired by clip. Recovered: 0 % is an untrained encoder, 100 % the other "
-            "one;\na dash where these two cannot be told apart."
+            "Difference: encoder minus against, paired by clip. Recovered: 0 % is an untrained encoder, 100 % the one "
+            "against;\na dash where these two cannot be told apart."
         )
     if result.presets:
         among = result.presets.among_themselves

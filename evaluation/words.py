@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import pickle
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from data.reference import SAMPLE_RATE
-from evaluation.fidelity import library
-from evaluation.metric import MissingJudgeError, Metric, Verdict
+from evaluation.metric import Metric, MissingJudgeError, Verdict, library
 from evaluation.speech import Speech, at_rate
 
 RATE = 16000  # Hz
@@ -36,7 +34,7 @@ class Words:
     absolute = True
 
     def __init__(self, whisper: str, language: str, device: torch.device):
-        package: Any = library("whisper")
+        package = library("whisper")
         library("jiwer")
         self.language, self.device = language, device
         self.log_mel, self.pad = package.log_mel_spectrogram, package.pad_or_trim
@@ -47,7 +45,7 @@ class Words:
             raise MissingJudgeError(
                 f"Whisper {whisper!r} cannot be loaded ({reason}): name a file of weights with --whisper"
             ) from error
-        normalizers: Any = library("whisper.normalizers")
+        normalizers = library("whisper.normalizers")
         english = language == "en"
         self.normalize = normalizers.EnglishTextNormalizer() if english else normalizers.BasicTextNormalizer()
         self.originals: dict[Speech, str] = {}
@@ -104,5 +102,3 @@ def errors(reference: str, heard: str) -> tuple[tuple[float, int] | None, tuple[
     words = jiwer.process_words(reference, heard)
     characters = jiwer.process_characters(reference, heard)
     return (words.wer, len(words.references[0])), (characters.cer, len(characters.references[0]))
-
-
