@@ -63,10 +63,10 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--data", nargs="+", default=[str(DEMO_SPEECH)], metavar="PATH", help="folders of audio, parquet files"
     )
-    parser.add_argument("--clips", type=int, default=0, metavar="N", help="only N clips, spread over all")
+    parser.add_argument("--clips", type=count, default=0, metavar="N", help="only N clips, spread over all")
     parser.add_argument("--json", metavar="FILE", help="write every figure here")
     parser.add_argument("--report", metavar="DIR", help="write a page to listen to here")
-    parser.add_argument("--shown", type=int, default=6, metavar="N", help="clips to hear in the report (default: 6)")
+    parser.add_argument("--shown", type=count, default=6, metavar="N", help="clips to hear in the report (default: 6)")
     parser.add_argument("--metrics", metavar="FILE", help="a run's metrics.jsonl: its curves go into the report")
     parser.add_argument("--require", action="append", default=[], metavar="METRIC>=VALUE", help="what has to hold")
     parser.add_argument("--without", nargs="+", default=[], choices=NAMES, metavar="JUDGE", help=", ".join(NAMES))
@@ -76,6 +76,14 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--device", choices=("cpu", "cuda"), help="default: cuda where there is one")
     parser.add_argument("--seed", type=int, default=0, help="of intervals and of the untrained encoder (default: 0)")
     return parser.parse_args(argv)
+
+
+def count(text: str) -> int:
+    """A whole number of clips, 0 or more."""
+    value = int(text)
+    if value < 0:
+        raise ValueError(text)
+    return value
 
 
 def run(arguments: argparse.Namespace) -> int:

@@ -34,6 +34,7 @@ def versions() -> dict[str, str]:
             found[name] = metadata.version(name)
         except metadata.PackageNotFoundError:
             continue
+    found["torch"] = torch.__version__  # names the build too
     return found
 
 
