@@ -88,6 +88,8 @@ def count(text: str) -> int:
 
 def run(arguments: argparse.Namespace) -> int:
     requirements = [read_requirement(text) for text in arguments.require]
+    if arguments.json and not Path(arguments.json).parent.is_dir():
+        raise DataError(f"--json: {Path(arguments.json).parent} is not a folder: make it first")
     write_report = report_writer() if arguments.report else None
     curves = read_curves(Path(arguments.metrics)) if arguments.metrics else []
     result, codec = measure(arguments)

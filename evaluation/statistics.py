@@ -42,8 +42,8 @@ def recovered(
         return None
     part, whole = _means(value - worst, weights, seed), _means(best - worst, weights, seed)
     share = ((value - worst) @ weights) / ((best - worst) @ weights)
-    with np.errstate(divide="ignore"):  # one resample in thousands may hold clips that do not tell the two apart
-        return _interval(share, part / whole, len(value))
+    told = whole != 0  # one resample in thousands may hold only clips that do not tell the two apart
+    return _interval(share, part[told] / whole[told], len(value))
 
 
 def _means(values: np.ndarray, weights: np.ndarray, seed: int) -> np.ndarray:

@@ -26,7 +26,7 @@ DEMO = Path("data/demo")
 WITHHELD = DEMO / "withheld_encoder.safetensors"
 WITHOUT_SLOW = ("--device", "cpu", "--without", "words", "wavlm", "ecapa", "quality")
 QUICK = (*WITHOUT_SLOW, "resemblyzer")
-CLIPS = 3
+CLIPS = 2
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -186,6 +186,7 @@ def test_an_injected_encoder_is_found_in_its_release(tmp_path: Path) -> None:
         (["--encoder", WITHHELD, "--data", "nowhere"], "does not exist"),
         (["--encoder", WITHHELD, "--require", "pesq"], "expected a metric"),
         (["--encoder", WITHHELD, "--metrics", "README.md"], "line 1"),
+        (["--encoder", WITHHELD, "--json", "nowhere/figures.json"], "nowhere is not a folder"),
     ],
 )
 def test_other_bad_arguments_are_one_sentence_and_status_2(
