@@ -11,7 +11,12 @@ SERVER_CLASS = vllm-omni==0.30.0
 # EnCodec's own balancer, which the tests compare with; of flashy it takes the averages
 BALANCER = audiocraft==1.3.0 flashy==0.0.2
 
-REQUIREMENTS = requirements.txt requirements-dev.txt
+# speaker network of the evaluation, without the voice detection that has to be compiled (requirements-eval.txt)
+SPEAKER_NETWORK = resemblyzer==0.1.4
+# needs a C compiler; where there is none the evaluation names it and leaves it out
+PESQ = pesq==0.0.4
+
+REQUIREMENTS = requirements.txt requirements-eval.txt requirements-dev.txt
 # named by content: a kept environment is renewed when what it needs changes, not when a clone is younger than it
 STAMP := $(VENV)/.installed-$(shell cat $(REQUIREMENTS) Makefile | cksum | tr ' ' '-')
 RUN = $(abspath $(VENV))/bin/python
@@ -32,7 +37,8 @@ $(STAMP):
 	  { echo "error: $(PYTHON) is not Python 3.11 or 3.12: give one with PYTHON=..."; exit 2; }
 	$(PYTHON) -m venv $(VENV)
 	$(RUN) -m pip install --quiet --disable-pip-version-check $(addprefix -r ,$(REQUIREMENTS))
-	$(RUN) -m pip install --quiet --disable-pip-version-check --no-deps $(SERVER_CLASS) $(BALANCER)
+	$(RUN) -m pip install --quiet --disable-pip-version-check --no-deps $(SERVER_CLASS) $(BALANCER) $(SPEAKER_NETWORK)
+	$(RUN) -m pip install --quiet --disable-pip-version-check $(PESQ) || echo "note: PESQ will be left out: no C compiler?"
 	rm -f $(VENV)/.installed-*
 	touch $@
 

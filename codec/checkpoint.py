@@ -26,6 +26,7 @@ from torch.overrides import TorchFunctionMode
 
 from codec.codec import Codec
 from codec.config import CodecConfig, ReleaseError, read_params
+from codec.encoder import Encoder
 from codec.files import listed, open_tensors, tensor_files
 from codec.tensors import (
     CODEC_PREFIX,
@@ -146,6 +147,29 @@ def read_encoder(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     """An encoder file's tensors and metadata. Raises ReleaseError where it is no safetensors file."""
     with open_tensors(path, "pt") as file:
         return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118
+
+
+def with_encoder(codec: Codec, path: Path) -> Codec:
+    """Gives a codec the encoder in a file, in the codec's dtype and on its device. Raises ReleaseError where the file
+    holds none for these dimensions, or says that it was trained against another codec."""
+    tensors, metadata = read_encoder(path)
+    expected = expected_encoder(codec.config)
+    missing = sorted(set(expected) - set(tensors))
+    if missing:
+        raise ReleaseError(f"{path} lacks {len(missing)} tensors of an encoder, among them {listed(missing)}")
+    wrong = wrong_shapes(tensors, expected)
+    if wrong:
+        raise ReleaseError(f"{path} is no encoder for this release: {listed(wrong)}")
+    stated, actual = metadata.get("codec_fingerprint"), codec_fingerprint(checkpoint_tensors(codec))
+    if stated is not None and stated != actual:
+        raise ReleaseError(f"{path} was trained against another codec (fingerprint {stated}, the release's {actual})")
+    device = codec.decoder.output_proj.conv.weight.device
+    with shapes_only():
+        codec.encoder = Encoder(codec.config)
+    state = {name.removeprefix(CODEC_PREFIX): tensors[name].to(device, codec.dtype) for name in expected}
+    codec.encoder.load_state_dict(state, assign=True)
+    codec.encoder.eval().requires_grad_(False)
+    return codec
 
 
 def _modules(codec: Codec) -> list[tuple[str, nn.Module]]:

@@ -21,9 +21,7 @@ import pyarrow.parquet as pq
 import torch
 
 from codec import Codec, load_release
-from codec.checkpoint import read_encoder, shapes_only
-from codec.encoder import Encoder
-from codec.tensors import CODEC_PREFIX
+from codec.checkpoint import with_encoder
 from data.clips import Clip, decode
 
 HERE = Path(__file__).parent
@@ -78,16 +76,6 @@ def write_sources(seen: list, unseen: list, real: list, real_sources: Path) -> N
         for row in real:
             stated = known[row["id"]]
             table.writerow([row["id"], "unseen.parquet", row["speaker_id"], stated["source"], stated["licence"]])
-
-
-def with_encoder(codec: Codec, path: Path) -> Codec:
-    """Gives a codec without encoder the one in a file."""
-    tensors, _ = read_encoder(path)
-    with shapes_only():
-        codec.encoder = Encoder(codec.config).eval()
-    state = {name.removeprefix(CODEC_PREFIX): tensor.to(codec.dtype) for name, tensor in tensors.items()}
-    codec.encoder.load_state_dict(state, assign=True)
-    return codec
 
 
 def add_voices(release: Path, codec: Codec, clips: list[dict[str, Any]]) -> None:

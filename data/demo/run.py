@@ -26,6 +26,7 @@ from tests.server import load_server_codec
 
 HERE = Path(__file__).parent
 WAV_FILES = 6
+REPORT_CLIPS = 12
 
 
 def main() -> int:
@@ -77,7 +78,13 @@ def main() -> int:
     print(
         f"   {total} codes of {len(clips)} clips: {'all equal' if all(same) else f'{same.count(False)} clips differ'}"
     )
+    print("\n5. Measured by judges of its own, on some of the clips, beside the withheld encoder", flush=True)
+    sides = ("--model-dir", str(release), "--against", str(HERE / "withheld_encoder.safetensors"))
+    judges = ("--speaker-model", str(HERE / "speaker"), "--without", "words", "wavlm")  # these two are downloads
+    pages = ("--report", str(output / "report"), "--metrics", str(output / "metrics.jsonl"))
+    command("evaluate_encoder.py", *sides, *judges, "--clips", str(REPORT_CLIPS), *pages)
     print(f"\nOriginals and reconstructions: {folder}\nInjected release: {release}")
+    print(f"A page to listen to: {output / 'report' / 'index.html'}")
     print(f"The demo took {(time.monotonic() - started) / 60:.1f} minutes.")
     if recovered["trained"] < 0.5:
         print("The new encoder recovered less than half of the withheld one's mel distance.", file=sys.stderr)

@@ -1,0 +1,205 @@
+"""Measures an encoder on speech, computed as the server computes it, and writes a report one can listen to.
+
+    python evaluate_encoder.py                                    # the encoder of $MODEL_DIR, on the demo's speech
+    python evaluate_encoder.py --encoder FILE --data SPEECH       # another one, on a folder or parquet files
+    python evaluate_encoder.py --encoder FILE --against FILE      # and how much of a second one's quality it has
+    python evaluate_encoder.py --report DIR --json FILE           # DIR/index.html, and every figure
+    python evaluate_encoder.py --require 'pesq>=2.5' --require 'recovered.mel>=0.95'
+
+Every clip is encoded to hard codes and decoded in bf16, one at a time. Exit status 0; 1 where a requirement does not
+hold; 2 for an error. A measure whose library or weights are not there is named and left out; a clip that one of them
+cannot score is named, and scored by the others.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from tqdm import tqdm
+
+from codec import Codec, ReleaseError, load_release
+from codec.checkpoint import with_encoder
+from data import DataError
+from data.reference import SAMPLE_RATE
+from evaluation import add_agreement, compare, evaluate, evaluate_originals, open_judges, read_speech
+from evaluation.charts import Chart
+from evaluation.codes import read_presets
+from evaluation.curves import CurvesError, read_curves
+from evaluation.judges import NAMES
+from evaluation.provenance import machine, versions
+from evaluation.requirement import RequirementError, read_requirement
+from evaluation.result import Evaluation
+from evaluation.scoring import Scores
+from evaluation.speech import RESAMPLER, Speech
+from evaluation.speed import measure_speed
+from evaluation.statistics import DRAWS
+from evaluation.table import as_text, speed_lines
+from losses.mel import RESOLUTIONS
+from losses.shaping import voices_target
+from losses.speaker import PUBLISHED
+from release.command import exit_status, model_folder
+from training.environment import from_environment
+
+DEMO_SPEECH = Path(__file__).parent / "data" / "demo" / "unseen.parquet"
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    arguments = parse(argv)
+    errors = (CurvesError, DataError, ReleaseError, RequirementError)
+    return exit_status(lambda: run(arguments), "nothing was written", errors)
+
+
+def parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model-dir", metavar="DIR", help="the release's folder (default: MODEL_DIR)")
+    parser.add_argument("--encoder", metavar="FILE", help="an encoder.safetensors (default: the release's own encoder)")
+    parser.add_argument("--against", metavar="FILE", help="a second encoder, such as a withheld one")
+    parser.add_argument(
+        "--data", nargs="+", default=[str(DEMO_SPEECH)], metavar="PATH", help="folders of audio, parquet files"
+    )
+    parser.add_argument("--clips", type=count, default=0, metavar="N", help="only N clips, spread over all")
+    parser.add_argument("--json", metavar="FILE", help="write every figure here")
+    parser.add_argument("--report", metavar="DIR", help="write a page to listen to here")
+    parser.add_argument("--shown", type=count, default=6, metavar="N", help="clips to hear in the report (default: 6)")
+    parser.add_argument("--metrics", metavar="FILE", help="a run's metrics.jsonl: its curves go into the report")
+    parser.add_argument("--require", action="append", default=[], metavar="METRIC>=VALUE", help="what has to hold")
+    parser.add_argument("--without", nargs="+", default=[], choices=NAMES, metavar="JUDGE", help=", ".join(NAMES))
+    parser.add_argument("--whisper", default="base", metavar="MODEL", help="name or file (default: base)")
+    parser.add_argument("--language", default="en", help="what is spoken (default: en)")
+    parser.add_argument("--speaker-model", default="", metavar="SOURCE", help="ECAPA-TDNN: hub name or folder")
+    parser.add_argument("--device", choices=("cpu", "cuda"), help="default: cuda where there is one")
+    parser.add_argument("--seed", type=int, default=0, help="of intervals and of the untrained encoder (default: 0)")
+    return parser.parse_args(argv)
+
+
+def count(text: str) -> int:
+    """A whole number of clips, 0 or more."""
+    value = int(text)
+    if value < 0:
+        raise ValueError(text)
+    return value
+
+
+def run(arguments: argparse.Namespace) -> int:
+    requirements = [read_requirement(text) for text in arguments.require]
+    if arguments.json and not Path(arguments.json).parent.is_dir():
+        raise DataError(f"--json: {Path(arguments.json).parent} is not a folder: make it first")
+    write_report = report_writer() if arguments.report else None
+    curves = read_curves(Path(arguments.metrics)) if arguments.metrics else []
+    result, codec = measure(arguments)
+    print(as_text(result))
+    print("\n".join(speed_lines(result)))
+    if arguments.json:
+        path = Path(arguments.json)
+        path.write_text(json.dumps(result.to_json(), indent=1, allow_nan=False) + "\n", encoding="utf-8")
+        print(f"figures: {path}")
+    if write_report:
+        print(f"report: {write_report(Path(arguments.report), result, codec, arguments.shown, curves)}")
+    unmet = [reason for reason in (each.unmet(result.figures()) for each in requirements) if reason]
+    for reason in unmet:
+        print(f"required {reason}", file=sys.stderr)
+    return 1 if unmet else 0
+
+
+def report_writer() -> Callable[[Path, Evaluation, Codec, int, Sequence[Chart]], Path]:
+    """The report needs matplotlib, which measuring does not. Raises DataError before anything is measured."""
+    try:
+        from evaluation.report import write_report
+    except ImportError as error:
+        raise DataError(f"--report: {error.msg}: pip install -r requirements-eval.txt") from error
+    return write_report
+
+
+def measure(arguments: argparse.Namespace) -> tuple[Evaluation, Codec]:
+    """The evaluation, and the codec that was evaluated."""
+    folder, cache = model_folder(arguments.model_dir), from_environment("HF_CACHE")
+    device = torch.device(arguments.device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    codec = given_encoder(folder, arguments.encoder, device)
+    other = given_encoder(folder, arguments.against, device) if arguments.against else None
+    speech, unreadable, notes = read_speech(arguments.data, cache, arguments.clips)
+    judges, missing = open_judges(
+        [name for name in NAMES if name not in arguments.without],
+        whisper=arguments.whisper,
+        language=arguments.language,
+        speaker_model=arguments.speaker_model,
+        cache=cache,
+        device=device,
+    )
+    voices = folder / "voice_embedding"
+    presets, target = read_presets(voices), voices_target(codec, voices)
+
+    def scored(codec: Codec, name: str) -> Scores:
+        def progress(clips: Sequence[Speech]) -> Iterable[Speech]:
+            return tqdm(clips, desc=name, unit="clip", disable=not sys.stderr.isatty())
+
+        return evaluate(codec, speech, judges, name=name, presets=presets, target=target, progress=progress)
+
+    result = Evaluation(
+        settings=settings(arguments, folder, device),
+        speech=speech,
+        encoder=scored(codec, "encoder"),
+        originals=evaluate_originals(speech, judges),
+        target=target,
+        presets=presets,
+        levels=codec.config.acoustic_codebook_size,
+        missing=missing,
+        problems=unreadable,
+        notes=notes,
+    )
+    if other is not None:
+        result.other = scored(other, "against")
+        result.untrained = scored(untrained_encoder(folder, device, arguments.seed), "untrained")
+        for scores in result.systems:
+            add_agreement(codec, scores, result.other)
+        result.compared = compare(result.encoder, result.other, result.untrained, arguments.seed)
+    for kind in ("cpu", "cuda") if torch.cuda.is_available() else ("cpu",):
+        result.speed[kind] = measure_speed(codec, speech[0], torch.device(kind))
+    return result, codec
+
+
+def given_encoder(folder: Path, file: str | None, device: torch.device) -> Codec:
+    """The release with the encoder of a file, or with its own."""
+    codec = load_release(folder, device=device)
+    if file:
+        return with_encoder(codec, Path(file))
+    if not codec.has_encoder:
+        raise ReleaseError(f"{folder} has no encoder: give one with --encoder, or inject it (inject_encoder.py)")
+    return codec
+
+
+def untrained_encoder(folder: Path, device: torch.device, seed: int) -> Codec:
+    """The release with the encoder that training starts from."""
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        codec = load_release(folder, torch.float32).with_new_encoder()
+    return codec.to(device, torch.bfloat16).requires_grad_(False)
+
+
+def settings(arguments: argparse.Namespace, folder: Path, device: torch.device) -> dict[str, Any]:
+    """What changes scores."""
+    return {
+        "release": str(folder),
+        "encoder": str(arguments.encoder or f"the encoder of {folder}"),
+        "against": str(arguments.against or ""),
+        "data": list(arguments.data),
+        "arithmetic": f"bf16 on {device.type}, one clip at a time, hard codes",
+        "machine": machine(device),
+        "seed": arguments.seed,
+        "bootstrap_draws": DRAWS,
+        "resampler": f"{RESAMPLER}, to {SAMPLE_RATE} Hz and from it",
+        "mel_resolutions": [list(resolution) for resolution in RESOLUTIONS],
+        "whisper": arguments.whisper,
+        "speaker_model": arguments.speaker_model or PUBLISHED,
+        "language": arguments.language,
+        "versions": versions(),
+    }
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,128 @@
+"""Histograms and curves as SVG, coloured by the page's style sheet: series 1, 2, 3 are its classes s1, s2, s3."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from markupsafe import Markup, escape
+
+WIDTH, HEIGHT = 340, 200  # as wide as a phone, so that text keeps its size there
+LEFT, RIGHT, TOP, BOTTOM = 44, 8, 10, 36  # margins, for the axes
+
+
+@dataclass(frozen=True)
+class Series:
+    name: str
+    points: Sequence[tuple[float, float]]
+
+
+@dataclass(frozen=True)
+class Chart:
+    """A picture with a title and its legend, for the template."""
+
+    title: str
+    svg: Markup
+    series: tuple[str, ...]
+    caption: str = ""
+
+
+def lines(title: str, series: Sequence[Series], x_label: str, caption: str = "") -> Chart:
+    """Curves over a common axis."""
+    shown = [Series(each.name, [p for p in each.points if math.isfinite(p[1])]) for each in series]
+    axes = _Axes([p[0] for s in shown for p in s.points], [p[1] for s in shown for p in s.points])
+    body = [axes.drawn(x_label)]
+    for number, each in enumerate(shown, 1):
+        path = " ".join(f"{axes.x(x):.1f},{axes.y(y):.1f}" for x, y in each.points)
+        body.append(f'<polyline class="line s{number}" points="{path}"/>')
+        if len(each.points) == 1:
+            x, y = each.points[0]
+            body.append(f'<circle class="dot s{number}" cx="{axes.x(x):.1f}" cy="{axes.y(y):.1f}" r="3"/>')
+    return _chart(title, body, shown, caption)
+
+
+def histogram(title: str, series: Sequence[Series], x_label: str, caption: str = "") -> Chart:
+    """Shares of evenly spaced values: the first series as bars, the others as steps over them."""
+    xs = [p[0] for s in series for p in s.points]
+    step = min((b - a for a, b in zip(sorted(set(xs)), sorted(set(xs))[1:], strict=False)), default=1.0)
+    axes = _Axes([min(xs) - step / 2, max(xs) + step / 2], [0.0, *(p[1] for s in series for p in s.points)])
+    body = [axes.drawn(x_label)]
+    for number, each in enumerate(series, 1):
+        if number == 1:
+            for x, y in each.points:
+                left, right = axes.x(x - step / 2) + 0.5, axes.x(x + step / 2) - 0.5
+                height = axes.y(0) - axes.y(y)
+                body.append(
+                    f'<rect class="bar s1" x="{left:.1f}" y="{axes.y(y):.1f}" width="{max(right - left, 0.5):.1f}" '
+                    f'height="{height:.1f}"/>'
+                )
+            continue
+        path = " ".join(
+            f"{axes.x(x + side * step / 2):.1f},{axes.y(y):.1f}" for x, y in each.points for side in (-1, 1)
+        )
+        body.append(f'<polyline class="line s{number}" points="{path}"/>')
+    return _chart(title, body, series, caption)
+
+
+def counted(values: Sequence[float], bins: int, low: float, high: float) -> list[tuple[float, float]]:
+    """How many values lie in each of the bins between `low` and `high`: (middle, count)."""
+    width = (high - low) / bins or 1.0
+    counts = [0] * bins
+    for value in values:
+        counts[min(bins - 1, max(0, int((value - low) / width)))] += 1
+    return [(low + (i + 0.5) * width, float(count)) for i, count in enumerate(counts)]
+
+
+class _Axes:
+    """From values to places in the picture, and a few round numbers beside them."""
+
+    def __init__(self, xs: Sequence[float], ys: Sequence[float]):
+        self.x_range = _span(xs)
+        self.y_range = _span(ys)
+
+    def x(self, value: float) -> float:
+        low, high = self.x_range
+        return LEFT + (value - low) / (high - low) * (WIDTH - LEFT - RIGHT)
+
+    def y(self, value: float) -> float:
+        low, high = self.y_range
+        return HEIGHT - BOTTOM - (value - low) / (high - low) * (HEIGHT - TOP - BOTTOM)
+
+    def drawn(self, x_label: str) -> str:
+        parts = []
+        for value in round_numbers(*self.y_range, 4):
+            y = self.y(value)
+            parts.append(f'<line class="grid" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{y:.1f}" y2="{y:.1f}"/>')
+            parts.append(f'<text class="tick" x="{LEFT - 6}" y="{y + 4:.1f}" text-anchor="end">{value:g}</text>')
+        for value in round_numbers(*self.x_range, 5):
+            x = self.x(value)
+            anchor = "end" if x > WIDTH - 40 else "middle"
+            parts.append(f'<text class="tick" x="{x:.1f}" y="{HEIGHT - 20}" text-anchor="{anchor}">{value:g}</text>')
+        parts.append(
+            f'<text class="tick" x="{WIDTH - RIGHT}" y="{HEIGHT - 4}" text-anchor="end">{escape(x_label)}</text>'
+        )
+        return "".join(parts)
+
+
+def round_numbers(low: float, high: float, about: int) -> list[float]:
+    """Multiples of 1, 2 or 5 times a power of ten between `low` and `high`, about so many."""
+    rough = (high - low) / about
+    power = 10 ** math.floor(math.log10(rough))
+    step = next(power * factor for factor in (1, 2, 5, 10) if power * factor >= rough)
+    first = math.ceil(low / step)
+    return [round(i * step, 12) for i in range(first, math.floor(high / step) + 1)]
+
+
+def _span(values: Sequence[float]) -> tuple[float, float]:
+    low, high = min(values), max(values)
+    if high - low < 1e-12:
+        return low - 0.5, low + 0.5
+    return low, high + 0.04 * (high - low)
+
+
+def _chart(title: str, body: Sequence[str], series: Sequence[Series], caption: str) -> Chart:
+    names = tuple(each.name for each in series)
+    label = escape(f"{title}: {', '.join(names)}")
+    svg = f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{label}">{"".join(body)}</svg>'
+    return Chart(title, Markup(svg), names, caption)

@@ -1,0 +1,138 @@
+"""What the codes themselves say: how much of the codebooks is used, how far the served arithmetic moves them, and
+whether they look like those of the release's own voices."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from codec import Codec
+from evaluation.metric import Metric, Verdict
+from losses.shaping import Target
+
+PER_CLIP = (
+    Metric("distinct_codes", "distinct semantic codes a clip", "", "distinct semantic codes of an utterance", 1),
+    Metric("at_ends", "acoustic codes at the ends", "", "share of acoustic codes that are 0 or the highest", 1, True),
+    Metric("embedding_norm", "embedding norm", "", "mean norm of a voice embedding's rows, the last one left out", 2),
+    Metric(
+        "embedding_to_presets",
+        "embedding, to presets",
+        "",
+        "cosine of a clip's mean embedding row with that of each preset voice, mean over the presets",
+    ),
+    Metric("moved_semantic", "semantic codes moved", "", "share that is another one in float32 arithmetic", 1, True),
+    Metric("moved_acoustic", "acoustic codes moved", "", "share that is another one in float32 arithmetic", 1, True),
+)
+AGREEMENT = (
+    Metric("equal_semantic", "semantic codes equal", "higher", "share that the other encoder chooses too", 1, True),
+    Metric("equal_acoustic", "acoustic codes equal", "higher", "share that the other encoder chooses too", 1, True),
+    Metric(
+        "embedding_agreement",
+        "embedding, to the other's",
+        "higher",
+        "cosine with the other encoder's embedding, row by row, mean over the frames",
+    ),
+)
+WHOLE = (
+    Metric("sem_util", "semantic codes used", "", "distinct semantic codes over all clips", 0),
+    Metric("semantic_entropy", "semantic entropy", "", "bits of the distribution of semantic codes over all clips", 2),
+    Metric("acoustic_entropy", "acoustic entropy", "", "bits a code, mean over the acoustic dimensions", 2),
+    Metric(
+        "acoustic_to_target",
+        "acoustic codes, to target",
+        "lower",
+        "total variation distance of the histograms of codes and target (losses/shaping.py), mean over the dimensions",
+    ),
+)
+
+
+class Presets(NamedTuple):
+    """What the release's own voices look like."""
+
+    means: Tensor  # [V, dim], the mean row of each; unit length
+    norm: float  # mean norm of their rows
+
+    @property
+    def among_themselves(self) -> float | None:
+        """Mean cosine of one with another, None for fewer than two."""
+        count = len(self.means)
+        if count < 2:
+            return None
+        return float((self.means @ self.means.T).sum() - count) / (count * (count - 1))
+
+
+def read_presets(voices: Path) -> Presets | None:
+    """The preset voices of a release, None where it has none."""
+    embeddings = [
+        torch.load(file, map_location="cpu", weights_only=True)[:-1].float() for file in sorted(voices.glob("*.pt"))
+    ]
+    if not embeddings:
+        return None
+    means = torch.stack([F.normalize(embedding.mean(dim=0), dim=0) for embedding in embeddings])
+    return Presets(means, float(torch.cat(embeddings).norm(dim=1).mean()))
+
+
+def score_codes(codec: Codec, exact: Codec, waveform: Tensor, codes: Tensor, presets: Presets | None) -> Verdict:
+    """`codes` [37, F] of a waveform [1, 1, T], by `codec` as it serves and by `exact`, the same in float32."""
+    verdict = Verdict()
+    semantic, acoustic = codes[0], codes[1:]
+    frames = float(codes.shape[1])
+    verdict.set("distinct_codes", float(semantic.unique().numel()))
+    top = codec.config.acoustic_codebook_size - 1
+    verdict.set("at_ends", float(((acoustic == 0) | (acoustic == top)).float().mean()), frames)
+    rows = embedding_rows(codec, codes)
+    verdict.set("embedding_norm", float(rows.norm(dim=1).mean()), frames)
+    if presets is None:
+        verdict.failed["embedding_to_presets"] = "the release has no preset voices"
+    else:
+        mean = F.normalize(rows.mean(dim=0), dim=0)
+        verdict.set("embedding_to_presets", float((presets.means @ mean).mean()))
+    moved = codes != exact.encode(waveform)[0].cpu()
+    verdict.set("moved_semantic", float(moved[0].float().mean()), frames)
+    verdict.set("moved_acoustic", float(moved[1:].float().mean()), frames)
+    return verdict
+
+
+def agreement(codec: Codec, codes: Tensor, other: Tensor) -> Verdict:
+    """How alike two encoders of one codec take a clip: codes [37, F] of both."""
+    verdict = Verdict()
+    equal, frames = (codes == other).float(), float(codes.shape[1])
+    verdict.set("equal_semantic", float(equal[0].mean()), frames)
+    verdict.set("equal_acoustic", float(equal[1:].mean()), frames)
+    cosines = F.cosine_similarity(embedding_rows(codec, codes), embedding_rows(codec, other), dim=1)
+    verdict.set("embedding_agreement", float(cosines.mean()), frames)
+    return verdict
+
+
+def embedding_rows(codec: Codec, codes: Tensor) -> Tensor:
+    """The voice embedding of codes [37, F] without its end-of-audio row: [F, dim], float32."""
+    device = codec.decoder.output_proj.conv.weight.device
+    return codec.embed(codes[None].to(device))[0, :-1].float().cpu()
+
+
+def acoustic_histogram(codes: Sequence[Tensor], levels: int) -> Tensor:
+    """Codes [37, F] of all clips to shares [36, levels]."""
+    counts = F.one_hot(torch.cat(list(codes), dim=1)[1:], levels).sum(dim=1).float()
+    return counts / counts.sum(dim=1, keepdim=True)
+
+
+def score_all_codes(codes: Sequence[Tensor], levels: int, target: Target) -> dict[str, float]:
+    """The metrics of WHOLE, over all clips' codes."""
+    semantic = torch.cat([each[0] for each in codes])
+    histogram = acoustic_histogram(codes, levels)
+    return {
+        "sem_util": float(semantic.unique().numel()),
+        "semantic_entropy": float(entropy(semantic.bincount().float() / semantic.numel())),
+        "acoustic_entropy": float(entropy(histogram).mean()),
+        "acoustic_to_target": float((histogram - target.histogram).abs().sum(dim=1).mean() / 2),
+    }
+
+
+def entropy(shares: Tensor) -> Tensor:
+    """Of distributions in the last dimension, in bits."""
+    return -torch.special.xlogy(shares, shares).sum(dim=-1) / torch.log(torch.tensor(2.0))

@@ -1,0 +1,47 @@
+"""`--require metric>=value`: what has to hold for the exit status to be 0."""
+
+from __future__ import annotations
+
+import operator
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+COMPARISONS: dict[str, Callable[[float, float], bool]] = {
+    ">=": operator.ge,
+    "<=": operator.le,
+    ">": operator.gt,
+    "<": operator.lt,
+}
+
+
+class RequirementError(Exception):
+    """A requirement that says nothing. The message says how one looks."""
+
+
+@dataclass(frozen=True)
+class Requirement:
+    metric: str
+    comparison: str
+    value: float
+
+    def __str__(self) -> str:
+        return f"{self.metric}{self.comparison}{self.value:g}"
+
+    def unmet(self, figures: Mapping[str, float]) -> str:
+        """Why it does not hold; empty where it does."""
+        if self.metric not in figures:
+            return f"{self}: {self.metric} was not measured; measured: {', '.join(figures)}"
+        found = figures[self.metric]
+        return "" if COMPARISONS[self.comparison](found, self.value) else f"{self}: it is {found:.6g}"
+
+
+def read_requirement(text: str) -> Requirement:
+    """Reads `pesq>=2.5`, `wer<0.1`, `recovered.mel>=0.95`. Raises RequirementError."""
+    match = re.fullmatch(r"\s*([\w.]+)\s*(>=|<=|>|<)\s*(\S+)\s*", text)
+    if match:
+        try:
+            return Requirement(match[1], match[2], float(match[3]))
+        except ValueError:
+            pass
+    raise RequirementError(f"--require {text!r}: expected a metric, one of >= <= > <, and a number: 'pesq>=2.5'")

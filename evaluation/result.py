@@ -1,0 +1,134 @@
+"""Everything one evaluation found, for the terminal, the JSON file and the report."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from evaluation.codes import Presets, acoustic_histogram
+from evaluation.comparison import Compared
+from evaluation.metric import Metric
+from evaluation.scoring import Scores
+from evaluation.speech import Problem, Speech
+from evaluation.statistics import Interval
+from losses.shaping import Target
+
+
+@dataclass
+class Evaluation:
+    """`other` and `untrained` are there where two encoders are compared."""
+
+    settings: dict[str, Any]  # what changes scores: release, data, seed, versions, ...
+    speech: list[Speech]
+    encoder: Scores
+    originals: Scores
+    target: Target
+    presets: Presets | None
+    levels: int
+    other: Scores | None = None
+    untrained: Scores | None = None
+    compared: dict[str, Compared] = field(default_factory=dict)
+    missing: dict[str, str] = field(default_factory=dict)  # judges that cannot be had -> why
+    problems: list[Problem] = field(default_factory=list)  # clips that could not be read
+    notes: list[str] = field(default_factory=list)  # about clips that were
+    speed: dict[str, dict[str, float]] = field(default_factory=dict)  # device -> figures; the only ones that vary
+
+    @property
+    def seed(self) -> int:
+        return int(self.settings["seed"])
+
+    @property
+    def systems(self) -> list[Scores]:
+        """The encoder first, then what it is compared with."""
+        return [scores for scores in (self.encoder, self.other, self.untrained) if scores is not None]
+
+    @property
+    def metrics(self) -> list[Metric]:
+        """Those with a value anywhere."""
+        return [metric for metric in self.encoder.metrics if any(scores.has(metric.name) for scores in self.systems)]
+
+    @property
+    def all_problems(self) -> list[Problem]:
+        return self.problems + [problem for scores in (*self.systems, self.originals) for problem in scores.problems]
+
+    def without_values(self) -> dict[str, str]:
+        """Metrics that had a judge and no clip it could score -> the first reason."""
+        empty = {metric.name for metric in self.encoder.metrics} - {metric.name for metric in self.metrics}
+        reasons: dict[str, str] = {}
+        for problem in self.all_problems:
+            if problem.what in empty:
+                reasons.setdefault(problem.what, problem.reason)
+        return reasons
+
+    def figures(self) -> dict[str, float]:
+        """Every figure that --require can name."""
+        found = {}
+        for metric in self.metrics:
+            total = self.encoder.total(metric.name, self.seed)
+            if total:
+                found[metric.name] = total.value
+        for name, compared in self.compared.items():
+            found[f"difference.{name}"] = compared.difference.value
+            if compared.recovered:
+                found[f"recovered.{name}"] = compared.recovered.value
+        for device, figures in self.speed.items():
+            found |= {f"{device}.{name}": value for name, value in figures.items()}
+        return found
+
+    def to_json(self) -> dict[str, Any]:
+        """Everything, as JSON types. Clips are in the order they were read in."""
+        systems = {scores.name: scores for scores in (*self.systems, self.originals)}
+        return {
+            "settings": self.settings,
+            "metrics": {metric.name: asdict(metric) for metric in self.metrics},
+            "totals": {
+                name: {
+                    metric.name: _interval(total) | {"clips": len(scores.scored(metric.name)) or len(scores.clips)}
+                    for metric in scores.metrics
+                    if (total := scores.total(metric.name, self.seed))
+                }
+                for name, scores in systems.items()
+            },
+            "compared": {
+                name: {
+                    "clips": compared.clips,
+                    "difference": _interval(compared.difference),
+                    "recovered": _interval(compared.recovered) if compared.recovered else None,
+                }
+                for name, compared in self.compared.items()
+            },
+            "clips": [
+                {
+                    "name": clip.name,
+                    "speaker": clip.speaker,
+                    "seconds": clip.seconds,
+                    "text": clip.text,
+                    "scores": {
+                        name: {metric: measured.value for metric, measured in scores.clips[i].values.items()}
+                        for name, scores in systems.items()
+                    },
+                    "heard": {name: scores.clips[i].heard for name, scores in systems.items() if scores.clips[i].heard},
+                }
+                for i, clip in enumerate(self.speech)
+            ],
+            "acoustic_histogram": {
+                "target": self.target.histogram.tolist(),
+                **{
+                    scores.name: acoustic_histogram([c.codes for c in scores.clips if c.codes is not None], self.levels)
+                    .double()
+                    .tolist()
+                    for scores in self.systems
+                },
+            },
+            "presets": {"norm": self.presets.norm, "among_themselves": self.presets.among_themselves}
+            if self.presets
+            else None,
+            "left_out": self.missing | self.without_values(),
+            "problems": [asdict(problem) for problem in self.all_problems],
+            "notes": self.notes,
+            "speed": self.speed,
+        }
+
+
+def _interval(interval: Interval) -> dict[str, float | None]:
+    return interval._asdict()

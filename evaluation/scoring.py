@@ -1,0 +1,133 @@
+"""An encoder's scores: every clip encoded and decoded as the server does it, and put before the judges."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from codec import Codec
+from evaluation import statistics
+from evaluation.codes import AGREEMENT, PER_CLIP, WHOLE, Presets, agreement, score_all_codes, score_codes
+from evaluation.metric import Judge, Measured, Metric, Verdict
+from evaluation.speech import Problem, Speech
+from evaluation.statistics import Interval
+from losses.shaping import Target
+
+Progress = Callable[[Sequence[Speech]], Iterable[Speech]]
+
+
+@dataclass
+class ClipScores:
+    clip: Speech
+    codes: Tensor | None = None  # [37, F]; None for an original
+    values: dict[str, Measured] = field(default_factory=dict)
+    heard: str = ""
+
+
+@dataclass
+class Scores:
+    """Of one encoder, or of the originals themselves. `clips` are in the order of the speech given."""
+
+    name: str
+    metrics: tuple[Metric, ...]
+    clips: list[ClipScores]
+    problems: list[Problem]
+    whole: dict[str, float] = field(default_factory=dict)  # over all clips at once; these have no intervals
+
+    def column(self, metric: str, clips: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
+        """Values and weights of these clips, which all have the metric."""
+        pairs = [self.clips[i].values[metric] for i in clips]
+        return np.array([pair.value for pair in pairs]), np.array([pair.weight for pair in pairs])
+
+    def scored(self, metric: str) -> list[int]:
+        """The clips that have a value."""
+        return [i for i, clip in enumerate(self.clips) if metric in clip.values]
+
+    def total(self, metric: str, seed: int = 0) -> Interval | None:
+        """Over the clips that have it; None where none has."""
+        if metric in self.whole:
+            return Interval(self.whole[metric], None, None)
+        clips = self.scored(metric)
+        return statistics.mean(*self.column(metric, clips), seed) if clips else None
+
+    def has(self, metric: str) -> bool:
+        return metric in self.whole or bool(self.scored(metric))
+
+
+def evaluate(
+    codec: Codec,
+    speech: Sequence[Speech],
+    judges: Sequence[Judge],
+    *,
+    name: str = "encoder",
+    presets: Presets | None = None,
+    target: Target | None = None,
+    progress: Progress = iter,
+) -> Scores:
+    """Scores of a codec with its encoder. In bfloat16, as `load_release` gives it, it computes what the server does.
+    A clip that a judge cannot score is a problem of that judge's metrics alone."""
+    if codec.encoder is None:
+        raise ValueError("this release has no encoder: inject one with inject_encoder.py")
+    exact = copy.deepcopy(codec).float()
+    metrics = tuple(metric for judge in judges for metric in judge.metrics) + PER_CLIP
+    scores = Scores(name, metrics + (WHOLE if target else ()), [], [])
+    for clip in progress(speech):
+        waveform = clip.waveform[None, None].to(codec.decoder.output_proj.conv.weight.device)
+        codes = codec.encode(waveform)[0].cpu()
+        scored = ClipScores(clip, codes)
+        scores.clips.append(scored)
+        _add(scores, scored, score_codes(codec, exact, waveform, codes, presets))
+        _judge(scores, scored, judges, reconstruct(codec, codes, clip))
+    if target:
+        codes_of_all = [clip.codes for clip in scores.clips if clip.codes is not None]
+        scores.whole = score_all_codes(codes_of_all, codec.config.acoustic_codebook_size, target)
+    return scores
+
+
+def evaluate_originals(speech: Sequence[Speech], judges: Sequence[Judge]) -> Scores:
+    """What the absolute judges say of the originals: how far a perfect codec could come."""
+    judges = [judge for judge in judges if judge.absolute]
+    scores = Scores("original", tuple(metric for judge in judges for metric in judge.metrics), [], [])
+    for clip in speech:
+        scored = ClipScores(clip)
+        scores.clips.append(scored)
+        _judge(scores, scored, judges, clip.waveform)
+    return scores
+
+
+def add_agreement(codec: Codec, scores: Scores, other: Scores) -> None:
+    """Adds to one encoder's scores how alike the other one's codes and embeddings are."""
+    scores.metrics += AGREEMENT
+    for scored, reference in zip(scores.clips, other.clips, strict=True):
+        if scored.codes is not None and reference.codes is not None:
+            _add(scores, scored, agreement(codec, scored.codes, reference.codes))
+
+
+@torch.no_grad()
+def reconstruct(codec: Codec, codes: Tensor, clip: Speech) -> Tensor:
+    """Codes [37, F] to the waveform [T] one hears, as long as the original."""
+    device = codec.decoder.output_proj.conv.weight.device
+    return codec.decode(codes[None].to(device))[0, 0, : clip.waveform.shape[-1]].clamp(-1, 1).cpu()
+
+
+def _judge(scores: Scores, scored: ClipScores, judges: Sequence[Judge], audio: Tensor) -> None:
+    for judge in judges:
+        try:
+            verdict = judge.score(scored.clip, audio)
+        except (RuntimeError, ValueError) as error:
+            # libraries of many kinds: what one of them cannot do with one clip must not take the others' scores along
+            reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+            verdict = Verdict(failed={metric.name: reason for metric in judge.metrics})
+        _add(scores, scored, verdict)
+
+
+def _add(scores: Scores, scored: ClipScores, verdict: Verdict) -> None:
+    scored.values |= verdict.values
+    scored.heard = verdict.heard or scored.heard
+    name = scored.clip.name
+    scores.problems += [Problem(name, metric, reason, scores.name) for metric, reason in verdict.failed.items()]

@@ -1,0 +1,120 @@
+"""The totals as a table: cells for the report, lines for the terminal."""
+
+from __future__ import annotations
+
+from evaluation.metric import Metric
+from evaluation.result import Evaluation
+from evaluation.statistics import Interval
+
+ARROWS = {"lower": "↓", "higher": "↑", "": ""}
+WITHOUT_INTERVAL = ("untrained", "original")  # the ends of the scale: theirs are in the JSON
+
+
+def header(result: Evaluation) -> list[str]:
+    """The table's columns."""
+    compared = ["difference", "recovered"] if result.compared else []
+    return ["metric", "", *(scores.name for scores in result.systems), result.originals.name, *compared, "clips"]
+
+
+def rows(result: Evaluation) -> list[tuple[Metric, list[str]]]:
+    """A metric and the cells of its row. Intervals hold 95 %; a dash stands where there is nothing to say."""
+    found = []
+    for metric in result.metrics:
+        name = metric.name
+        cells = [metric.title, ARROWS[metric.better]]
+        for scores in (*result.systems, result.originals):
+            total = scores.total(name, result.seed)
+            if total and scores.name in WITHOUT_INTERVAL:
+                total = Interval(total.value, None, None)
+            cells.append(with_interval(metric, total))
+        if result.compared:
+            compared = result.compared.get(name)
+            cells.append(with_interval(metric, compared.difference, signed=True) if compared else "–")
+            cells.append(as_share(compared.recovered) if compared else "–")
+        clips = len(result.encoder.scored(name)) or len(result.encoder.clips)
+        cells.append(str(clips))
+        found.append((metric, cells))
+    return found
+
+
+def with_interval(metric: Metric, interval: Interval | None, signed: bool = False) -> str:
+    """`1.15 [1.10, 1.21]`, in the metric's unit."""
+    if interval is None:
+        return "–"
+    text = metric.show(interval.value)
+    if signed and interval.value > 0 and float(text.split()[0]):
+        text = "+" + text
+    if interval.low is None or interval.high is None:
+        return text
+    return f"{text} [{_bare(metric, interval.low)}, {_bare(metric, interval.high)}]"
+
+
+def as_share(interval: Interval | None) -> str:
+    """A recovered share in percent."""
+    if interval is None:
+        return "–"
+    text = f"{100 * interval.value:.0f} %"
+    if interval.low is None or interval.high is None:
+        return text
+    return f"{text} [{100 * interval.low:.0f}, {100 * interval.high:.0f}]"
+
+
+def _bare(metric: Metric, value: float) -> str:
+    return metric.show(value).removesuffix(" %")
+
+
+def as_text(result: Evaluation) -> str:
+    """The whole finding for a terminal. Two evaluations of the same give the same text."""
+    lines = [f"{result.settings['encoder']}: {described_data(result)}", ""]
+    cells = [header(result), *(row for _, row in rows(result))]
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    lines += ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in cells]
+    lines += ["", "In brackets 95 % intervals: bootstrap over the clips; counts over all clips at once have none."]
+    if result.compared:
+        lines.append(
+            "Difference: encoder minus against, paired by clip. Recovered: 0 % is an untrained encoder, 100 % the one "
+            "against;\na dash where these two cannot be told apart."
+        )
+    if result.presets:
+        among = result.presets.among_themselves
+        lines.append(
+            f"Preset voices: embedding norm {result.presets.norm:.2f}"
+            + (f", cosine among themselves {among:.3f}" if among is not None else "")
+        )
+    lines += [f"left out: {name}: {reason}" for name, reason in (result.missing | result.without_values()).items()]
+    lines += problem_lines(result)
+    lines += [f"note: {note}" for note in result.notes[:5]]
+    if len(result.notes) > 5:
+        lines.append(f"note: {len(result.notes) - 5} more of the kind, in the JSON")
+    return "\n".join(lines)
+
+
+def described_data(result: Evaluation) -> str:
+    """How much speech was looked at."""
+    seconds = sum(clip.seconds for clip in result.speech)
+    speakers = len({clip.speaker for clip in result.speech if clip.speaker})
+    voices = f" of {speakers} speakers" if speakers else ""
+    return f"{len(result.speech)} clips{voices}, {seconds / 60:.1f} minutes, {result.settings['arithmetic']}"
+
+
+def problem_lines(result: Evaluation, limit: int = 8) -> list[str]:
+    """Clips that were not scored, or not by every judge; metrics that have no clip at all are named elsewhere."""
+    empty = result.without_values()
+    problems = [problem for problem in result.all_problems if problem.what not in empty]
+    lines = [
+        f"not scored: {problem.clip}"
+        + (f": {problem.what} of {problem.encoder}: " if problem.encoder else ": ")
+        + problem.reason
+        for problem in problems
+    ]
+    return lines[:limit] + ([f"not scored: {len(lines) - limit} more, in the JSON"] if len(lines) > limit else [])
+
+
+def speed_lines(result: Evaluation) -> list[str]:
+    """What a client waits."""
+    return [
+        f"{device}: a 10 s prompt takes {1000 * figures['latency']:.0f} ms "
+        f"({1000 * figures['latency_min']:.0f} to {1000 * figures['latency_max']:.0f}); real-time factor "
+        f"{figures['encode_rtf']:.4f} encoding, {figures['decode_rtf']:.4f} decoding"
+        for device, figures in result.speed.items()
+    ]

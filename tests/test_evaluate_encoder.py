@@ -1,0 +1,216 @@
+"""evaluate_encoder.py as it is run: the withheld encoder against itself, an untrained one, and bad input."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import soundfile
+import torch
+
+import evaluate_encoder
+from codec import load_release
+from codec.checkpoint import save_encoder
+from data.reference import SAMPLE_RATE
+from evaluation import evaluate, read_speech
+from evaluation.fidelity import Distances
+from losses.mel import MelDistance
+from tests.test_report import METRICS
+
+DEMO = Path("data/demo")
+WITHHELD = DEMO / "withheld_encoder.safetensors"
+WITHOUT_SLOW = ("--device", "cpu", "--without", "words", "wavlm", "ecapa", "quality")
+QUICK = (*WITHOUT_SLOW, "resemblyzer")
+CLIPS = 2
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_CACHE", str(tmp_path_factory.getbasetemp() / "evaluated"))
+    monkeypatch.delenv("MODEL_DIR", raising=False)
+
+
+@pytest.fixture(scope="module")
+def untrained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An encoder that nobody trained, and not with the seed of the one the evaluation makes."""
+    torch.manual_seed(7)
+    codec = load_release(DEMO / "release", torch.float32).with_new_encoder()
+    path = tmp_path_factory.mktemp("untrained") / "encoder.safetensors"
+    save_encoder(path, codec, {"step": 0})
+    return path
+
+
+def _run(*arguments: str | Path, judges: Sequence[str] = QUICK) -> int:
+    return evaluate_encoder.main(["--model-dir", str(DEMO / "release"), *judges, *map(str, arguments)])
+
+
+def _figures(path: Path) -> dict[str, Any]:
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def test_the_withheld_encoder_against_itself_has_recovered_everything_and_differs_by_nothing_twice_the_same(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    texts = []
+    for name in ("first", "second"):
+        arguments: tuple[str | Path, ...] = ("--encoder", WITHHELD, "--against", WITHHELD, "--clips", str(CLIPS))
+        arguments += ("--json", tmp_path / name, "--require", "recovered.mel>=1")
+        assert _run(*arguments, judges=WITHOUT_SLOW) == 0
+        texts.append(capsys.readouterr().out.split("\ncpu: ")[0])
+    assert texts[0] == texts[1]
+    found, again = _figures(tmp_path / "first"), _figures(tmp_path / "second")
+    assert found | {"speed": {}} == again | {"speed": {}}
+
+    compared = found["compared"]
+    assert all(each["difference"]["value"] == 0 for each in compared.values())
+    recovered = {name: each["recovered"] for name, each in compared.items() if each["recovered"]}
+    assert all(each == {"value": 1, "low": 1, "high": 1} for each in recovered.values())
+    assert {"mel", "estoi", "equal_semantic", "equal_acoustic", "embedding_agreement"} <= set(recovered)
+    assert found["totals"]["encoder"]["equal_semantic"]["value"] == 1
+    assert found["settings"]["versions"]["torch"] == torch.__version__
+    assert found["settings"]["resampler"].startswith("soxr")
+    assert found["speed"]["cpu"]["latency"] > 0
+    assert len(found["clips"]) == CLIPS
+    assert {"mel", "pesq", "distinct_codes", "speaker_resemblyzer"} <= set(found["clips"][0]["scores"]["encoder"])
+    for shares in found["acoustic_histogram"].values():
+        assert all(sum(row) == pytest.approx(1, abs=1e-5) for row in shares)
+
+
+def test_an_untrained_encoder_has_recovered_next_to_nothing_and_a_requirement_says_so(
+    untrained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ("--encoder", untrained, "--against", WITHHELD, "--clips", str(CLIPS), "--json", tmp_path / "json")
+    assert _run(*arguments, "--require", "recovered.mel>=0.5", "--require", "mel>0") == 1
+    assert "required recovered.mel>=0.5: it is" in capsys.readouterr().err
+    compared = _figures(tmp_path / "json")["compared"]
+    assert abs(compared["mel"]["recovered"]["value"]) < 0.1
+    assert abs(compared["equal_semantic"]["recovered"]["value"]) < 0.1
+
+
+def test_the_clips_are_computed_as_the_server_does_and_measured_as_in_training(tmp_path: Path) -> None:
+    """Against the arithmetic written out: bf16, one clip at a time, hard codes, the training's mel distance."""
+    assert _run("--encoder", WITHHELD, "--clips", "2", "--json", tmp_path / "json") == 0
+    speech, _, _ = read_speech([str(DEMO / "unseen.parquet")], str(tmp_path), limit=2)
+    codec = evaluate_encoder.given_encoder(DEMO / "release", str(WITHHELD), torch.device("cpu"))
+    for clip, found in zip(speech, _figures(tmp_path / "json")["clips"], strict=True):
+        waveform = clip.waveform[None, None]
+        codes = codec.encode(waveform.bfloat16())
+        decoded = codec.decode(codes)[..., : waveform.shape[-1]].clamp(-1, 1)
+        assert found["scores"]["encoder"]["mel"] == pytest.approx(float(MelDistance(SAMPLE_RATE)(decoded, waveform)))
+        assert found["scores"]["encoder"]["distinct_codes"] == codes[0, 0].unique().numel()
+
+
+def test_bad_clips_are_named_and_the_others_scored(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    good = read_speech([str(DEMO / "unseen.parquet")], str(tmp_path), limit=1)[0][0].waveform
+    folder = tmp_path / "speech"
+    folder.mkdir()
+    soundfile.write(folder / "good.wav", good, SAMPLE_RATE)
+    soundfile.write(folder / "at_16_khz.wav", good[:48000], 16000)
+    soundfile.write(folder / "silent.wav", torch.zeros(24000), SAMPLE_RATE)
+    soundfile.write(folder / "tenth_of_a_second.wav", good[24000:26400], SAMPLE_RATE)
+    (folder / "broken.wav").write_bytes(b"RIFF, and then nothing")
+    assert _run("--encoder", WITHHELD, "--data", folder, "--json", tmp_path / "json") == 0
+    found = _figures(tmp_path / "json")
+    assert [clip["name"] for clip in found["clips"]] == ["at_16_khz.wav", "good.wav", "tenth_of_a_second.wav"]
+    problems = {(problem["clip"], problem["what"]) for problem in found["problems"]}
+    assert {("silent.wav", "clip"), ("broken.wav", "clip")} <= problems
+    assert {("tenth_of_a_second.wav", "pesq"), ("tenth_of_a_second.wav", "estoi")} <= problems
+    assert {"mel", "distinct_codes"} <= set(found["clips"][2]["scores"]["encoder"])
+    assert found["totals"]["encoder"]["pesq"]["clips"] == 2
+    assert any("resampled" in note for note in found["notes"])
+    out = capsys.readouterr().out
+    assert "silent.wav is silent" in out
+    assert "not scored: tenth_of_a_second.wav: pesq of encoder:" in out
+
+
+def test_a_metric_without_its_library_is_named_left_out_and_not_zero(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(sys.modules, "pesq", None)
+    arguments = ("--encoder", WITHHELD, "--clips", "1", "--json", tmp_path / "json")
+    assert _run(*arguments, "--require", "pesq>=1") == 1
+    found, printed = _figures(tmp_path / "json"), capsys.readouterr()
+    assert "left out: pesq:" in printed.out
+    assert "pesq was not measured" in printed.err
+    assert "pesq" in found["left_out"]
+    assert "pesq" not in found["totals"]["encoder"]
+
+
+def test_a_judge_that_fails_on_a_clip_is_named_with_its_reason_and_does_not_stop_the_others(tmp_path: Path) -> None:
+    class Failing(Distances):
+        def score(self, clip: Any, audio: torch.Tensor) -> Any:
+            if clip is speech[0]:
+                raise RuntimeError("out of order\nand more of it")
+            return super().score(clip, audio)
+
+    speech, _, _ = read_speech([str(DEMO / "unseen.parquet")], str(tmp_path), limit=2)
+    codec = evaluate_encoder.given_encoder(DEMO / "release", str(WITHHELD), torch.device("cpu"))
+    scores = evaluate(codec, speech, [Failing()])
+    assert scores.scored("mel") == [1]
+    assert scores.scored("distinct_codes") == [0, 1]
+    failed = [(problem.clip, problem.what, problem.reason) for problem in scores.problems if problem.what == "mel"]
+    assert failed == [(speech[0].name, "mel", "out of order")]
+
+
+def test_a_release_without_an_encoder_is_an_error_that_says_what_to_do(capsys: pytest.CaptureFixture[str]) -> None:
+    assert _run() == 2
+    error = capsys.readouterr().err
+    assert "has no encoder" in error
+    assert "--encoder" in error
+    assert error.count("\n") == 1
+
+
+def test_an_injected_encoder_is_found_in_its_release(tmp_path: Path) -> None:
+    release = tmp_path / "release"
+    shutil.copytree(DEMO / "release", release)
+    shutil.copyfile(WITHHELD, release / "consolidated_encoder.safetensors")
+    figures = [tmp_path / "own", tmp_path / "given"]
+    arguments = [*QUICK, "--clips", "1", "--json"]
+    assert evaluate_encoder.main(["--model-dir", str(release), *arguments, str(figures[0])]) == 0
+    assert _run("--encoder", WITHHELD, "--clips", "1", "--json", figures[1]) == 0
+    assert _figures(figures[0])["totals"] == _figures(figures[1])["totals"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (["--encoder", "no.safetensors"], "does not exist"),
+        (["--encoder", DEMO / "release" / "consolidated.safetensors"], "lacks 114 tensors"),
+        (["--encoder", WITHHELD, "--data", "nowhere"], "does not exist"),
+        (["--encoder", WITHHELD, "--require", "pesq"], "expected a metric"),
+        (["--encoder", WITHHELD, "--metrics", "README.md"], "line 1"),
+        (["--encoder", WITHHELD, "--json", "nowhere/figures.json"], "nowhere is not a folder"),
+    ],
+)
+def test_other_bad_arguments_are_one_sentence_and_status_2(
+    arguments: list[str | Path], expected: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert _run(*arguments) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: ")
+    assert expected in error
+
+
+def test_an_encoder_of_another_codec_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    torch.manual_seed(0)
+    codec = load_release(DEMO / "release", torch.float32).with_new_encoder()
+    codec.quantizer.semantic_codebook.embedding_sum += 1
+    save_encoder(tmp_path / "other.safetensors", codec, {})
+    assert _run("--encoder", tmp_path / "other.safetensors") == 2
+    assert "another codec" in capsys.readouterr().err
+
+
+def test_the_report_is_written_and_its_path_printed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "metrics.jsonl").write_text(METRICS, encoding="utf-8")
+    arguments = ("--encoder", WITHHELD, "--clips", "1", "--shown", "1", "--metrics", tmp_path / "metrics.jsonl")
+    assert _run(*arguments, "--report", tmp_path / "report") == 0
+    page = tmp_path / "report" / "index.html"
+    assert f"report: {page}" in capsys.readouterr().out
+    assert "Training" in page.read_text(encoding="utf-8")

@@ -1,0 +1,154 @@
+"""Intervals, recovery and requirements, on numbers made by hand."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from evaluation.charts import round_numbers
+from evaluation.codes import acoustic_histogram, entropy
+from evaluation.comparison import compare
+from evaluation.metric import Measured, Metric
+from evaluation.requirement import RequirementError, read_requirement
+from evaluation.scoring import ClipScores, Scores
+from evaluation.speech import Speech
+from evaluation.statistics import difference, mean, recovered, resampled_counts
+from evaluation.words import errors
+
+ONES = np.ones(40)
+ERRORS = Metric("errors", "errors", "lower", "made up")
+
+
+def _scores(name: str, values: list[float | None], metric: Metric = ERRORS) -> Scores:
+    clips = [ClipScores(Speech(f"clip {i}", torch.zeros(1))) for i in range(len(values))]
+    for clip, value in zip(clips, values, strict=True):
+        if value is not None:
+            clip.values[metric.name] = Measured(value)
+    return Scores(name, (metric,), clips, [])
+
+
+def test_every_resample_draws_as_many_clips_as_there_are_and_a_seed_repeats() -> None:
+    counts = resampled_counts(7, seed=1)
+    assert (counts.sum(axis=1) == 7).all()
+    assert np.array_equal(counts, resampled_counts(7, seed=1))
+    assert not np.array_equal(counts, resampled_counts(7, seed=2))
+
+
+def test_the_interval_of_a_mean_is_that_of_the_normal_distribution_for_many_clips() -> None:
+    values = np.random.default_rng(0).normal(5, 2, size=400)
+    found = mean(values, np.ones(400), seed=0)
+    half = 1.96 * values.std() / math.sqrt(400)
+    assert found.value == pytest.approx(values.mean())
+    assert found.low == pytest.approx(values.mean() - half, abs=0.15 * half)
+    assert found.high == pytest.approx(values.mean() + half, abs=0.15 * half)
+
+
+def test_weights_make_errors_a_word_and_not_a_clip() -> None:
+    """One error in one word and none in nine: one in ten."""
+    assert mean(np.array([1.0, 0.0]), np.array([1.0, 9.0]), seed=0).value == pytest.approx(0.1)
+
+
+def test_a_single_clip_has_no_interval() -> None:
+    assert mean(np.array([3.0]), np.ones(1), seed=0) == (3.0, None, None)
+
+
+def test_pairing_takes_out_what_the_clips_have_in_common() -> None:
+    clips = np.random.default_rng(0).normal(0, 100, size=40)
+    found = difference(clips + 1, clips, ONES, seed=0)
+    assert found.value == found.low == found.high == pytest.approx(1)
+
+
+def test_recovered_is_1_for_the_best_0_for_the_worst_and_between_for_what_lies_between() -> None:
+    draw = np.random.default_rng(0)
+    best, worst = draw.normal(1, 0.1, size=40), draw.normal(5, 0.1, size=40)
+    for share in (0.0, 0.3, 1.0):
+        found = recovered(worst + share * (best - worst), best, worst, ONES, seed=0)
+        assert found is not None
+        assert found == pytest.approx((share, share, share))
+
+
+def test_nothing_is_recovered_where_the_two_ends_cannot_be_told_apart() -> None:
+    draw = np.random.default_rng(0)
+    value, best, worst = draw.normal(size=(3, 40))
+    assert recovered(value, best, worst, ONES, seed=0) is None
+    assert recovered(value, best, best, ONES, seed=0) is None
+
+
+def test_an_encoder_against_itself_has_recovered_everything_and_differs_by_nothing() -> None:
+    encoder, worst = _scores("encoder", [1.0, 2.0, 1.5, 1.2]), _scores("untrained", [9.0, 8.0, 9.5, 7.0])
+    compared = compare(encoder, encoder, worst)["errors"]
+    assert compared.difference == (0, 0, 0)
+    assert compared.recovered == (1, 1, 1)
+    assert compare(worst, encoder, worst)["errors"].recovered == (0, 0, 0)
+
+
+def test_nothing_is_recovered_from_an_encoder_that_is_worse_than_an_untrained_one() -> None:
+    better, worse = _scores("encoder", [1.0, 2.0, 1.5]), _scores("untrained", [9.0, 8.0, 9.5])
+    assert compare(better, worse, better)["errors"].recovered is None
+
+
+def test_only_clips_that_all_encoders_have_scores_for_are_compared() -> None:
+    encoder, other = _scores("encoder", [1.0, None, 3.0]), _scores("against", [0.0, 2.0, 2.0])
+    compared = compare(encoder, other, _scores("untrained", [5.0, 5.0, 5.0]))["errors"]
+    assert compared.clips == 2
+    assert compared.difference.value == 1
+    assert compare(encoder, _scores("against", [None] * 3), other) == {}
+
+
+@pytest.mark.parametrize(
+    ("reference", "heard", "words", "characters"),
+    [
+        ("the cat sat down", "the cat sat down", (0, 4), (0, 16)),
+        ("the cat sat down", "the bat sat", (2 / 4, 4), (6 / 16, 16)),  # a substitution and a deletion
+        ("one", "one two three", (2, 1), (10 / 3, 3)),  # insertions count too
+        ("one two", "", (1, 2), (1, 7)),
+    ],
+)
+def test_word_and_character_errors_of_hand_made_cases(
+    reference: str, heard: str, words: tuple[float, int], characters: tuple[float, int]
+) -> None:
+    found = errors(reference, heard)
+    assert found[0] == pytest.approx(words)
+    assert found[1] == pytest.approx(characters)
+
+
+def test_a_reference_without_words_has_no_error_rate() -> None:
+    assert errors(" ", "anything") == (None, None)
+
+
+def test_entropy_is_that_of_a_coin_and_of_a_constant() -> None:
+    assert float(entropy(torch.tensor([0.5, 0.5]))) == pytest.approx(1)
+    assert float(entropy(torch.tensor([1.0, 0.0]))) == 0
+
+
+def test_the_acoustic_histogram_counts_each_dimension_by_itself_over_all_clips() -> None:
+    codes = [torch.tensor([[5, 6], [0, 1], [2, 2]]), torch.tensor([[7], [1], [2]])]
+    assert torch.allclose(acoustic_histogram(codes, 3), torch.tensor([[1 / 3, 2 / 3, 0], [0, 0, 1]]))
+
+
+def test_a_requirement_holds_or_says_what_was_found() -> None:
+    figures = {"pesq": 2.5, "recovered.mel": 0.9}
+    assert read_requirement("pesq>=2.5").unmet(figures) == ""
+    assert read_requirement(" pesq < 2.5 ").unmet(figures) == "pesq<2.5: it is 2.5"
+    assert read_requirement("recovered.mel>0.95").unmet(figures) == "recovered.mel>0.95: it is 0.9"
+    assert "wer was not measured; measured: pesq, recovered.mel" in read_requirement("wer<=0.1").unmet(figures)
+
+
+@pytest.mark.parametrize("text", ["pesq", "pesq=2", "pesq>=two", ">=1", ""])
+def test_a_requirement_that_says_nothing_is_refused_with_an_example(text: str) -> None:
+    with pytest.raises(RequirementError, match=r"pesq>=2\.5"):
+        read_requirement(text)
+
+
+def test_metrics_are_shown_in_their_unit_and_without_negative_zeros() -> None:
+    share = Metric("s", "s", "", "made up", percent=True)
+    assert share.show(0.123) == "12.3 %"
+    assert ERRORS.show(-0.0001) == "0.000"
+
+
+def test_axes_are_marked_with_round_numbers() -> None:
+    assert round_numbers(0.3, 9.7, 5) == [2, 4, 6, 8]
+    assert round_numbers(-0.1, 0.31, 4) == [0, 0.2]
