@@ -37,6 +37,7 @@ from training.distributed import Ranks, RanksError, start_ranks
 from training.failures import MemoryFullError, explained
 from training.listener import Listener, TeacherError
 from training.progress import Progress, over_ranks
+from training.recompute import recompute
 from training.speech import Speech
 from training.stopping import StoppedError, StopRequest
 from training.watch import FiniteWatch, Warnings, not_finite
@@ -99,6 +100,8 @@ class Training:
         self.waveform_balancer = balancer(at_waveform, decay=weights.balancer_decay)
         self.latent_balancer = balancer(at_latent, decay=weights.balancer_decay)
         self.watch, self.latest = FiniteWatch(config.log_every), dict[str, Tensor]()
+        if config.recompute:
+            recompute(self.codec, *([self.adversary.network] if self.adversary else []))
         self.entries_seen = torch.zeros(self.codec.config.semantic_codebook_size, dtype=torch.bool, device=ranks.device)
         self.place = 0  # in the stream of clips: how many were heard, by all ranks
         self.best_step, self.best_mel = 0, math.inf  # of all validations

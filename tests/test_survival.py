@@ -5,15 +5,29 @@ from __future__ import annotations
 import json
 import os
 import random
+import re
 import signal
+import subprocess
+import sys
 import time
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from safetensors.torch import load_file
 
+import train_encoder
+from data.crops import Crops, Item
 from tests.processes import start, statuses
+from tests.test_data import audio_bytes
+from training.checkpoints import CheckpointError
+from training.config import load_config
+from training.distributed import Ranks
+from training.failures import MemoryFullError, explained
+
+ROOT = Path(__file__).parent.parent
+ALONE = Ranks(0, 1, torch.device("cpu"))
 
 KILLS = 30
 STEPS = 6
@@ -85,3 +99,154 @@ def test_killed_at_random_moments_and_started_again_a_run_of_two_ranks_ends_with
         assert mel_lines(folder) == mel_lines(whole)
         left = {path.name for path in (folder / "checkpoints").iterdir()}
         assert left == {path.name for path in (whole / "checkpoints").iterdir()}
+
+
+def test_ranks_whose_parameters_differ_stop_and_save_nothing(settings: Path, tmp_path: Path) -> None:
+    strayed = """
+import train_encoder
+step = train_encoder.Training.step
+def stray(self, waveform, number):
+    if rank == 1 and number == 1:
+        next(self.trained.parameters()).data.view(-1)[0] += 1e-6
+    return step(self, waveform, number)
+train_encoder.Training.step = stray
+"""
+    arguments = ["--config", str(settings), f"output_dir={tmp_path / 'run'}", "save_every=1"]
+    assert statuses(start(2, arguments, tmp_path / "log", strayed), WITHIN) == [2, 2]
+    message = r"error: (average|trained)\.encoder\.\S+ differs between rank 0 and rank 1"
+    assert re.search(message, (tmp_path / "log").read_text())
+    assert [path.name for path in (tmp_path / "run/checkpoints").iterdir()] == ["step_0000001"]
+
+
+def test_a_run_goes_on_with_another_number_of_ranks(settings: Path, tmp_path: Path) -> None:
+    """The same crops and draws in other hands: what differs is the order of sums."""
+    constant = ["optimizer.warmup_steps=0", "optimizer.final_lr=0.0003", "save_every=2", "validate_every=2"]
+    changed, whole = (["--config", str(settings), f"output_dir={tmp_path / name}", *constant] for name in "ab")
+    assert statuses(start(2, [*changed, "steps=2"], tmp_path / "log"), WITHIN) == [0, 0]
+    assert statuses(start(1, [*changed, "steps=4", "batch_size=4"], tmp_path / "log"), WITHIN) == [0]
+    assert statuses(start(2, [*whole, "steps=4"], tmp_path / "log"), WITHIN) == [0, 0]
+    states = [state_of(tmp_path / name, step) for name, step in (("a", 2), ("a", 4), ("b", 4))]
+    assert [state["place"] for state in states] == [8, 16, 16]
+    before, after, other = (torch.cat([t.flatten() for t in state["trained"].values()]) for state in states)
+    assert (after - other).norm() < 0.05 * (other - before).norm()
+
+
+def test_torchrun_restarts_a_run_that_lost_a_rank_and_it_ends_as_if_nothing_had_been(
+    settings: Path, tmp_path: Path
+) -> None:
+    script = tmp_path / "dies_once.py"
+    script.write_text(f"""
+import os, pathlib, signal, sys
+sys.path.insert(0, {str(ROOT)!r})
+import train_encoder
+step = train_encoder.Training.step
+marker = pathlib.Path({str(tmp_path / "died")!r})
+def die(self, waveform, number):
+    if number == 3 and self.ranks.rank == 1 and not marker.exists():
+        marker.touch()
+        os.kill(os.getpid(), signal.SIGKILL)
+    return step(self, waveform, number)
+train_encoder.Training.step = die
+sys.exit(train_encoder.main())
+""")
+    arguments = ["--config", str(settings), *ARGUMENTS]
+    torchrun = [*("-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "--max-restarts=1"), str(script)]
+    command = [sys.executable, *torchrun, *arguments, f"output_dir={tmp_path / 'restarted'}"]
+    result = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr
+    assert (tmp_path / "died").exists()
+    assert statuses(start(2, [*arguments, f"output_dir={tmp_path / 'whole'}"], tmp_path / "log"), WITHIN) == [0, 0]
+    assert differing(state_of(tmp_path / "whole"), state_of(tmp_path / "restarted")) == []
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_lets_the_step_end_saves_and_gives_its_status(
+    settings: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], number: signal.Signals
+) -> None:
+    step = train_encoder.Training.step
+
+    def asked_to_stop(self: train_encoder.Training, waveform: torch.Tensor, at: int) -> dict[str, torch.Tensor]:
+        if at == 2:
+            os.kill(os.getpid(), number)
+        return step(self, waveform, at)
+
+    monkeypatch.setattr(train_encoder.Training, "step", asked_to_stop)
+    monkeypatch.setattr(sys, "argv", ["train_encoder.py", "--config", str(settings), "save_every=100"])
+    before = signal.getsignal(number)
+    assert train_encoder.main() == 128 + number
+    assert f"stopped by {number.name} after step 3, which is saved: the same command" in capsys.readouterr().err
+    assert state_of(Path(load_config(settings).output_dir), 3)["step"] == 3
+    assert signal.getsignal(number) is before
+
+
+def test_a_loader_worker_that_dies_is_named(
+    settings: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    read = Crops.__getitem__
+
+    def killed(self: Crops, key: tuple[int, int]) -> Item:
+        if key[0] == 1:  # in the second epoch
+            os.kill(os.getpid(), signal.SIGKILL)
+        return read(self, key)
+
+    monkeypatch.setattr(Crops, "__getitem__", killed)
+    monkeypatch.setattr(sys, "argv", ["train_encoder.py", "--config", str(settings), "steps=20", "data.workers=2"])
+    assert train_encoder.main() == 2
+    error = capsys.readouterr().err.strip().splitlines()[-1]
+    assert re.match(r"error: DataLoader worker \(pid.*killed.*set data\.workers lower than 2", error), error
+
+
+def test_data_that_ends_a_worker_is_one_sentence(
+    settings: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "short").mkdir()
+    (tmp_path / "short/a.wav").write_bytes(audio_bytes(0.1))
+    arguments = ["--config", str(settings), f"data.train={tmp_path / 'short'}", "data.workers=1"]
+    monkeypatch.setattr(sys, "argv", ["train_encoder.py", *arguments])
+    assert train_encoder.main() == 2
+    error = capsys.readouterr().err.strip().splitlines()[-1]
+    assert error.startswith("error: no usable clip among 50 tried; the last one: ")
+
+
+def test_a_damaged_checkpoint_is_named_with_the_way_on(settings: Path) -> None:
+    config = load_config(settings, ["steps=2"])
+    train_encoder.train(config, ALONE)
+    state = Path(config.output_dir) / "checkpoints/step_0000002/state.pt"
+    state.write_bytes(state.read_bytes()[:5000])
+    with pytest.raises(CheckpointError, match=r"step_0000002 cannot be read .* delete this folder"):
+        train_encoder.train(config, ALONE)
+
+
+def test_full_memory_is_answered_with_settings_that_take_less(settings: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torch.cuda.mem_get_info", lambda: (10**9, 80 * 10**9))
+    monkeypatch.setattr("torch.cuda.memory_reserved", lambda: 78 * 10**9)
+    config = load_config(settings, ["batch_size=32", "data.crop_seconds=4"])
+    with (
+        pytest.raises(
+            MemoryFullError, match=r"78\.0 of 80\.0 GB.*set batch_size=16 accumulate=2.*data\.crop_seconds=2"
+        ),
+        explained(config),
+    ):
+        raise torch.OutOfMemoryError
+
+
+@pytest.mark.parametrize("change", [("accumulate=2", "batch_size=2"), ("recompute=true",)])
+def test_a_step_in_parts_or_recomputed_is_the_step_of_the_whole(settings: Path, change: tuple[str, ...]) -> None:
+    """Balanced with the norms of each part instead of the whole's, accumulated gradients come near, not to the bit."""
+    waveform = 0.1 * torch.randn(4, 1, 9600, generator=torch.Generator().manual_seed(0))
+    found = []
+    for extra in ((), change):
+        config = load_config(
+            settings, ["batch_size=4", "losses.feature_matching=1", "discriminator.channels=2", *extra]
+        )
+        training = train_encoder.Training(config, ALONE)
+        metrics = training.step(waveform, 0)
+        assert training.place == 4
+        gradient = torch.cat([p.grad.flatten() for p in training.trained.parameters() if p.grad is not None])
+        found.append((gradient, metrics["mel"]))
+    (gradient, mel), (other, other_mel) = found
+    assert other_mel == pytest.approx(float(mel), rel=1e-5)
+    if "recompute=true" in change:
+        assert torch.equal(gradient, other)
+    else:
+        assert torch.nn.functional.cosine_similarity(gradient, other, dim=0) > 0.98

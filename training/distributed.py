@@ -5,6 +5,8 @@ from __future__ import annotations
 import io
 import os
 import re
+import time
+import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -144,8 +146,11 @@ def start_ranks() -> Iterator[Ranks]:
         yield Ranks(0, 1, device)
         return
     try:
-        dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=STEP_LIMIT)
-        yield Ranks(dist.get_rank(), dist.get_world_size(), device, dist.new_group(backend="gloo", timeout=WAIT_LIMIT))
+        store, rank, count = next(dist.rendezvous("env://", timeout=STEP_LIMIT))
+        backend = "nccl" if device.type == "cuda" else "gloo"
+        fresh = _fresh(store, rank, count)
+        dist.init_process_group(backend, store=fresh, rank=rank, world_size=count, timeout=STEP_LIMIT)
+        yield Ranks(rank, count, device, dist.new_group(backend="gloo", timeout=WAIT_LIMIT))
     except torch.OutOfMemoryError:
         raise
     except RuntimeError as error:
@@ -157,6 +162,24 @@ def start_ranks() -> Iterator[Ranks]:
             "first says why, and the same command goes on from the last checkpoint"
         ) from error
     dist.destroy_process_group()  # not after a failure: it could wait for ranks that are gone
+
+
+def _fresh(store: dist.Store, rank: int, count: int) -> dist.Store:
+    """A part of the ranks' store that none has written to. Where torchrun restarts a run, the store still holds the
+    addresses of ranks that are gone. So the first rank names a new part, and only who gets an answer there from it
+    has not read the name of an old one."""
+    me = uuid.uuid4().hex
+    if rank == 0:
+        store.set("part", me)
+        for other in range(1, count):
+            store.set(f"{me}/{other}/seen", store.get(f"{me}/{other}/here").decode())
+        return dist.PrefixStore(me, store)
+    while True:
+        part = store.get("part").decode()
+        store.set(f"{part}/{rank}/here", me)
+        if store.check([f"{part}/{rank}/seen"]) and store.get(f"{part}/{rank}/seen").decode() == me:
+            return dist.PrefixStore(part, store)
+        time.sleep(0.05)
 
 
 def _tensors(state: Mapping[Any, Any], prefix: str = "") -> Iterator[tuple[str, Tensor]]:
