@@ -93,6 +93,7 @@ def test_killed_at_random_moments_and_started_again_a_run_of_two_ranks_ends_with
         kills[kind] += ended != [0, 0]
     finish(runs[-1])
     assert min(kills.values()) > 3
+    assert "error: another rank died or stopped answering, this one ends too" in (tmp_path / "log").read_text()
     for folder in runs:
         assert differing(state_of(whole), state_of(folder)) == []
         assert differing(*(load_file(run / "encoder.safetensors") for run in (whole, folder))) == []

@@ -20,9 +20,9 @@ from torch.nn.parallel import DistributedDataParallel
 
 T = TypeVar("T")
 
-STEP_LIMIT = timedelta(minutes=10)  # for an exchange within a step; compiling is what takes longest
-# A rank that died is noticed by its closed connections, at once, and not by a limit: this one is for the living, who
-# may wait long for another's download or for what the first rank does alone.
+# A rank that died is noticed by its closed connections, at once. The limits are for the living: one that hangs, or that
+# compiles for minutes; and one that waits for another's download, or for what the first does alone.
+STEP_LIMIT = timedelta(minutes=10)
 WAIT_LIMIT = timedelta(days=7)
 LOST = re.compile(r"connection (closed|reset|refused)|broken pipe|gloo|nccl|socket|timed out", re.IGNORECASE)
 BITS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}  # by the size of an element, bytes
@@ -34,12 +34,14 @@ class RanksError(Exception):
 
 @dataclass(frozen=True)
 class Ranks:
-    """This process among all of them. `control` is the group for what has nothing to do with the GPUs."""
+    """This process among all of them. `control` and `patient` are the groups for what has nothing to do with the GPUs,
+    the second for long waits."""
 
     rank: int
     count: int
     device: torch.device
     control: dist.ProcessGroup | None = None
+    patient: dist.ProcessGroup | None = None
 
     @property
     def main(self) -> bool:
@@ -81,7 +83,7 @@ class Ranks:
     def wait(self) -> None:
         """Until all ranks are here, however long one of them takes."""
         if self.count > 1:
-            dist.barrier(group=self.control)
+            dist.barrier(group=self.patient)
 
     def largest(self, number: int) -> int:
         """The largest of the ranks' numbers. Nothing waits for a GPU."""
@@ -150,7 +152,8 @@ def start_ranks() -> Iterator[Ranks]:
         backend = "nccl" if device.type == "cuda" else "gloo"
         fresh = _fresh(store, rank, count)
         dist.init_process_group(backend, store=fresh, rank=rank, world_size=count, timeout=STEP_LIMIT)
-        yield Ranks(rank, count, device, dist.new_group(backend="gloo", timeout=WAIT_LIMIT))
+        control, patient = (dist.new_group(backend="gloo", timeout=limit) for limit in (STEP_LIMIT, WAIT_LIMIT))
+        yield Ranks(rank, count, device, control, patient)
     except torch.OutOfMemoryError:
         raise
     except RuntimeError as error:
