@@ -234,7 +234,7 @@ def test_full_memory_is_answered_with_settings_that_take_less(settings: Path, mo
 @pytest.mark.parametrize("change", [("accumulate=2", "batch_size=2"), ("recompute=true",)])
 def test_a_step_in_parts_or_recomputed_is_the_step_of_the_whole(settings: Path, change: tuple[str, ...]) -> None:
     """Balanced with the norms of each part instead of the whole's, accumulated gradients come near, not to the bit."""
-    waveform = 0.1 * torch.randn(4, 1, 9600, generator=torch.Generator().manual_seed(0))
+    waveform = 0.1 * torch.randn(4, 1, 3840, generator=torch.Generator().manual_seed(0))
     found = []
     for extra in ((), change):
         config = load_config(

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors import safe_open
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import train_encoder
 from codec import load_release
@@ -33,7 +34,9 @@ def read(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
         return {name: file.get_tensor(name) for name in file.keys()}, file.metadata()  # noqa: SIM118
 
 
-def test_a_run_leaves_what_others_build_on(settings: Path, tiny_release: Path) -> None:
+def test_a_run_leaves_what_others_build_on(
+    settings: Path, tiny_release: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     config = run(settings)
     folder = Path(config.output_dir)
     tensors, metadata = read(folder / "encoder.safetensors")
@@ -47,7 +50,17 @@ def test_a_run_leaves_what_others_build_on(settings: Path, tiny_release: Path) -
         for step in (3, 4, 6)  # the best, and the last two
     ]
     assert load_config(folder / "config.yaml") == config
-    assert list((folder / "tensorboard").glob("events*"))
+    board = EventAccumulator(str(folder / "tensorboard"), {"histograms": 0}).Reload()  # 0: all of them
+    assert [event.step for event in board.Histograms("validation/acoustic_codes")] == [0, 3, 6]
+    assert {"clip_0/original", "clip_0/reconstruction"} <= set(board.Tags()["audio"])
+    assert {"clip_0/original_mel", "clip_0/reconstruction_mel"} <= set(board.Tags()["images"])
+    assert {"mel", "share/mel", "gradient_norm/encoder", "learning_rate"} <= set(board.Tags()["scalars"])
+    summary = capsys.readouterr().out
+    assert f"encoder after 6 steps: {folder / 'encoder.safetensors'}" in summary
+    assert "validation mel 0." in summary
+    assert (
+        f"python inject_encoder.py --model-dir {config.model_dir} --encoder {folder / 'encoder.safetensors'}" in summary
+    )
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     last = next(line for line in reversed(lines) if "mel" in line)
     assert last["step"] == 6
