@@ -304,6 +304,14 @@ def learning_rate(step: int, config: Config) -> float:
     return options.final_lr + (options.lr - options.final_lr) * 0.5 * (1 + math.cos(math.pi * progress))
 
 
+def try_steps(config: Config, ranks: Ranks) -> None:
+    """Two steps on noise: the second has the optimizers' memory too."""
+    training = Training(config, ranks)
+    samples = round(config.data.crop_seconds * training.codec.sample_rate)
+    for step in range(2):
+        training.step(0.1 * torch.randn(config.batch_size * config.accumulate, 1, samples, device=ranks.device), step)
+
+
 def train(config: Config, ranks: Ranks) -> None:
     folder = Path(config.output_dir)
     training = Training(config, ranks)
@@ -382,7 +390,7 @@ def main() -> int:
         print(f"error: {error}", file=sys.stderr)
         return 2
     try:
-        with start_ranks() as ranks, explained(config):
+        with start_ranks() as ranks, explained(config, ranks, lambda other: try_steps(other, ranks)):
             train(config, ranks)
     except StoppedError as stop:
         print(f"{stop}: the same command goes on", file=sys.stderr)

@@ -218,16 +218,40 @@ def test_a_damaged_checkpoint_is_named_with_the_way_on(settings: Path) -> None:
         train_encoder.train(config, ALONE)
 
 
-def test_full_memory_is_answered_with_settings_that_take_less(settings: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_full_memory_is_answered_with_settings_that_were_tried(
+    settings: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A limit on the crops at a time stands in for the memory; the trials are real steps."""
+    backward = train_encoder.Training.backward
+
+    def limited(self: train_encoder.Training, waveform: torch.Tensor, *rest: int) -> dict[str, torch.Tensor]:
+        if len(waveform) > 2:
+            raise torch.OutOfMemoryError
+        return backward(self, waveform, *rest)
+
+    monkeypatch.setattr(train_encoder.Training, "backward", limited)
+    monkeypatch.setattr("torch.cuda.mem_get_info", lambda: (10**9, 80 * 10**9))
+    monkeypatch.setattr("torch.cuda.memory_reserved", lambda: 78 * 10**9)
+    monkeypatch.setattr(sys, "argv", ["train_encoder.py", "--config", str(settings), "batch_size=8", "steps=3"])
+    assert train_encoder.main() == 2
+    error = capsys.readouterr().err.strip().splitlines()[-1]
+    assert re.search(
+        r"78\.0 of 80\.0 GB.*at batch_size=8 .*: batch_size=2 accumulate=4 fits \(tried\), 8 crops", error
+    ), error
+    found = ["--config", str(settings), "batch_size=2", "accumulate=4", "steps=3"]
+    monkeypatch.setattr(sys, "argv", ["train_encoder.py", *found])
+    assert train_encoder.main() == 0
+
+
+def test_full_memory_of_one_of_several_ranks_names_what_takes_less(
+    settings: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("torch.cuda.mem_get_info", lambda: (10**9, 80 * 10**9))
     monkeypatch.setattr("torch.cuda.memory_reserved", lambda: 78 * 10**9)
     config = load_config(settings, ["batch_size=32", "data.crop_seconds=4"])
-    with (
-        pytest.raises(
-            MemoryFullError, match=r"78\.0 of 80\.0 GB.*set batch_size=16 accumulate=2.*data\.crop_seconds=2"
-        ),
-        explained(config),
-    ):
+    message = r"set recompute=true or batch_size=16 accumulate=2 or data\.crop_seconds=2, which take less"
+    two = Ranks(0, 2, torch.device("cpu"))
+    with pytest.raises(MemoryFullError, match=message), explained(config, two, lambda other: None):
         raise torch.OutOfMemoryError
 
 
