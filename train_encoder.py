@@ -37,6 +37,7 @@ from training.distributed import Ranks, RanksError, start_ranks
 from training.failures import MemoryFullError, explained
 from training.listener import Listener, TeacherError
 from training.progress import Progress, over_ranks
+from training.recompute import recompute
 from training.speech import Speech
 from training.stopping import StoppedError, StopRequest
 from training.watch import FiniteWatch, Warnings, not_finite
@@ -100,6 +101,8 @@ class Training:
         self.latent_balancer = balancer(at_latent, decay=weights.balancer_decay)
         self.watch, self.warnings = FiniteWatch(config.log_every), Warnings()
         self.latest: dict[str, Tensor] = {}
+        if config.recompute:
+            recompute(self.codec, *([self.adversary.network] if self.adversary else []))
         self.entries_seen = torch.zeros(self.codec.config.semantic_codebook_size, dtype=torch.bool, device=ranks.device)
         self.place = 0  # in the stream of clips: how many were heard, by all ranks
         self.best_step, self.best_mel = 0, math.inf  # of all validations
@@ -296,6 +299,14 @@ def learning_rate(step: int, config: Config) -> float:
     return options.final_lr + (options.lr - options.final_lr) * 0.5 * (1 + math.cos(math.pi * progress))
 
 
+def try_steps(config: Config, ranks: Ranks) -> None:
+    """Two steps on noise: the second has the optimizers' memory too."""
+    training = Training(config, ranks)
+    samples = round(config.data.crop_seconds * training.codec.sample_rate)
+    for step in range(2):
+        training.step(0.1 * torch.randn(config.batch_size * config.accumulate, 1, samples, device=ranks.device), step)
+
+
 def train(config: Config, ranks: Ranks) -> None:
     folder = Path(config.output_dir)
     training = Training(config, ranks)
@@ -378,7 +389,7 @@ def main() -> int:
         print(f"error: {error}", file=sys.stderr)
         return 2
     try:
-        with start_ranks() as ranks, explained(config):
+        with start_ranks() as ranks, explained(config, ranks, lambda other: try_steps(other, ranks)):
             train(config, ranks)
     except StoppedError as stop:
         print(f"{stop}: the same command goes on", file=sys.stderr)

@@ -7,9 +7,11 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
 from torch import Tensor
 
 from tests.releases import REAL, SMALL, TINY, random_codec, write_release
+from tests.test_data import audio_bytes
 
 torch.set_num_threads(2)
 
@@ -45,3 +47,39 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="session")
+def speech_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("speech")
+    for i in range(12):
+        (folder / f"{i}.wav").write_bytes(audio_bytes(0.5 + i / 50))
+    (folder / "short.wav").write_bytes(audio_bytes(0.1))
+    return folder
+
+
+@pytest.fixture
+def settings(tiny_release: Path, speech_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    for name in ("MODEL_DIR", "OUTPUT_DIR", "HF_CACHE"):
+        monkeypatch.delenv(name, raising=False)
+    values = {
+        "model_dir": str(tiny_release),
+        "output_dir": str(tmp_path / "run"),
+        "steps": 6,
+        "batch_size": 2,
+        "log_every": 1,
+        "validate_every": 3,
+        "save_every": 2,
+        "data": {
+            "train": str(speech_folder),
+            "validation": str(speech_folder),
+            "crop_seconds": 0.4,
+            "validation_seconds": 0.4,
+            "validation_clips": 3,
+            "workers": 0,
+        },
+        "optimizer": {"warmup_steps": 2},
+    }
+    path = tmp_path / "settings.yaml"
+    path.write_text(yaml.safe_dump(values))
+    return path

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import io
+import re
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +15,7 @@ import pytest
 import soundfile
 import torch
 
-from data import Crops, DataError, Shuffled, Stream, crop_loader, decode, fixed_clips, open_clips
+from data import Crops, DataError, Shuffled, Source, Stream, crop_loader, decode, fixed_clips, open_clips, open_sources
 from data.clips import BadClipError, Clip
 
 RATE = 24000
@@ -153,6 +156,31 @@ def test_unusable_sources_say_what_is_accepted(tmp_path: Path) -> None:
     (tmp_path / "broken.parquet").write_bytes(b"PAR1 not really")
     with pytest.raises(DataError, match="cannot be read as parquet"):
         open_clips([str(tmp_path / "broken.parquet")], str(tmp_path / "cache"))
+    whole = write_parquet(tmp_path / "holes.parquet", {f"{i}": audio_bytes(1.0 + i / 100) for i in range(9)})
+    content = whole.read_bytes()
+    whole.write_bytes(content[:1000] + bytes(len(content) - 4000) + content[-3000:])
+    with pytest.raises(DataError, match=r"holes\.parquet (cannot be read as parquet|could not be copied)"):
+        open_clips([str(whole)], str(tmp_path / "cache"))
+    with pytest.raises(DataError, match=r"has no splits: leave out 'train'"):
+        open_sources([Source(str(tmp_path), "train")])
+
+
+def test_a_cache_without_space_is_named_with_the_reason(tmp_path: Path) -> None:
+    """A limit on the size of files stands in for the disk."""
+    parquet = write_parquet(tmp_path / "rows.parquet", {f"{i}": audio_bytes(1.0 + i / 100) for i in range(9)})
+    script = f"""
+import resource, signal, sys
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+from data import DataError, open_clips
+resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
+try:
+    open_clips([{str(parquet)!r}], {str(tmp_path / "cache")!r})
+except DataError as error:
+    sys.exit(str(error))
+"""
+    result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+    assert result.returncode == 1
+    assert re.search(r"rows\.parquet could not be copied into the cache .*File too large", result.stderr), result.stderr
 
 
 def test_validation_clips_are_the_same_every_time_and_long_enough(folder: Path) -> None:

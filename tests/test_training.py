@@ -9,55 +9,18 @@ from pathlib import Path
 
 import pytest
 import torch
-import yaml
 from safetensors import safe_open
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import train_encoder
 from codec import load_release
 from codec.checkpoint import checkpoint_tensors, codec_fingerprint
 from codec.tensors import ENCODER_PREFIXES, expected_encoder
 from tests.releases import TINY, params_json
-from tests.test_data import audio_bytes
 from training.config import Config, ConfigError, load_config
 from training.distributed import Ranks
 
 ALONE = Ranks(0, 1, torch.device("cpu"))
-
-
-@pytest.fixture(scope="module")
-def speech_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("speech")
-    for i in range(12):
-        (folder / f"{i}.wav").write_bytes(audio_bytes(0.5 + i / 50))
-    (folder / "short.wav").write_bytes(audio_bytes(0.1))
-    return folder
-
-
-@pytest.fixture
-def settings(tiny_release: Path, speech_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    for name in ("MODEL_DIR", "OUTPUT_DIR", "HF_CACHE"):
-        monkeypatch.delenv(name, raising=False)
-    values = {
-        "model_dir": str(tiny_release),
-        "output_dir": str(tmp_path / "run"),
-        "steps": 6,
-        "batch_size": 2,
-        "log_every": 1,
-        "validate_every": 3,
-        "save_every": 2,
-        "data": {
-            "train": str(speech_folder),
-            "validation": str(speech_folder),
-            "crop_seconds": 0.4,
-            "validation_seconds": 0.4,
-            "validation_clips": 3,
-            "workers": 0,
-        },
-        "optimizer": {"warmup_steps": 2},
-    }
-    path = tmp_path / "settings.yaml"
-    path.write_text(yaml.safe_dump(values))
-    return path
 
 
 def run(settings: Path, *overrides: str) -> Config:
@@ -71,7 +34,9 @@ def read(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
         return {name: file.get_tensor(name) for name in file.keys()}, file.metadata()  # noqa: SIM118
 
 
-def test_a_run_leaves_what_others_build_on(settings: Path, tiny_release: Path) -> None:
+def test_a_run_leaves_what_others_build_on(
+    settings: Path, tiny_release: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     config = run(settings)
     folder = Path(config.output_dir)
     tensors, metadata = read(folder / "encoder.safetensors")
@@ -85,7 +50,17 @@ def test_a_run_leaves_what_others_build_on(settings: Path, tiny_release: Path) -
         for step in (3, 4, 6)  # the best, and the last two
     ]
     assert load_config(folder / "config.yaml") == config
-    assert list((folder / "tensorboard").glob("events*"))
+    board = EventAccumulator(str(folder / "tensorboard"), {"histograms": 0}).Reload()  # 0: all of them
+    assert [event.step for event in board.Histograms("validation/acoustic_codes")] == [0, 3, 6]
+    assert {"clip_0/original", "clip_0/reconstruction"} <= set(board.Tags()["audio"])
+    assert {"clip_0/original_mel", "clip_0/reconstruction_mel"} <= set(board.Tags()["images"])
+    assert {"mel", "share/mel", "gradient_norm/encoder", "learning_rate"} <= set(board.Tags()["scalars"])
+    summary = capsys.readouterr().out
+    assert f"encoder after 6 steps: {folder / 'encoder.safetensors'}" in summary
+    assert "validation mel 0." in summary
+    assert (
+        f"python inject_encoder.py --model-dir {config.model_dir} --encoder {folder / 'encoder.safetensors'}" in summary
+    )
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     last = next(line for line in reversed(lines) if "mel" in line)
     assert last["step"] == 6

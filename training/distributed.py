@@ -5,6 +5,8 @@ from __future__ import annotations
 import io
 import os
 import re
+import time
+import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -18,9 +20,9 @@ from torch.nn.parallel import DistributedDataParallel
 
 T = TypeVar("T")
 
-STEP_LIMIT = timedelta(minutes=10)  # for an exchange within a step; compiling is what takes longest
-# A rank that died is noticed by its closed connections, at once, and not by a limit: this one is for the living, who
-# may wait long for another's download or for what the first rank does alone.
+# A rank that died is noticed by its closed connections, at once. The limits are for the living: one that hangs, or that
+# compiles for minutes; and one that waits for another's download, or for what the first does alone.
+STEP_LIMIT = timedelta(minutes=10)
 WAIT_LIMIT = timedelta(days=7)
 LOST = re.compile(r"connection (closed|reset|refused)|broken pipe|gloo|nccl|socket|timed out", re.IGNORECASE)
 BITS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}  # by the size of an element, bytes
@@ -32,12 +34,14 @@ class RanksError(Exception):
 
 @dataclass(frozen=True)
 class Ranks:
-    """This process among all of them. `control` is the group for what has nothing to do with the GPUs."""
+    """This process among all of them. `control` and `patient` are the groups for what has nothing to do with the GPUs,
+    the second for long waits."""
 
     rank: int
     count: int
     device: torch.device
     control: dist.ProcessGroup | None = None
+    patient: dist.ProcessGroup | None = None
 
     @property
     def main(self) -> bool:
@@ -79,7 +83,7 @@ class Ranks:
     def wait(self) -> None:
         """Until all ranks are here, however long one of them takes."""
         if self.count > 1:
-            dist.barrier(group=self.control)
+            dist.barrier(group=self.patient)
 
     def largest(self, number: int) -> int:
         """The largest of the ranks' numbers. Nothing waits for a GPU."""
@@ -144,8 +148,12 @@ def start_ranks() -> Iterator[Ranks]:
         yield Ranks(0, 1, device)
         return
     try:
-        dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=STEP_LIMIT)
-        yield Ranks(dist.get_rank(), dist.get_world_size(), device, dist.new_group(backend="gloo", timeout=WAIT_LIMIT))
+        store, rank, count = next(dist.rendezvous("env://", timeout=STEP_LIMIT))
+        backend = "nccl" if device.type == "cuda" else "gloo"
+        fresh = _fresh(store, rank, count)
+        dist.init_process_group(backend, store=fresh, rank=rank, world_size=count, timeout=STEP_LIMIT)
+        control, patient = (dist.new_group(backend="gloo", timeout=limit) for limit in (STEP_LIMIT, WAIT_LIMIT))
+        yield Ranks(rank, count, device, control, patient)
     except torch.OutOfMemoryError:
         raise
     except RuntimeError as error:
@@ -157,6 +165,24 @@ def start_ranks() -> Iterator[Ranks]:
             "first says why, and the same command goes on from the last checkpoint"
         ) from error
     dist.destroy_process_group()  # not after a failure: it could wait for ranks that are gone
+
+
+def _fresh(store: dist.Store, rank: int, count: int) -> dist.Store:
+    """A part of the ranks' store that none has written to. Where torchrun restarts a run, the store still holds the
+    addresses of ranks that are gone. So the first rank names a new part, and only who gets an answer there from it
+    has not read the name of an old one."""
+    me = uuid.uuid4().hex
+    if rank == 0:
+        store.set("part", me)
+        for other in range(1, count):
+            store.set(f"{me}/{other}/seen", store.get(f"{me}/{other}/here").decode())
+        return dist.PrefixStore(me, store)
+    while True:
+        part = store.get("part").decode()
+        store.set(f"{part}/{rank}/here", me)
+        if store.check([f"{part}/{rank}/seen"]) and store.get(f"{part}/{rank}/seen").decode() == me:
+            return dist.PrefixStore(part, store)
+        time.sleep(0.05)
 
 
 def _tensors(state: Mapping[Any, Any], prefix: str = "") -> Iterator[tuple[str, Tensor]]:

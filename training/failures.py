@@ -2,26 +2,35 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import gc
+import traceback
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 
 import torch
 
 from data import DataError
 from training.config import Config
+from training.distributed import Ranks
 
 
 class MemoryFullError(Exception):
-    """The GPU's memory does not hold a step. The message names the settings that take less."""
+    """The GPU's memory does not hold a step. The message names settings that do."""
 
 
 @contextmanager
-def explained(config: Config) -> Iterator[None]:
-    """Raises DataError for a loader worker that died, MemoryFullError for full GPU memory."""
+def explained(config: Config, ranks: Ranks, trial: Callable[[Config], object]) -> Iterator[None]:
+    """Raises DataError for a loader worker that died, MemoryFullError for full GPU memory. `trial` makes steps with
+    other settings, to find some that fit; with several ranks, which it would need all, the next smaller ones are named
+    untried."""
     try:
         yield
     except torch.OutOfMemoryError as error:
-        raise MemoryFullError(_less_memory(config)) from error
+        sentence = _full(config)
+        traceback.clear_frames(error.__traceback__)  # they hold the networks, and these the memory
+        found = _fitting(config, trial) if ranks.count == 1 else None
+        raise MemoryFullError(sentence + _advice(config, found)) from error
     except RuntimeError as error:
         if "DataLoader worker" not in str(error):
             raise
@@ -31,20 +40,38 @@ def explained(config: Config) -> Iterator[None]:
         ) from error
 
 
-def _less_memory(config: Config) -> str:
-    free, total = torch.cuda.mem_get_info()
-    ours = torch.cuda.memory_reserved()
-    others = total - free - ours
-    ways = []
-    if config.batch_size > 1:
-        half = config.batch_size // 2
-        ways.append(f"batch_size={half} accumulate={config.accumulate * 2} (as many crops a step, in half the memory)")
-    ways.append(f"data.crop_seconds={config.data.crop_seconds / 2:g}")
-    if not config.recompute:
-        ways.append("recompute=true (slower)")
-    if config.precision == "fp32":
-        ways.append("precision=bf16")
+def _full(config: Config) -> str:
+    free, total = (number / 1e9 for number in torch.cuda.mem_get_info())
+    ours = torch.cuda.memory_reserved() / 1e9
     return (
-        f"the GPU's memory is full ({ours / 1e9:.1f} of {total / 1e9:.1f} GB ours, {others / 1e9:.1f} GB others') at "
-        f"batch_size={config.batch_size} data.crop_seconds={config.data.crop_seconds:g}: set {', or '.join(ways)}"
+        f"the GPU's memory is full ({ours:.1f} of {total:.1f} GB ours, {total - free - ours:.1f} GB others') at "
+        f"batch_size={config.batch_size} data.crop_seconds={config.data.crop_seconds:g}: "
     )
+
+
+def _fitting(config: Config, trial: Callable[[Config], object]) -> Config | None:
+    """As many crops a step, or a few more, in parts of the largest size that a trial gets through with."""
+    size = config.batch_size
+    while size > 1:
+        size //= 2
+        smaller = replace(config, batch_size=size, accumulate=-(-config.batch_size * config.accumulate // size))
+        gc.collect()
+        torch.cuda.empty_cache()
+        try:
+            trial(replace(smaller, compile=False, accumulate=2))  # two parts show what more would take
+        except torch.OutOfMemoryError as error:
+            traceback.clear_frames(error.__traceback__)
+            continue
+        return smaller
+    return None
+
+
+def _advice(config: Config, found: Config | None) -> str:
+    if found:
+        crops = found.batch_size * found.accumulate
+        return f"batch_size={found.batch_size} accumulate={found.accumulate} fits (tried), {crops} crops a step"
+    ways = [] if config.recompute else ["recompute=true"]
+    if config.batch_size > 1:
+        ways.append(f"batch_size={config.batch_size // 2} accumulate={config.accumulate * 2}")
+    ways.append(f"data.crop_seconds={config.data.crop_seconds / 2:g}")
+    return f"set {' or '.join(ways)}, which take less"

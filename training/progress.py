@@ -148,7 +148,7 @@ class Progress:
         print(f"encoder after {config.steps} steps: {encoder}")
         if self.measured:
             print(f"  validation mel {self.measured['mel']:.4g}, {self.measured['sem_util']:.0f} semantic codes in use")
-        if best_step not in (0, config.steps):
+        if best_step and (best_step != config.steps or not self.measured):
             print(f"  the best was step {best_step}, mel {best_mel:.4g}: {self.folder / 'encoder_best.safetensors'}")
         release = config.model_dir if config.train == "encoder" else self.folder / "release"
         print(f"next: python inject_encoder.py --model-dir {release} --encoder {encoder}")

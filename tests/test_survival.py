@@ -1,0 +1,277 @@
+"""A run that is killed, stopped, or loses a rank, and what becomes of it."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+import train_encoder
+from data.crops import Crops, Item
+from tests.processes import start, statuses
+from tests.test_data import audio_bytes
+from training.checkpoints import CheckpointError
+from training.config import load_config
+from training.distributed import Ranks
+from training.failures import MemoryFullError, explained
+
+ROOT = Path(__file__).parent.parent
+ALONE = Ranks(0, 1, torch.device("cpu"))
+
+KILLS = 30
+STEPS = 6
+ARGUMENTS = [
+    *(f"steps={STEPS}", "save_every=1", "keep=1", "validate_every=3", "data.crop_seconds=0.15"),
+    *("data.validation_seconds=0.15", "losses.feature_matching=1", "discriminator.channels=1"),
+]
+WITHIN = 60.0  # seconds
+
+
+def state_of(folder: Path, step: int = STEPS) -> dict[str, Any]:
+    return torch.load(folder / f"checkpoints/step_{step:07}/state.pt", weights_only=True)
+
+
+def mel_lines(folder: Path) -> list[tuple[int, float]]:
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return [(line["step"], line[key]) for line in lines for key in ("mel", "validation/mel") if key in line]
+
+
+def differing(one: Any, other: Any, name: str = "") -> list[str]:
+    """The names of everything that is not the same to the bit in two states, but for where they were written."""
+    if isinstance(one, dict):
+        assert one.keys() == other.keys()
+        return [d for key in one if key != "config" for d in differing(one[key], other[key], f"{name}.{key}")]
+    if isinstance(one, list | tuple):
+        return [d for i, (a, b) in enumerate(zip(one, other, strict=True)) for d in differing(a, b, f"{name}.{i}")]
+    same = torch.equal(one, other) if isinstance(one, torch.Tensor) else one == other
+    return [] if same else [name]
+
+
+def test_killed_at_random_moments_and_started_again_a_run_of_two_ranks_ends_with_the_same_bits(
+    settings: Path, tmp_path: Path
+) -> None:
+    def command(folder: Path) -> list[str]:
+        return ["--config", str(settings), f"output_dir={folder}", *ARGUMENTS]
+
+    def finish(folder: Path) -> float:
+        began = time.monotonic()
+        assert statuses(start(2, command(folder), tmp_path / "log"), WITHIN) == [0, 0]
+        return time.monotonic() - began
+
+    whole = tmp_path / "whole"
+    finish(whole)
+    length = finish(tmp_path / "again")  # the first start took longer
+    assert not differing(state_of(whole), state_of(tmp_path / "again"))
+
+    draws = random.Random(0)
+    kills = {"one": 0, "all": 0, "terminated": 0}
+    runs = [tmp_path / "run0"]
+    while sum(kills.values()) < KILLS:
+        kind = draws.choice(list(kills))
+        processes = start(2, command(runs[-1]), tmp_path / "log")
+        time.sleep(draws.uniform(0.1, 0.9) * length)
+        if any(process.exitcode is not None for process in processes):
+            assert statuses(processes, WITHIN) == [0, 0]
+            runs.append(tmp_path / f"run{len(runs)}")
+            continue
+        chosen = [draws.choice(processes)] if kind == "one" else processes
+        for process in chosen:
+            os.kill(process.pid, signal.SIGTERM if kind == "terminated" else signal.SIGKILL)
+        ended = statuses(processes, WITHIN)
+        assert None not in ended, "a rank goes on without the other"
+        kills[kind] += ended != [0, 0]
+    finish(runs[-1])
+    assert min(kills.values()) > 3
+    assert "error: another rank died or stopped answering, this one ends too" in (tmp_path / "log").read_text()
+    for folder in runs:
+        assert differing(state_of(whole), state_of(folder)) == []
+        assert differing(*(load_file(run / "encoder.safetensors") for run in (whole, folder))) == []
+        assert mel_lines(folder) == mel_lines(whole)
+        left = {path.name for path in (folder / "checkpoints").iterdir()}
+        assert left == {path.name for path in (whole / "checkpoints").iterdir()}
+
+
+def test_ranks_whose_parameters_differ_stop_and_save_nothing(settings: Path, tmp_path: Path) -> None:
+    strayed = """
+import train_encoder
+step = train_encoder.Training.step
+def stray(self, waveform, number):
+    if rank == 1 and number == 1:
+        next(self.trained.parameters()).data.view(-1)[0] += 1e-6
+    return step(self, waveform, number)
+train_encoder.Training.step = stray
+"""
+    arguments = ["--config", str(settings), f"output_dir={tmp_path / 'run'}", "save_every=1"]
+    assert statuses(start(2, arguments, tmp_path / "log", strayed), WITHIN) == [2, 2]
+    message = r"error: (average|trained)\.encoder\.\S+ differs between rank 0 and rank 1"
+    assert re.search(message, (tmp_path / "log").read_text())
+    assert [path.name for path in (tmp_path / "run/checkpoints").iterdir()] == ["step_0000001"]
+
+
+def test_a_run_goes_on_with_another_number_of_ranks(settings: Path, tmp_path: Path) -> None:
+    """The same crops and draws in other hands: what differs is the order of sums."""
+    constant = ["optimizer.warmup_steps=0", "optimizer.final_lr=0.0003", "save_every=2", "validate_every=2"]
+    changed, whole = (["--config", str(settings), f"output_dir={tmp_path / name}", *constant] for name in "ab")
+    assert statuses(start(2, [*changed, "steps=2"], tmp_path / "log"), WITHIN) == [0, 0]
+    assert statuses(start(1, [*changed, "steps=4", "batch_size=4"], tmp_path / "log"), WITHIN) == [0]
+    assert statuses(start(2, [*whole, "steps=4"], tmp_path / "log"), WITHIN) == [0, 0]
+    states = [state_of(tmp_path / name, step) for name, step in (("a", 2), ("a", 4), ("b", 4))]
+    assert [state["place"] for state in states] == [8, 16, 16]
+    before, after, other = (torch.cat([t.flatten() for t in state["trained"].values()]) for state in states)
+    assert (after - other).norm() < 0.05 * (other - before).norm()
+
+
+def test_torchrun_restarts_a_run_that_lost_a_rank_and_it_ends_as_if_nothing_had_been(
+    settings: Path, tmp_path: Path
+) -> None:
+    script = tmp_path / "dies_once.py"
+    script.write_text(f"""
+import os, pathlib, signal, sys
+sys.path.insert(0, {str(ROOT)!r})
+import train_encoder
+step = train_encoder.Training.step
+marker = pathlib.Path({str(tmp_path / "died")!r})
+def die(self, waveform, number):
+    if number == 3 and self.ranks.rank == 1 and not marker.exists():
+        marker.touch()
+        os.kill(os.getpid(), signal.SIGKILL)
+    return step(self, waveform, number)
+train_encoder.Training.step = die
+sys.exit(train_encoder.main())
+""")
+    arguments = ["--config", str(settings), *ARGUMENTS]
+    torchrun = [*("-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "--max-restarts=1"), str(script)]
+    command = [sys.executable, *torchrun, *arguments, f"output_dir={tmp_path / 'restarted'}"]
+    result = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr
+    assert (tmp_path / "died").exists()
+    assert statuses(start(2, [*arguments, f"output_dir={tmp_path / 'whole'}"], tmp_path / "log"), WITHIN) == [0, 0]
+    assert differing(state_of(tmp_path / "whole"), state_of(tmp_path / "restarted")) == []
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_lets_the_step_end_saves_and_gives_its_status(
+    settings: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], number: signal.Signals
+) -> None:
+    step = train_encoder.Training.step
+
+    def asked_to_stop(self: train_encoder.Training, waveform: torch.Tensor, at: int) -> dict[str, torch.Tensor]:
+        if at == 2:
+            os.kill(os.getpid(), number)
+        return step(self, waveform, at)
+
+    monkeypatch.setattr(train_encoder.Training, "step", asked_to_stop)
+    monkeypatch.setattr(sys, "argv", ["train_encoder.py", "--config", str(settings), "save_every=100"])
+    before = signal.getsignal(number)
+    assert train_encoder.main() == 128 + number
+    assert f"stopped by {number.name} after step 3, which is saved: the same command" in capsys.readouterr().err
+    assert state_of(Path(load_config(settings).output_dir), 3)["step"] == 3
+    assert signal.getsignal(number) is before
+
+
+def test_a_loader_worker_that_dies_is_named(
+    settings: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    read = Crops.__getitem__
+
+    def killed(self: Crops, key: tuple[int, int]) -> Item:
+        if key[0] == 1:  # in the second epoch
+            os.kill(os.getpid(), signal.SIGKILL)
+        return read(self, key)
+
+    monkeypatch.setattr(Crops, "__getitem__", killed)
+    monkeypatch.setattr(sys, "argv", ["train_encoder.py", "--config", str(settings), "steps=20", "data.workers=2"])
+    assert train_encoder.main() == 2
+    error = capsys.readouterr().err.strip().splitlines()[-1]
+    assert re.match(r"error: DataLoader worker \(pid.*killed.*set data\.workers lower than 2", error), error
+
+
+def test_data_that_ends_a_worker_is_one_sentence(
+    settings: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "short").mkdir()
+    (tmp_path / "short/a.wav").write_bytes(audio_bytes(0.1))
+    arguments = ["--config", str(settings), f"data.train={tmp_path / 'short'}", "data.workers=1"]
+    monkeypatch.setattr(sys, "argv", ["train_encoder.py", *arguments])
+    assert train_encoder.main() == 2
+    error = capsys.readouterr().err.strip().splitlines()[-1]
+    assert error.startswith("error: no usable clip among 50 tried; the last one: ")
+
+
+def test_a_damaged_checkpoint_is_named_with_the_way_on(settings: Path) -> None:
+    config = load_config(settings, ["steps=2"])
+    train_encoder.train(config, ALONE)
+    state = Path(config.output_dir) / "checkpoints/step_0000002/state.pt"
+    state.write_bytes(state.read_bytes()[:5000])
+    with pytest.raises(CheckpointError, match=r"step_0000002 cannot be read .* delete this folder"):
+        train_encoder.train(config, ALONE)
+
+
+def test_full_memory_is_answered_with_settings_that_were_tried(
+    settings: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A limit on the crops at a time stands in for the memory; the trials are real steps."""
+    backward = train_encoder.Training.backward
+
+    def limited(self: train_encoder.Training, waveform: torch.Tensor, *rest: int) -> dict[str, torch.Tensor]:
+        if len(waveform) > 2:
+            raise torch.OutOfMemoryError
+        return backward(self, waveform, *rest)
+
+    monkeypatch.setattr(train_encoder.Training, "backward", limited)
+    monkeypatch.setattr("torch.cuda.mem_get_info", lambda: (10**9, 80 * 10**9))
+    monkeypatch.setattr("torch.cuda.memory_reserved", lambda: 78 * 10**9)
+    monkeypatch.setattr(sys, "argv", ["train_encoder.py", "--config", str(settings), "batch_size=8", "steps=3"])
+    assert train_encoder.main() == 2
+    error = capsys.readouterr().err.strip().splitlines()[-1]
+    assert re.search(
+        r"78\.0 of 80\.0 GB.*at batch_size=8 .*: batch_size=2 accumulate=4 fits \(tried\), 8 crops", error
+    ), error
+    found = ["--config", str(settings), "batch_size=2", "accumulate=4", "steps=3"]
+    monkeypatch.setattr(sys, "argv", ["train_encoder.py", *found])
+    assert train_encoder.main() == 0
+
+
+def test_full_memory_of_one_of_several_ranks_names_what_takes_less(
+    settings: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("torch.cuda.mem_get_info", lambda: (10**9, 80 * 10**9))
+    monkeypatch.setattr("torch.cuda.memory_reserved", lambda: 78 * 10**9)
+    config = load_config(settings, ["batch_size=32", "data.crop_seconds=4"])
+    message = r"set recompute=true or batch_size=16 accumulate=2 or data\.crop_seconds=2, which take less"
+    two = Ranks(0, 2, torch.device("cpu"))
+    with pytest.raises(MemoryFullError, match=message), explained(config, two, lambda other: None):
+        raise torch.OutOfMemoryError
+
+
+@pytest.mark.parametrize("change", [("accumulate=2", "batch_size=2"), ("recompute=true",)])
+def test_a_step_in_parts_or_recomputed_is_the_step_of_the_whole(settings: Path, change: tuple[str, ...]) -> None:
+    """Balanced with the norms of each part instead of the whole's, accumulated gradients come near, not to the bit."""
+    waveform = 0.1 * torch.randn(4, 1, 3840, generator=torch.Generator().manual_seed(0))
+    found = []
+    for extra in ((), change):
+        config = load_config(
+            settings, ["batch_size=4", "losses.feature_matching=1", "discriminator.channels=2", *extra]
+        )
+        training = train_encoder.Training(config, ALONE)
+        metrics = training.step(waveform, 0)
+        assert training.place == 4
+        gradient = torch.cat([p.grad.flatten() for p in training.trained.parameters() if p.grad is not None])
+        found.append((gradient, metrics["mel"]))
+    (gradient, mel), (other, other_mel) = found
+    assert other_mel == pytest.approx(float(mel), rel=1e-5)
+    if "recompute=true" in change:
+        assert torch.equal(gradient, other)
+    else:
+        assert torch.nn.functional.cosine_similarity(gradient, other, dim=0) > 0.98
