@@ -12,7 +12,7 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 from torch import Tensor
 
-from losses import Balancer
+from losses import Balancer, FixedWeights
 from tests.encodec_balancer import encodec_balancer
 
 WEIGHTS = {"large": 3.0, "small": 1.0, "middle": 0.5}
@@ -190,3 +190,14 @@ def test_a_restored_balancer_goes_on_as_it_would_have() -> None:
         first.combine({"a": gradient})
     second.load_state_dict(first.state_dict(), torch.device("cpu"))
     assert torch.equal(first.combine({"a": gradients[2]}), second.combine({"a": gradients[2]}))
+
+
+def test_fixed_weights_weigh_the_losses_and_not_their_gradients() -> None:
+    """In the balancer's units, where a batch of B items carries B times the gradient of a mean over them."""
+    output, target = next(steps())
+    gradients = gradients_of(output, target)
+    fixed = FixedWeights(WEIGHTS)
+    expected = sum(WEIGHTS[name] * gradient * len(output) for name, gradient in gradients.items())
+    torch.testing.assert_close(fixed.combine(gradients), expected)
+    assert fixed.shares["large"] > 0.9, "the largest gradient owns the whole, whatever its weight"
+    assert float(sum(fixed.shares.values())) == pytest.approx(1)

@@ -89,3 +89,23 @@ def test_a_checkpoint_of_another_configuration_is_refused_with_the_keys(file: Pa
 @pytest.mark.parametrize("name", sorted(path.name for path in Path("configs").glob("*.yaml")))
 def test_every_shipped_configuration_loads(name: str) -> None:
     load_config(Path("configs") / name, ["model_dir=x", "data.train=x", "data.validation=x"])
+
+
+def test_a_file_changes_the_settings_of_its_base(file: Path) -> None:
+    file.with_name("other.yaml").write_text("base: run.yaml\nlosses:\n  mel: 2\ndata:\n  train: [c]\n")
+    config = load_config(file.with_name("other.yaml"))
+    assert (config.model_dir, config.losses.mel, config.losses.stft) == ("somewhere", 2.0, 1.0)
+    assert config.data.train == (Source("c"),)
+    assert config.data.validation == (Source("b"),)
+
+
+def test_a_base_that_is_not_there_is_named(file: Path) -> None:
+    file.write_text("base: gone.yaml\n")
+    with pytest.raises(ConfigError, match=r"gone\.yaml does not exist"):
+        load_config(file)
+
+
+@pytest.mark.parametrize("path", sorted(Path("configs").rglob("*.yaml")), ids=str)
+def test_every_file_of_settings_can_be_read(path: Path) -> None:
+    speech = [] if "v3" in path.name else ["data.train=a", "data.validation=b"]
+    assert load_config(path, ["model_dir=somewhere", *speech]).steps > 0
