@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from markupsafe import Markup, escape
 
 WIDTH, HEIGHT = 340, 200  # as wide as a phone, so that text keeps its size there
-LEFT, RIGHT, TOP, BOTTOM = 44, 8, 10, 36  # margins, for the axes
+LEFT, RIGHT, TOP, BOTTOM = 52, 8, 10, 36  # margins, for the axes
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from pathlib import Path
 from evaluation.charts import Chart, Series, lines
 
 POINTS = 400  # a curve, at most: a page is no archive
-NOT_SHOWN = ("skipped_clips", "audio_seconds_per_second", "memory_gb")
+NOT_SHOWN = ("skipped_clips", "kept_clips", "audio_seconds_per_second", "memory_gb")
 
 
 class CurvesError(Exception):
@@ -44,6 +44,7 @@ def read_curves(path: Path) -> list[Chart]:
             charts.append(lines(name, pair, "step"))
         elif name.startswith("validation/") and name.partition("/")[2] not in values:
             charts.append(lines(name.partition("/")[2], [Series("validation", series.points)], "step"))
+    charts.sort(key=lambda chart: chart.title != "mel")  # first what everybody looks for first
     if shares:
         charts.append(lines("shares of the gradient", shares, "step"))
     return charts

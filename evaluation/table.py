@@ -32,7 +32,8 @@ def rows(result: Evaluation) -> list[tuple[Metric, list[str]]]:
             cells.append(with_interval(metric, compared.difference, signed=True) if compared else "–")
             cells.append(as_share(compared.recovered) if compared else "–")
         clips = len(result.encoder.scored(name)) or len(result.encoder.clips)
-        cells.append(str(clips))
+        common = result.compared[name].clips if name in result.compared else clips
+        cells.append(str(clips) if common == clips else f"{clips}, {common} compared")
         found.append((metric, cells))
     return found
 
@@ -100,12 +101,13 @@ def described_data(result: Evaluation) -> str:
 def problem_lines(result: Evaluation, limit: int = 8) -> list[str]:
     """Clips that were not scored, or not by every judge; metrics that have no clip at all are named elsewhere."""
     empty = result.without_values()
-    problems = [problem for problem in result.all_problems if problem.what not in empty]
+    grouped: dict[tuple[str, str, str], list[str]] = {}
+    for problem in result.all_problems:
+        if problem.what not in empty:
+            grouped.setdefault((problem.clip, problem.encoder, problem.reason), []).append(problem.what)
     lines = [
-        f"not scored: {problem.clip}"
-        + (f": {problem.what} of {problem.encoder}: " if problem.encoder else ": ")
-        + problem.reason
-        for problem in problems
+        f"not scored: {clip}: " + (f"{', '.join(names)} of {encoder}: " if encoder else "") + reason
+        for (clip, encoder, reason), names in grouped.items()
     ]
     return lines[:limit] + ([f"not scored: {len(lines) - limit} more, in the JSON"] if len(lines) > limit else [])
 

@@ -127,7 +127,7 @@ def test_bad_clips_are_named_and_the_others_scored(tmp_path: Path, capsys: pytes
     assert any("resampled" in note for note in found["notes"])
     out = capsys.readouterr().out
     assert "silent.wav is silent" in out
-    assert "not scored: tenth_of_a_second.wav: pesq of encoder:" in out
+    assert "not scored: tenth_of_a_second.wav: pesq of encoder: " in out
 
 
 def test_a_metric_without_its_library_is_named_left_out_and_not_zero(
