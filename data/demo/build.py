@@ -25,7 +25,7 @@ from codec.checkpoint import with_encoder
 from data.clips import Clip, decode
 
 HERE = Path(__file__).parent
-SEEN_CLIPS, UNSEEN_CLIPS = 150, 20
+SEEN_CLIPS, UNSEEN_CLIPS = 140, 20
 # by the start of the speaker's name; RAVDESS is left out, its share-alike terms differ from this project's
 REAL_CLIPS = {"librittsr-": 5, "libritts-": 4, "ljspeech": 1, "vctk-": 6}
 VOICES = 4
