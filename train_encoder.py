@@ -14,7 +14,6 @@ from __future__ import annotations
 import argparse
 import math
 import sys
-from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
 
@@ -25,9 +24,10 @@ from codec.checkpoint import load_release, save_encoder, save_release
 from codec.codec import Codec
 from codec.config import CodecConfig, ReleaseError, read_params_file
 from data import DataError, derive_seed
-from losses import Balancer, Diversity, FixedWeights, MelDistance, STFTDistance, commitment
+from losses import Diversity, commitment
+from losses.asr_distillation import TeacherError
 from losses.shaping import Shaping, save_target, voices_target
-from losses.speaker import SpeakerDistance, SpeakerModelError
+from losses.speaker import SpeakerModelError
 from training.adversary import Adversary
 from training.average import AveragedCodec
 from training.checkpoints import CheckpointError, check_same_run, load_newest, save_checkpoint, write_whole
@@ -35,18 +35,25 @@ from training.companion import Companion
 from training.config import Config, ConfigError, dump_config, load_config
 from training.distributed import Ranks, RanksError, start_ranks
 from training.failures import MemoryFullError, explained
-from training.listener import Listener, TeacherError
+from training.listener import Listener
+from training.objectives import balancers, waveform_losses
 from training.progress import Progress, over_ranks
 from training.recompute import recompute
 from training.speech import Speech
 from training.stopping import StoppedError, StopRequest
+from training.validation import Validation, validate
 from training.watch import FiniteWatch, Warnings, not_finite
-
-WaveformLoss = Callable[[Tensor, Tensor], Tensor]
 
 
 class TrainingError(Exception):
     """The run cannot go on. The message says why, and what is left of it."""
+
+
+# what a person can mend: one sentence, exit status 2
+ERRORS = (
+    *(CheckpointError, ConfigError, DataError, MemoryFullError, RanksError, ReleaseError),
+    *(SpeakerModelError, TeacherError, TrainingError),
+)
 
 
 class Training:
@@ -66,41 +73,19 @@ class Training:
         options = config.optimizer
         self.optimizer = torch.optim.Adam(self.trained.parameters(), options.lr, (options.beta1, options.beta2))
 
-        weights, rate = config.losses, self.codec.sample_rate
-        self.adversary = Adversary(config, ranks, self.autocast) if weights.feature_matching else None
-        self.listener = Listener(config, ranks, self.codec.config.semantic_dim) if weights.asr else None
+        losses = config.losses
+        self.adversary = Adversary(config, ranks, self.autocast) if losses.feature_matching else None
+        self.listener = Listener(config, ranks, self.codec.config.semantic_dim) if losses.asr else None
         beside = {"discriminator": self.adversary, "asr projection": self.listener}
         self.companions: dict[str, Companion] = {name: one for name, one in beside.items() if one}
-        self.diversity = Diversity(weights.diversity_temperature)
-        if weights.shaping:
+        self.diversity = Diversity(losses.diversity_temperature)
+        if losses.shaping:
             self.target = voices_target(self.codec, Path(config.model_dir) / "voice_embedding")
             self.shaping = Shaping(self.target).to(ranks.device)
-        self.mel = MelDistance(rate).to(ranks.device)  # the measure; the loss has an offset
-
-        self.waveform_losses: dict[str, WaveformLoss] = {}
-        if weights.mel:
-            self.waveform_losses["mel"] = MelDistance(rate, weights.mel_offset).to(ranks.device)
-        if weights.l1:
-            self.waveform_losses["l1"] = nn.functional.l1_loss
-        if weights.stft:
-            self.waveform_losses["stft"] = STFTDistance().to(ranks.device)
-        if self.adversary:
-            self.waveform_losses["feature_matching"] = self.adversary.match
-        if weights.speaker:
-            speaker = SpeakerDistance(weights.speaker_model, rate, config.hf_cache)
-            self.waveform_losses["speaker"] = speaker.to(ranks.device)
-        at_waveform = {name: getattr(weights, name) for name in self.waveform_losses}
-        at_latent = {name: getattr(weights, name) for name in ("commitment", "asr", "diversity", "shaping")}
-        at_latent = {name: weight for name, weight in at_latent.items() if weight > 0}
-        if weights.balanced:
-            at_latent["reconstruction"] = sum(at_waveform.values())
-        else:  # what arrives there is weighed already
-            at_latent["reconstruction"] = config.accumulate
-        balancer = Balancer if weights.balanced else FixedWeights
-        self.waveform_balancer = balancer(at_waveform, decay=weights.balancer_decay)
-        self.latent_balancer = balancer(at_latent, decay=weights.balancer_decay)
+        self.waveform_losses = waveform_losses(config, ranks, self.codec.sample_rate, self.adversary)
+        self.waveform_balancer, self.latent_balancer = balancers(config, self.waveform_losses)
         self.watch, self.warnings = FiniteWatch(config.log_every), Warnings()
-        self.latest: dict[str, Tensor] = {}
+        self.latest: dict[str, Tensor] = {}  # metrics; of a loss that is not in every step the last ones
         if config.recompute:
             recompute(self.codec, *([self.adversary.network] if self.adversary else []))
         self.entries_seen = torch.zeros(self.codec.config.semantic_codebook_size, dtype=torch.bool, device=ranks.device)
@@ -208,29 +193,13 @@ class Training:
             metrics |= companion.metrics
         return metrics, not_finite(at_waveform | at_latent)
 
-    @torch.no_grad()
-    def validate(self, clips: Tensor) -> tuple[dict[str, float], Tensor, Tensor]:
-        """Hard codes and averaged weights on clips [N, 1, T]: metrics, the reconstructions, the codes [N, 37, F]."""
-        codec = self.averaged.codec
-        codes, outputs = [], []
-        for part in clips.split(self.config.batch_size):
-            with self.autocast():
-                quantized = codec.quantizer(codec.get_submodule("encoder")(part))
-                outputs.append(codec.decoder(quantized.latent).float()[..., : part.shape[-1]])
-            codes.append(quantized.codes)
-        reconstruction, all_codes = torch.cat(outputs), torch.cat(codes)
-        acoustic = all_codes[:, 1:]
-        top = self.codec.config.acoustic_codebook_size - 1
-        metrics = {
-            "mel": self.mel(reconstruction, clips),
-            "l1": nn.functional.l1_loss(reconstruction, clips),
-            "sem_util": all_codes[:, 0].unique().numel(),
-            "acoustic_min": acoustic.min(),
-            "acoustic_mean": acoustic.float().mean(),
-            "acoustic_max": acoustic.max(),
-            "acoustic_at_ends": ((acoustic == 0) | (acoustic == top)).float().mean(),
-        }
-        return {name: float(value) for name, value in metrics.items()}, reconstruction, all_codes
+    def validate(self, clips: Tensor) -> Validation:
+        return validate(self.averaged.codec, clips, self.config.batch_size, self.autocast)
+
+    def learning(self) -> dict[str, tuple[nn.Module, int]]:
+        """Every network that learns, and how many steps it has made."""
+        beside = {name: (one.network, one.updates) for name, one in self.companions.items()}
+        return {name: (network, self.place) for name, network in self.trained.items()} | beside
 
     def state_dict(self) -> dict[str, object]:
         return {
@@ -330,7 +299,7 @@ def train(config: Config, ranks: Ranks) -> None:
         if config.losses.shaping:
             save_target(folder / "acoustic_target.json", training.target)
     if ranks.main and first_step == 0:
-        progress.log_validation(0, *training.validate(speech.validation), speech.validation, codec.sample_rate)
+        progress.log_validation(0, training.validate(speech.validation), speech.validation, codec.sample_rate)
 
     # signals are taken before the loader's workers start, who inherit this
     with StopRequest() as stop, closing(speech.batches(training.place)) as batches:
@@ -353,22 +322,17 @@ def train(config: Config, ranks: Ranks) -> None:
                     seen = ranks.gather(training.entries_seen[None]).any(dim=0).sum()
                     training.entries_seen.zero_()
                     progress.log(done, {**metrics, "sem_util": int(seen), "learning_rate": learning_rate(step, config)})
-                    warnings = training.warnings.of_shares(done, metrics)
-                    for name, network in training.trained.items():
-                        warnings += training.warnings.of_standstill(name, network, done)
-                    for name, companion in training.companions.items():
-                        warnings += training.warnings.of_standstill(name, companion.network, companion.updates)
-                    for text in warnings:
+                    for text in training.warnings.of(done, metrics, training.learning()):
                         progress.say(text)
                 if broken:
                     raise TrainingError(f"{min(broken)}; the last checkpoint in {folder} is still good")
             if validate or save:
                 ranks.check_same(training.state_dict())
             if ranks.main and validate:
-                measured, sound, codes = training.validate(speech.validation)
-                progress.log_validation(done, measured, sound, codes, speech.validation, codec.sample_rate)
-                if measured["mel"] < training.best_mel:
-                    training.best_step, training.best_mel, save = done, measured["mel"], True
+                found = training.validate(speech.validation)
+                progress.log_validation(done, found, speech.validation, codec.sample_rate)
+                if found.metrics["mel"] < training.best_mel:
+                    training.best_step, training.best_mel, save = done, found.metrics["mel"], True
             if ranks.main and save:
                 training.save(folder, done)
             if validate or save:
@@ -394,17 +358,7 @@ def main() -> int:
     except StoppedError as stop:
         print(f"{stop}: the same command goes on", file=sys.stderr)
         return stop.status
-    except (
-        CheckpointError,
-        ConfigError,
-        DataError,
-        MemoryFullError,
-        RanksError,
-        ReleaseError,
-        TrainingError,
-        SpeakerModelError,
-        TeacherError,
-    ) as error:
+    except ERRORS as error:
         sentence = str(error)
     except OSError as error:
         sentence = f"{error.filename or config.output_dir}: {error.strerror}"

@@ -16,6 +16,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 
+class TeacherError(Exception):
+    """A teacher that cannot be had. The message names it, the configuration key and what to do."""
+
+
 class Heard(NamedTuple):
     """What a teacher heard in B clips, without gradient. Rows are text tokens: no prompt, no end, padded to L."""
 

@@ -20,7 +20,7 @@ from whisper.model import Whisper, disable_sdpa
 from whisper.tokenizer import get_tokenizer
 
 from losses.alignment import align
-from losses.asr_distillation import Heard
+from losses.asr_distillation import Heard, TeacherError
 from losses.transcripts import TranscriptCache
 
 CLIP_RATE = 24000  # Hz
@@ -38,10 +38,6 @@ SIZES = {(4, 384): "tiny", (6, 512): "base", (12, 768): "small", (24, 1024): "me
 NEWER_VOCABULARY = 51866  # knows one language more
 NEWER_SIZES = {(4, 1280): "turbo", (32, 1280): "large-v3"}
 RECIPE = 1  # part of a cache's name; raise it when transcripts change
-
-
-class TeacherError(Exception):
-    """A teacher that cannot be had. The message names it, the configuration key and what to do."""
 
 
 class Teacher:

@@ -22,6 +22,7 @@ from losses.mel import MelDistance
 from training.checkpoints import write_whole
 from training.config import Config
 from training.distributed import Ranks
+from training.validation import Validation
 
 
 class Progress:
@@ -106,12 +107,11 @@ class Progress:
         else:
             self.bar.set_postfix(shown)
 
-    def log_validation(
-        self, step: int, metrics: dict[str, float], reconstruction: Tensor, codes: Tensor, original: Tensor, rate: int
-    ) -> None:
+    def log_validation(self, step: int, found: Validation, original: Tensor, rate: int) -> None:
         """Validation metrics, the histogram of its acoustic codes, and a few of its clips to hear and see."""
         if not self.enabled:
             return
+        metrics, reconstruction, codes = found
         self.measured = {"step": step, **metrics}
         self._record(step, {f"validation/{name}": value for name, value in metrics.items()})
         described = "  ".join(f"{name} {value:.4g}" for name, value in metrics.items())

@@ -70,6 +70,11 @@ class Warnings:
         self.updates: dict[str, int] = {}
         self.said: set[str] = set()
 
+    def of(self, step: int, metrics: Mapping[str, float], learning: Mapping[str, tuple[nn.Module, int]]) -> list[str]:
+        """What is to be said after a step, of its metrics and of the networks that learn, with their steps."""
+        still = [text for name, (one, updates) in learning.items() for text in self.of_standstill(name, one, updates)]
+        return self.of_shares(step, metrics) + still
+
     def of_shares(self, step: int, metrics: Mapping[str, float]) -> list[str]:
         """A loss that has had more than nine tenths of the gradient for 500 steps, among several."""
         found = []

@@ -1,0 +1,44 @@
+"""Validation: hard codes and averaged weights on fixed clips."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from codec.codec import Codec
+from losses import MelDistance
+
+
+class Validation(NamedTuple):
+    metrics: dict[str, float]
+    reconstruction: Tensor  # [N, 1, T]
+    codes: Tensor  # [N, 37, F]
+
+
+@torch.no_grad()
+def validate(
+    codec: Codec, clips: Tensor, batch_size: int, autocast: Callable[[], AbstractContextManager[Any]]
+) -> Validation:
+    """Clips [N, 1, T], in batches, on the codec's device."""
+    codes, outputs = [], []
+    for part in clips.split(batch_size):
+        with autocast():
+            quantized = codec.quantizer(codec.get_submodule("encoder")(part))
+            outputs.append(codec.decoder(quantized.latent).float()[..., : part.shape[-1]])
+        codes.append(quantized.codes)
+    reconstruction, all_codes = torch.cat(outputs), torch.cat(codes)
+    acoustic, top = all_codes[:, 1:], codec.config.acoustic_codebook_size - 1
+    metrics = {
+        "mel": MelDistance(codec.sample_rate).to(clips.device)(reconstruction, clips),
+        "l1": nn.functional.l1_loss(reconstruction, clips),
+        "sem_util": all_codes[:, 0].unique().numel(),
+        "acoustic_min": acoustic.min(),
+        "acoustic_mean": acoustic.float().mean(),
+        "acoustic_max": acoustic.max(),
+        "acoustic_at_ends": ((acoustic == 0) | (acoustic == top)).float().mean(),
+    }
+    return Validation({name: float(value) for name, value in metrics.items()}, reconstruction, all_codes)
