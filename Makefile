@@ -1,4 +1,4 @@
-# make demo    the whole way on two CPU cores, about four minutes after the installation
+# make demo    the whole way on two CPU cores, minutes after the installation
 # make test    formatting, lint, types and tests
 # make test-server    the tests in the real server, on two CPU cores
 # All set up what they need themselves. VENV=DIR and SERVER_VENV=DIR name environments to keep between clones.
@@ -22,9 +22,9 @@ STAMP := $(VENV)/.installed-$(shell cat $(REQUIREMENTS) Makefile | cksum | tr ' 
 RUN = $(abspath $(VENV))/bin/python
 
 SERVER_REQUIREMENTS = tests/serving/requirements.txt
-# PyPI has PyTorch for CUDA only. Without this index, a wheel that pip finds elsewhere will do.
-TORCH_CPU = --retries 1 --extra-index-url https://download.pytorch.org/whl/cpu torch==2.13.0+cpu
-SERVER_CONTENT = $(shell { cat $(SERVER_REQUIREMENTS); echo $(TORCH_CPU) $(SERVER_CLASS); } | cksum | tr ' ' '-')
+# PyPI has it with CUDA only: PIP_EXTRA_INDEX_URL can name PyTorch's own index for CPUs.
+SERVER_TORCH = torch==2.13.0+cpu
+SERVER_CONTENT = $(shell { cat $(SERVER_REQUIREMENTS); echo $(SERVER_TORCH) $(SERVER_CLASS); } | cksum | tr ' ' '-')
 SERVER_STAMP := $(SERVER_VENV)/.installed-$(SERVER_CONTENT)
 SERVER_PIP = $(abspath $(SERVER_VENV))/bin/python -m pip install --quiet --disable-pip-version-check
 
@@ -46,7 +46,7 @@ install-server: $(SERVER_STAMP)
 
 $(SERVER_STAMP): | $(STAMP)
 	$(PYTHON) -m venv $(SERVER_VENV)
-	$(SERVER_PIP) --no-deps $(TORCH_CPU)
+	$(SERVER_PIP) --no-deps $(SERVER_TORCH)
 	$(SERVER_PIP) -r $(SERVER_REQUIREMENTS)
 	$(SERVER_PIP) --no-deps $(SERVER_CLASS)
 	rm -f $(SERVER_VENV)/.installed-*

@@ -13,7 +13,8 @@ import soundfile
 import torch
 from torch import Tensor, nn
 
-from data.clips import decode, open_clips
+from data import open_clips
+from data.clips import decode
 from data.demo import train_speaker
 from losses.speaker import SpeakerDistance, SpeakerModelError, SpeakerNetwork, band_limited_resample
 
