@@ -6,10 +6,9 @@ import pytest
 import torch
 from torch import nn
 
-import losses.asr_teacher
 from data.sources import Source
-from losses.asr_distillation import Heard
 from tests.releases import TINY
+from tests.teachers import use_random_teacher
 from training.adversary import Adversary
 from training.companion import Companion
 from training.config import Config, Data, Discriminator
@@ -79,16 +78,7 @@ def test_without_a_loss_nothing_is_learnt() -> None:
 def test_distilling_moves_the_latents_behind_the_quantizer_and_the_projection(
     config: Config, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    class Deaf:
-        width = 12
-
-        def listen(self, waveform: torch.Tensor) -> Heard:
-            batch, frames = len(waveform), waveform.shape[-1] // 1920
-            mask = torch.tensor([[True, True]] * (batch - 1) + [[False, False]])
-            alignment = torch.full((batch, 2, frames), 1 / frames) * mask[..., None]
-            return Heard(alignment, torch.randn(batch, 2, self.width) * mask[..., None], mask)
-
-    monkeypatch.setattr(losses.asr_teacher.Teacher, "load", lambda *arguments, **options: Deaf())
+    use_random_teacher(monkeypatch)
     torch.manual_seed(0)
     listener = Listener(config, ALONE, TINY.semantic_dim)
     latent = torch.randn(3, TINY.semantic_dim, 4, requires_grad=True)

@@ -1,0 +1,116 @@
+"""One training step: what each loss is given, and what its gradient reaches."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+import train_encoder
+from tests.releases import TINY
+from tests.teachers import use_random_teacher
+from training.config import load_config
+from training.distributed import Ranks
+from training.listener import Listener
+
+ALONE = Ranks(0, 1, torch.device("cpu"))
+EVERY_PART = (
+    *("losses.asr=1", "losses.diversity=0.5", "losses.shaping=0.5", "losses.feature_matching=1"),
+    *("discriminator.channels=2", "log_every=1", "batch_size=4"),
+)
+CROPS = 0.1 * torch.randn(4, 1, 5 * 1920, generator=torch.Generator().manual_seed(0))
+
+
+@pytest.fixture
+def training(settings: Path, monkeypatch: pytest.MonkeyPatch) -> train_encoder.Training:
+    use_random_teacher(monkeypatch)
+    return train_encoder.Training(load_config(settings, EVERY_PART), ALONE)
+
+
+def test_every_loss_its_share_and_the_codes_are_logged(training: train_encoder.Training) -> None:
+    metrics = training.step(CROPS, 0)
+    for place, names in (
+        ("share", ("mel", "l1", "stft", "feature_matching")),
+        ("share_latent", ("reconstruction", "commitment", "asr", "diversity", "shaping")),
+    ):
+        assert sum(float(metrics[f"{place}/{name}"]) for name in names) == pytest.approx(1, abs=1e-4)
+        assert set(names) - {"reconstruction"} <= set(metrics)
+    assert {"discriminator", "asr_silent_clips", "gradient_norm/encoder", "acoustic_mean"} <= set(metrics)
+    assert training.watch.broken() is None
+
+
+def test_the_teacher_is_followed_behind_the_quantizer(
+    training: train_encoder.Training, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every sample's frames are entries of the codebook, also of those the decoder gets unquantized."""
+    given = []
+    distil = Listener.distil
+
+    def record(self: Listener, original: torch.Tensor, semantic: torch.Tensor) -> torch.Tensor:
+        given.append(semantic.detach())
+        return distil(self, original, semantic)
+
+    monkeypatch.setattr(Listener, "distil", record)
+    training.step(CROPS, 0)
+    (semantic,) = given
+    entries = training.quantizer.semantic_codebook.embedding
+    frames = semantic.transpose(1, 2).reshape(-1, 1, TINY.semantic_dim)
+    assert (frames - entries).square().sum(dim=-1).amin(dim=1).max() < 1e-9
+
+
+def test_commitment_is_the_semantic_parts_alone(
+    training: train_encoder.Training, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given = []
+    commitment = train_encoder.commitment
+
+    def record(latent: torch.Tensor, entry: torch.Tensor) -> torch.Tensor:
+        given.append((latent.shape[1], entry.shape[1]))
+        return commitment(latent, entry)
+
+    monkeypatch.setattr(train_encoder, "commitment", record)
+    training.step(CROPS, 0)
+    assert given == [(TINY.semantic_dim, TINY.semantic_dim)]
+
+
+def test_decoder_codebook_and_teacher_stay_while_encoder_discriminator_and_projection_move(
+    training: train_encoder.Training,
+) -> None:
+    def weights() -> dict[str, torch.Tensor]:
+        networks = {"codec": training.codec, **{name: one.network for name, one in training.companions.items()}}
+        return {f"{n}.{key}": t.clone() for n, network in networks.items() for key, t in network.state_dict().items()}
+
+    before = weights()
+    training.step(CROPS, 0)
+    moved = {name for name, tensor in weights().items() if not torch.equal(tensor, before[name])}
+    assert {name.split(".")[0] for name in moved} == {"codec", "discriminator", "asr projection"}
+    assert {name.split(".")[1] for name in moved if name.startswith("codec.")} == {"encoder"}
+
+
+def test_a_loss_of_every_third_step_keeps_its_last_value_in_between(
+    settings: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    use_random_teacher(monkeypatch)
+    training = train_encoder.Training(load_config(settings, (*EVERY_PART, "losses.asr_every=3")), ALONE)
+    asr = [float(training.step(CROPS, step)["asr"]) for step in range(4)]
+    assert asr[0] == asr[1] == asr[2] != asr[3]
+    assert training.companions["asr projection"].updates == 2
+
+
+def test_the_discriminator_begins_at_its_step(settings: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    use_random_teacher(monkeypatch)
+    training = train_encoder.Training(load_config(settings, (*EVERY_PART, "discriminator.from_step=2")), ALONE)
+    assert ["feature_matching" in training.step(CROPS, step) for step in range(3)] == [False, False, True]
+    assert training.companions["discriminator"].updates == 1
+
+
+def test_a_crop_that_breaks_a_loss_is_named(training: train_encoder.Training) -> None:
+    crops = CROPS.clone()
+    crops[2, 0, 4000] = torch.nan
+    training.watch.heard(0, ["a", "b", "broken.wav", "d"])
+    training.step(crops, 0)
+    broken = training.watch.broken()
+    assert broken is not None
+    assert "broken.wav" in broken.clips
+    assert "mel" in broken.losses
