@@ -11,8 +11,8 @@ from typing import Protocol
 
 import numpy as np
 import soundfile
+import soxr
 import torch
-import torchaudio
 from torch import Tensor
 
 AUDIO_SUFFIXES = (".wav", ".flac", ".ogg", ".mp3")
@@ -187,9 +187,9 @@ def decode(clip: Clip, sample_rate: int, resample: bool = False) -> Tensor:
     """A clip's waveform [1, T] at `sample_rate`, mixed down to mono, for training. Raises BadClipError as `read_audio`
     does, and for another sample rate where `resample` is off."""
     channels, rate = read_audio(clip)
-    waveform = torch.from_numpy(channels).mean(dim=1)[None]
-    if rate == sample_rate:
-        return waveform
-    if not resample:
-        raise BadClipError(clip.name, f"is not at {sample_rate} Hz", f"{rate} Hz; data.resample=true accepts it")
-    return torchaudio.functional.resample(waveform, rate, sample_rate)
+    samples = channels.mean(axis=1)
+    if rate != sample_rate:
+        if not resample:
+            raise BadClipError(clip.name, f"is not at {sample_rate} Hz", f"{rate} Hz; data.resample=true accepts it")
+        samples = soxr.resample(samples, rate, sample_rate, quality="HQ")
+    return torch.from_numpy(samples)[None]

@@ -10,17 +10,17 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torchaudio
 import whisper
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils.rnn import pad_sequence
-from whisper.audio import HOP_LENGTH, SAMPLE_RATE, log_mel_spectrogram
+from whisper.audio import HOP_LENGTH, log_mel_spectrogram
 from whisper.model import Whisper, disable_sdpa
 from whisper.tokenizer import get_tokenizer
 
 from losses.alignment import align
 from losses.asr_distillation import Heard, TeacherError
+from losses.resampling import band_limited_resample
 from losses.transcripts import TranscriptCache
 
 CLIP_RATE = 24000  # Hz
@@ -72,7 +72,7 @@ class Teacher:
         self.device, self.dtype = model.device, model.encoder.conv1.weight.dtype
         self.width = model.dims.n_text_state
         self.context = round(context_seconds * FRAME_RATE)  # in frames of 20 ms
-        self.resample = torchaudio.transforms.Resample(CLIP_RATE, SAMPLE_RATE).to(self.device)
+        self.resample = band_limited_resample(CLIP_RATE).to(self.device)
         self.prompt = torch.tensor(self.tokenizer.sot_sequence_including_notimestamps, device=self.device)
         self.heads: list[tuple[int, int]] = [tuple(pair) for pair in model.alignment_heads.indices().T.tolist()]
         # only text and its end: no special tokens, no times, none of the symbols for music and noise

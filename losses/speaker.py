@@ -13,12 +13,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torchaudio
 import yaml
 from torch import Tensor, nn
 
+from losses.resampling import JUDGES_RATE, band_limited_resample
+
 PUBLISHED = "speechbrain/spkrec-ecapa-voxceleb"
-SAMPLE_RATE = 16000  # Hz: what the published network was trained at
 HYPERPARAMETERS, WEIGHTS = "hyperparams.yaml", "embedding_model.ckpt"
 SHORTEST = 0.1  # seconds; the network's widest convolution needs five frames of 10 ms
 
@@ -96,13 +96,7 @@ class SpeakerDistance(nn.Module):
             raise ValueError(f"{samples} samples are too few for a speaker embedding, expected {SHORTEST} s or more")
         with torch.autocast(waveform.device.type, enabled=False):
             low = self.resample(waveform.float()[:, 0])
-            return self.network(low, None if lengths is None else lengths * SAMPLE_RATE // rate)
-
-
-def band_limited_resample(sample_rate: int) -> torchaudio.transforms.Resample:
-    """From `sample_rate` to the network's 16 kHz, differentiably. Width 64 passes 7.5 kHz whole and takes 9 kHz down by
-    87 dB; the default of 6 would let it through at −17 dB, folded back into the band."""
-    return torchaudio.transforms.Resample(sample_rate, SAMPLE_RATE, lowpass_filter_width=64)
+            return self.network(low, None if lengths is None else lengths * JUDGES_RATE // rate)
 
 
 def load_speaker_network(source: str, cache: str = "") -> SpeakerNetwork:

@@ -16,7 +16,8 @@ from torch import Tensor, nn
 from data import open_clips
 from data.clips import decode
 from data.demo import train_speaker
-from losses.speaker import SpeakerDistance, SpeakerModelError, SpeakerNetwork, band_limited_resample
+from losses.resampling import band_limited_resample
+from losses.speaker import SpeakerDistance, SpeakerModelError, SpeakerNetwork
 
 ROOT = Path(__file__).parent.parent
 TRAINED = ROOT / "data/demo/speaker"

@@ -22,12 +22,11 @@ from torch import Tensor, nn
 
 from data import open_clips
 from data.clips import read_audio
+from losses.resampling import JUDGES_RATE, band_limited_resample
 from losses.speaker import (
     HYPERPARAMETERS,
-    SAMPLE_RATE,
     WEIGHTS,
     SpeakerNetwork,
-    band_limited_resample,
     load_speaker_network,
 )
 
@@ -91,7 +90,7 @@ def train(options: argparse.Namespace) -> None:
     started = time.monotonic()
     clips = [clip for path in options.train for clip in speech(path)]
     names = sorted({speaker for speaker, _ in clips})
-    hours = sum(len(samples) for _, samples in clips) / SAMPLE_RATE / 3600
+    hours = sum(len(samples) for _, samples in clips) / JUDGES_RATE / 3600
     parameters = sum(parameter.numel() for parameter in network.parameters())
     print(
         f"{hours:.1f} h of {len(names)} speakers, {parameters} parameters, {time.monotonic() - started:.0f} s to read"
@@ -136,7 +135,7 @@ def batch(
 ) -> tuple[Tensor, Tensor]:
     """Crops [B, T] at one drawn speed, half of them with noise, and their speakers [B], another number a speed."""
     speed = int(torch.randint(len(SPEEDS), (), generator=generator))
-    length = math.ceil(options.seconds * SAMPLE_RATE * SPEEDS[speed] / 10)
+    length = math.ceil(options.seconds * JUDGES_RATE * SPEEDS[speed] / 10)
     crops, speakers = [], []
     for index in torch.randint(len(clips), (options.batch_size,), generator=generator).tolist():
         speaker, samples = clips[index]
