@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import math
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,10 +14,13 @@ import soxr
 import torch
 import torchaudio
 
-from data import Crops, DataError, crop_loader, decode, fixed_clips, open_clips
+from data import Crops, DataError, Source, crop_loader, decode, fixed_clips, open_clips
 from data.bandwidth import is_band_limited
 from data.crops import Stream
+from data.order import Shuffled
 from tests.test_data import write_parquet
+from training.config import Config, Data
+from training.distributed import Ranks
 from training.progress import Progress
 
 DEMO = Path("data/demo")
@@ -130,14 +134,15 @@ def test_a_run_counts_them_and_names_each_once(mixed: str, tmp_path: Path) -> No
     clips = open_clips([mixed], str(tmp_path / "cache"))
     for fate, drop in (("kept", False), ("skipped", True)):
         folder = tmp_path / fate
-        progress = Progress(folder, 0, 3, 1.0, enabled=True)
-        batches = iter(crop_loader(Crops(clips, RATE, RATE, True, 0, drop), Stream(4, 4, 0), 0, pin_memory=False))
+        progress = Progress(folder, 0, 3, 1.0, Ranks(0, 1, torch.device("cpu")))
+        stream = Stream(Shuffled(4, seed=0), 4)
+        batches = crop_loader(Crops(clips, RATE, RATE, True, 0, drop), stream, 0, pin_memory=False)
         for _ in range(3):
             batch = next(batches)
             progress.count("skipped", batch.skipped)
             progress.count("kept", batch.kept)
+        progress.close(Config(model_dir="release", data=Data((Source("a"),), (Source("b"),))), 0, math.inf)
         assert progress.counts[fate]["has nothing above 8 kHz"] >= 6
-        progress.close()
         lines = (folder / f"{fate}_clips.txt").read_text().splitlines()
         assert sorted(line.split()[0] for line in lines) == ["at_16_khz", "upsampled"]
         other = "skipped" if fate == "kept" else "kept"
