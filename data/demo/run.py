@@ -30,7 +30,13 @@ HERE = Path(__file__).parent
 WITHHELD = HERE / "withheld_encoder.safetensors"
 WAV_FILES = 6
 MEASURED_CLIPS = 12
-COLUMNS = {"mel": "mel", "sem_util": "sem_util", "wer": "word errors", "speaker_resemblyzer": "speaker"}
+COLUMNS = {
+    "mel": "mel",
+    "sem_util": "sem_util",
+    "wer": "word errors",
+    "cer": "character err.",
+    "speaker_resemblyzer": "speaker",
+}
 
 
 def main() -> int:
@@ -100,13 +106,13 @@ def whisper_base() -> Path | None:
 def table(found: dict[str, Any]) -> str:
     """The four walls: a line an encoder."""
     names = {"untrained": "untrained", "encoder": "trained", "against": "withheld"}
-    lines = [f"   {'encoder':<12}" + "".join(f"{title:>14}" for title in COLUMNS.values())]
+    lines = [f"   {'encoder':<12}" + "".join(f"{title:>16}" for title in COLUMNS.values())]
     for name, shown in names.items():
         totals = found["totals"][name]
-        cells = [f"{totals[column]['value']:>14.3f}" if column in totals else f"{'–':>14}" for column in COLUMNS]
+        cells = [f"{totals[column]['value']:>14.3f}" if column in totals else f"{'–':>16}" for column in COLUMNS]
         lines.append(f"   {shown:<12}" + "".join(cells))
     shares = [(found["compared"].get(column) or {}).get("recovered") for column in COLUMNS]
-    cells = [f"{share['value']:>14.0%}" if share else f"{'–':>14}" for share in shares]
+    cells = [f"{share['value']:>14.0%}" if share else f"{'–':>16}" for share in shares]
     lines.append(f"   {'recovered':<12}" + "".join(cells))
     return "\n".join(lines)
 
