@@ -60,6 +60,13 @@ def attention_bias(length: int, window: int, n_heads: int, dtype: torch.dtype, d
     return bias.masked_fill((distance > 0) | (distance < -window), float("-inf"))
 
 
+class RMSNorm(nn.RMSNorm):
+    """In the precision of its input: a float32 weight, as autocast leaves it, keeps torch from its fused kernel."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.rms_norm(x, self.normalized_shape, self.weight.to(x.dtype), self.eps)
+
+
 class Attention(nn.Module):
     """Causal self-attention over [B, T, D] with a sliding window and normalised queries and keys."""
 
@@ -72,8 +79,8 @@ class Attention(nn.Module):
         self.wv = nn.Linear(config.dim, width, bias=False)
         self.wo = nn.Linear(width, config.dim, bias=False)
         # over the flattened width, before the split into heads
-        self.q_norm = nn.RMSNorm(width, eps=config.qk_norm_eps)
-        self.k_norm = nn.RMSNorm(width, eps=config.qk_norm_eps)
+        self.q_norm = RMSNorm(width, eps=config.qk_norm_eps)
+        self.k_norm = RMSNorm(width, eps=config.qk_norm_eps)
 
     def forward(self, x: Tensor) -> Tensor:
         q, k, v = self.q_norm(self.wq(x)), self.k_norm(self.wk(x)), self.wv(x)
@@ -103,8 +110,8 @@ class TransformerLayer(nn.Module):
         super().__init__()
         self.attention = Attention(config, window)
         self.feed_forward = FeedForward(config)
-        self.attention_norm = nn.RMSNorm(config.dim, eps=config.norm_eps)
-        self.ffn_norm = nn.RMSNorm(config.dim, eps=config.norm_eps)
+        self.attention_norm = RMSNorm(config.dim, eps=config.norm_eps)
+        self.ffn_norm = RMSNorm(config.dim, eps=config.norm_eps)
         self.attention_scale = nn.Parameter(torch.full((config.dim,), config.layer_scale_init))
         self.ffn_scale = nn.Parameter(torch.full((config.dim,), config.layer_scale_init))
 

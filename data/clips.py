@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -106,8 +107,11 @@ class ParquetClips:
     def __init__(self, paths: Sequence[Path], cache: str):
         from datasets import Audio, Dataset, concatenate_datasets  # takes seconds to import, for parquet alone
         from datasets.exceptions import DatasetGenerationError
+        from datasets.utils.logging import disable_progress_bar
         from pyarrow.parquet import read_schema
 
+        if not sys.stderr.isatty():  # bars of the copy into the cache are for terminals
+            disable_progress_bar()
         parts = []
         for path in paths:
             try:
