@@ -31,6 +31,7 @@ from evaluation import add_agreement, compare, evaluate, evaluate_originals, ope
 from evaluation.charts import Chart
 from evaluation.codes import read_presets
 from evaluation.curves import CurvesError, read_curves
+from evaluation.descent import Descent
 from evaluation.judges import NAMES
 from evaluation.provenance import machine, versions
 from evaluation.requirement import RequirementError, read_requirement
@@ -42,7 +43,7 @@ from evaluation.statistics import DRAWS
 from evaluation.table import as_text, speed_lines
 from losses.mel import RESOLUTIONS
 from losses.shaping import voices_target
-from losses.speaker import PUBLISHED
+from losses.speaker import PUBLISHED, SpeakerDistance, SpeakerModelError
 from release.command import exit_status, model_folder
 from training.environment import from_environment
 
@@ -74,6 +75,13 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--language", default="en", help="what is spoken (default: en)")
     parser.add_argument("--speaker-model", default="", metavar="SOURCE", help="ECAPA-TDNN: hub name or folder")
     parser.add_argument("--device", choices=("cpu", "cuda"), help="default: cuda where there is one")
+    parser.add_argument(
+        "--descent",
+        type=count,
+        default=0,
+        metavar="STEPS",
+        help="also codes found by gradient descent, without an encoder",
+    )
     parser.add_argument("--seed", type=int, default=0, help="of intervals and of the untrained encoder (default: 0)")
     return parser.parse_args(argv)
 
@@ -134,11 +142,13 @@ def measure(arguments: argparse.Namespace) -> tuple[Evaluation, Codec]:
     voices = folder / "voice_embedding"
     presets, target = read_presets(voices), voices_target(codec, voices)
 
-    def scored(codec: Codec, name: str) -> Scores:
+    def scored(codec: Codec, name: str, encode: Descent | None = None) -> Scores:
         def progress(clips: Sequence[Speech]) -> Iterable[Speech]:
             return tqdm(clips, desc=name, unit="clip", disable=not sys.stderr.isatty())
 
-        return evaluate(codec, speech, judges, name=name, presets=presets, target=target, progress=progress)
+        return evaluate(
+            codec, speech, judges, name=name, presets=presets, target=target, progress=progress, encode=encode
+        )
 
     result = Evaluation(
         settings=settings(arguments, folder, device),
@@ -152,6 +162,8 @@ def measure(arguments: argparse.Namespace) -> tuple[Evaluation, Codec]:
         problems=unreadable,
         notes=notes,
     )
+    if arguments.descent:
+        result.descent = scored(codec, "descent", descent(codec, arguments, cache))
     if other is not None:
         result.other = scored(other, "against")
         result.untrained = scored(untrained_encoder(folder, device, arguments.seed), "untrained")
@@ -179,6 +191,17 @@ def untrained_encoder(folder: Path, device: torch.device, seed: int) -> Codec:
         torch.manual_seed(seed)
         codec = load_release(folder, torch.float32).with_new_encoder()
     return codec.to(device, torch.bfloat16).requires_grad_(False)
+
+
+def descent(codec: Codec, arguments: argparse.Namespace, cache: str) -> Descent:
+    """With the speaker's loss where the network that judges it can be had."""
+    if "ecapa" in arguments.without:
+        return Descent(codec, steps=arguments.descent, seed=arguments.seed)
+    try:
+        speaker = SpeakerDistance(arguments.speaker_model or PUBLISHED, codec.sample_rate, cache)
+    except SpeakerModelError as error:
+        raise DataError(f"--descent: {error}; --without ecapa descends without it") from error
+    return Descent(codec, speaker, arguments.descent, arguments.seed)
 
 
 def settings(arguments: argparse.Namespace, folder: Path, device: torch.device) -> dict[str, Any]:

@@ -77,8 +77,9 @@ def read_presets(voices: Path) -> Presets | None:
     return Presets(means, float(torch.cat(embeddings).norm(dim=1).mean()))
 
 
-def score_codes(codec: Codec, exact: Codec, waveform: Tensor, codes: Tensor, presets: Presets | None) -> Verdict:
-    """`codes` [37, F] of a waveform [1, 1, T], by `codec` as it serves and by `exact`, the same in float32."""
+def score_codes(codec: Codec, exact: Codec | None, waveform: Tensor, codes: Tensor, presets: Presets | None) -> Verdict:
+    """`codes` [37, F] of a waveform [1, 1, T], by `codec` as it serves and by `exact`, the same in float32; without it
+    they are of no encoder, and nothing is said of the arithmetic."""
     verdict = Verdict()
     semantic, acoustic = codes[0], codes[1:]
     frames = float(codes.shape[1])
@@ -92,9 +93,10 @@ def score_codes(codec: Codec, exact: Codec, waveform: Tensor, codes: Tensor, pre
     else:
         mean = F.normalize(rows.mean(dim=0), dim=0)
         verdict.set("embedding_to_presets", float((presets.means @ mean).mean()))
-    moved = codes != exact.encode(waveform)[0].cpu()
-    verdict.set("moved_semantic", float(moved[0].float().mean()), frames)
-    verdict.set("moved_acoustic", float(moved[1:].float().mean()), frames)
+    if exact is not None:
+        moved = codes != exact.encode(waveform)[0].cpu()
+        verdict.set("moved_semantic", float(moved[0].float().mean()), frames)
+        verdict.set("moved_acoustic", float(moved[1:].float().mean()), frames)
     return verdict
 
 

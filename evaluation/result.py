@@ -16,7 +16,7 @@ from losses.shaping import Target
 
 @dataclass
 class Evaluation:
-    """`other` and `untrained` are there where two encoders are compared."""
+    """`other` and `untrained` are there where two encoders are compared, `descent` where it was asked for."""
 
     settings: dict[str, Any]  # what changes scores: release, data, seed, versions, ...
     speech: list[Speech]
@@ -27,6 +27,7 @@ class Evaluation:
     levels: int
     other: Scores | None = None
     untrained: Scores | None = None
+    descent: Scores | None = None  # codes found without an encoder
     compared: dict[str, Compared] = field(default_factory=dict)
     missing: dict[str, str] = field(default_factory=dict)  # judges that cannot be had -> why
     problems: list[Problem] = field(default_factory=list)  # clips that could not be read
@@ -40,7 +41,7 @@ class Evaluation:
     @property
     def systems(self) -> list[Scores]:
         """The encoder first, then what it is compared with."""
-        return [scores for scores in (self.encoder, self.other, self.untrained) if scores is not None]
+        return [scores for scores in (self.encoder, self.other, self.untrained, self.descent) if scores is not None]
 
     @property
     def metrics(self) -> list[Metric]:

@@ -68,17 +68,19 @@ def evaluate(
     presets: Presets | None = None,
     target: Target | None = None,
     progress: Progress = iter,
+    encode: Callable[[Tensor], Tensor] | None = None,
 ) -> Scores:
     """Scores of a codec with its encoder. In bfloat16, as `load_release` gives it, it computes what the server does.
-    A clip that a judge cannot score is a problem of that judge's metrics alone."""
-    if codec.encoder is None:
+    `encode` finds the codes [1, 37, F] of a waveform [1, 1, T] in another way. A clip that a judge cannot score is a
+    problem of that judge's metrics alone."""
+    if encode is None and codec.encoder is None:
         raise ValueError("this release has no encoder: inject one with inject_encoder.py")
-    exact = copy.deepcopy(codec).float()
+    exact = copy.deepcopy(codec).float() if encode is None else None
     metrics = tuple(metric for judge in judges for metric in judge.metrics) + PER_CLIP
     scores = Scores(name, metrics + (WHOLE if target else ()), [], [])
     for clip in progress(speech):
         waveform = clip.waveform[None, None].to(codec.decoder.output_proj.conv.weight.device)
-        codes = codec.encode(waveform)[0].cpu()
+        codes = (encode or codec.encode)(waveform)[0].cpu()
         scored = ClipScores(clip, codes)
         scores.clips.append(scored)
         _add(scores, scored, score_codes(codec, exact, waveform, codes, presets))
