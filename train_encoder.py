@@ -146,10 +146,7 @@ class Training:
         values = {
             name: loss(reconstruction, waveform) for name, loss in self.waveform_losses.items() if name not in absent
         }
-        # graphs are kept: companions learn from the ones that their losses built
-        at_waveform = {
-            name: torch.autograd.grad(value, reconstruction, retain_graph=True)[0] for name, value in values.items()
-        }
+        at_waveform = self.gradients(values, reconstruction)
         fade = self.config.losses.fading**step
         balanced = self.waveform_balancer.combine(at_waveform, {"l1": fade, "stft": fade})
         # one backward through the decoder; balanced norms are per item, so a batch's gradient is their mean
@@ -167,22 +164,17 @@ class Training:
             on_latent["diversity"] = self.diversity(semantic, self.quantizer.semantic_codebook.embedding)
         if self.config.losses.shaping:
             on_latent["shaping"] = self.shaping(latent[:, self.codec.config.semantic_dim :])
-        at_latent = {
-            name: torch.autograd.grad(value, latent, retain_graph=True)[0] for name, value in on_latent.items()
-        }
-        at_latent["reconstruction"] = latent.grad
-        values |= on_latent
+        at_latent = {**self.gradients(on_latent, latent), "reconstruction": latent.grad}
         # one backward through the encoder
         encoded.backward(self.latent_balancer.combine(at_latent).to(encoded.dtype) / batch)
 
-        for companion in self.companions.values():
-            companion.learn()
         if self.config.train == "codec":
             self.quantizer.semantic_codebook.learn(semantic.detach(), quantized.codes[:, :1], generator)
         self.entries_seen[quantized.codes[:, 0].flatten()] = True
         acoustic = quantized.codes[:, 1:].float()
         metrics = {
-            **{name: value.detach() for name, value in values.items()},
+            **values,
+            **on_latent,
             **{f"share/{name}": share for name, share in self.waveform_balancer.shares.items()},
             **{f"share_latent/{name}": share for name, share in self.latent_balancer.shares.items()},
             "acoustic_min": acoustic.min(),
@@ -192,6 +184,16 @@ class Training:
         for companion in self.companions.values():
             metrics |= companion.metrics
         return metrics, not_finite(at_waveform | at_latent)
+
+    def gradients(self, values: dict[str, Tensor], meeting: Tensor) -> dict[str, Tensor]:
+        """Each loss differentiated where it meets the others. Companions learn from the graphs that their losses built;
+        then all of these are let go, and only the values stay."""
+        found = {name: torch.autograd.grad(value, meeting, retain_graph=True)[0] for name, value in values.items()}
+        for companion in self.companions.values():
+            companion.learn()
+        for name, value in values.items():
+            values[name] = value.detach()
+        return found
 
     def validate(self, clips: Tensor) -> Validation:
         return validate(self.averaged.codec, clips, self.config.batch_size, self.autocast)
