@@ -54,6 +54,8 @@ def test_overrides_reach_into_sections_and_keep_their_types(file: Path) -> None:
         ("compile=1", "compile is 1, expected true or false"),
         ("precision=fp16", "precision is 'fp16', expected 'bf16' or 'fp32'"),
         ("losses=3", "losses is 3, expected a section"),
+        ("losses.asr_every=0", "losses.asr_every is 0, expected 1 or more"),
+        ("losses.diversity_temperature=0", "losses.diversity_temperature is 0.0, expected more than 0"),
         ("steps", "expected key=value"),
         ("model_dir=", "set MODEL_DIR"),
         ("data.train=[]", "data.train is empty"),
@@ -89,6 +91,13 @@ def test_a_checkpoint_of_another_configuration_is_refused_with_the_keys(file: Pa
 @pytest.mark.parametrize("name", sorted(path.name for path in Path("configs").glob("*.yaml")))
 def test_every_shipped_configuration_loads(name: str) -> None:
     load_config(Path("configs") / name, ["model_dir=x", "data.train=x", "data.validation=x"])
+
+
+def test_a_crop_has_to_fit_into_the_teachers_window(file: Path) -> None:
+    window = ["losses.asr_context_seconds=3", "data.crop_seconds=4"]
+    assert load_config(file, window).losses.asr == 0
+    with pytest.raises(ConfigError, match=r"data\.crop_seconds is 4\.0, expected at most .* 3\.0"):
+        load_config(file, [*window, "losses.asr=1"])
 
 
 def test_a_file_changes_the_settings_of_its_base(file: Path) -> None:

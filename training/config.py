@@ -150,6 +150,11 @@ class Config:
         _one_of("precision", self.precision, ("bf16", "fp32"))
         for name in ("steps", "batch_size", "accumulate", "log_every", "validate_every", "save_every", "keep"):
             _at_least(name, getattr(self, name), 1)
+        if self.losses.asr and self.data.crop_seconds > self.losses.asr_context_seconds:
+            raise ConfigError(
+                f"data.crop_seconds is {self.data.crop_seconds}, expected at most losses.asr_context_seconds, "
+                f"{self.losses.asr_context_seconds}: the teacher hears a crop in one window"
+            )
         if self.train == "encoder" and not self.model_dir:
             raise ConfigError("model_dir is empty, expected a release's folder: set MODEL_DIR, or model_dir=DIR")
         if self.train == "codec" and not self.params:
