@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 
 import pytest
 import torch
 
+from codec import load_release
+from codec.checkpoint import with_encoder
+from data import decode, open_clips
 from losses.diversity import Diversity, spacing
 
 K, D = 8192, 256  # the release's codebook
+DEMO = Path("data/demo")
 
 
 @pytest.fixture(scope="module")
@@ -37,6 +42,21 @@ def test_a_collapsed_codebook_and_a_used_one_are_told_apart_at_the_default_tempe
     assert loss(_collapsed(entries), entries) > 0.99
     # 400 frames can choose 400 entries at most
     assert loss(_used(entries), entries).item() == pytest.approx(1 - math.log(400) / math.log(K), abs=0.02)
+
+
+@pytest.mark.parametrize("temperature", [0.1, 0.2, 0.5])  # the default, and those that configurations name
+def test_they_are_told_apart_on_a_trained_codebook_and_speech(temperature: float, tmp_path: Path) -> None:
+    codec = with_encoder(load_release(DEMO / "release", torch.float32), DEMO / "withheld_encoder.safetensors")
+    clips = open_clips([str(DEMO / "unseen.parquet")], str(tmp_path))
+    encoder, dim = codec.get_submodule("encoder"), codec.config.semantic_dim
+    with torch.no_grad():
+        parts = [encoder(decode(clips.read(i), codec.sample_rate)[None])[:, :dim] for i in range(3)]
+    speech = torch.cat(parts, dim=-1)
+    torch.manual_seed(0)
+    collapsed = speech.mean(dim=-1, keepdim=True) + 0.05 * speech.std() * torch.randn_like(speech)
+    book, loss = codec.quantizer.semantic_codebook.embedding, Diversity(temperature)
+    assert loss(collapsed, book) > 0.99
+    assert loss(speech, book) < 0.7
 
 
 def test_a_temperature_too_soft_cannot_tell_them_apart(entries: torch.Tensor) -> None:
