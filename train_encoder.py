@@ -33,7 +33,7 @@ from training.average import AveragedCodec
 from training.checkpoints import CheckpointError, check_same_run, load_newest, save_checkpoint, write_whole
 from training.companion import Companion
 from training.config import Config, ConfigError, dump_config, load_config
-from training.distributed import Ranks, RanksError, start_ranks
+from training.distributed import Ranks, RanksError, leave, start_ranks
 from training.failures import MemoryFullError, explained
 from training.listener import Listener
 from training.objectives import balancers, waveform_losses
@@ -371,4 +371,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    leave(main())

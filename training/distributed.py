@@ -5,13 +5,14 @@ from __future__ import annotations
 import io
 import os
 import re
+import sys
 import time
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -164,7 +165,9 @@ def start_ranks() -> Iterator[Ranks]:
             f"another rank died or stopped answering, this one ends too ({reason}): the log of the one that ended "
             "first says why, and the same command goes on from the last checkpoint"
         ) from error
-    dist.destroy_process_group()  # not after a failure: it could wait for ranks that are gone
+    # not after a failure: both could wait for ranks that are gone
+    dist.barrier()
+    dist.destroy_process_group()
 
 
 def _fresh(store: dist.Store, rank: int, count: int) -> dist.Store:
@@ -183,6 +186,16 @@ def _fresh(store: dist.Store, rank: int, count: int) -> dist.Store:
         if store.check([f"{part}/{rank}/seen"]) and store.get(f"{part}/{rank}/seen").decode() == me:
             return dist.PrefixStore(part, store)
         time.sleep(0.05)
+
+
+def leave(status: int) -> NoReturn:
+    """Ends the process, under torchrun without taking the interpreter down: threads of the exchanges that are still
+    there then abort it, now and then, and with it a run that is done."""
+    if not dist.is_torchelastic_launched():
+        sys.exit(status)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(status)
 
 
 def _tensors(state: Mapping[Any, Any], prefix: str = "") -> Iterator[tuple[str, Tensor]]:
