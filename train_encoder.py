@@ -39,6 +39,7 @@ from training.listener import Listener
 from training.objectives import balancers, waveform_losses
 from training.progress import Progress, over_ranks
 from training.recompute import recompute
+from training.replay import Replay, StepInputs, adam, to_device
 from training.speech import Speech
 from training.stopping import StoppedError, StopRequest
 from training.validation import Validation, validate
@@ -61,6 +62,12 @@ class Training:
 
     def __init__(self, config: Config, ranks: Ranks):
         self.config, self.ranks = config, ranks
+        recording = config.cuda_graph and ranks.device.type == "cuda"
+        if recording and ranks.count > 1:
+            raise ConfigError(f"cuda_graph is true with {ranks.count} GPUs, expected one")
+        if recording:
+            torch.cuda.set_stream(torch.cuda.Stream())  # what is recorded runs where the rest does
+        self.replay = Replay(self.compute) if recording else None
         self.bf16 = config.precision == "bf16" and ranks.device.type == "cuda"
         torch.manual_seed(config.seed)
         self.codec = build_codec(config).to(ranks.device)
@@ -71,7 +78,8 @@ class Training:
         self.decoder = self._running(self.codec.decoder)
         self.quantizer = self.codec.quantizer
         options = config.optimizer
-        self.optimizer = torch.optim.Adam(self.trained.parameters(), options.lr, (options.beta1, options.beta2))
+        betas = (options.beta1, options.beta2)
+        self.optimizer = adam(self.trained.parameters(), options.lr, betas, ranks.device)
 
         losses = config.losses
         self.adversary = Adversary(config, ranks, self.autocast) if losses.feature_matching else None
@@ -103,52 +111,77 @@ class Training:
     def step(self, waveform: Tensor, step: int) -> dict[str, Tensor]:
         """One step on crops [B, 1, T] of this rank, in `accumulate` parts. Returns metrics that still lie on the
         device."""
+        inputs, losses = self.inputs(waveform, step), self.losses_in(step)
+        # a teacher writes its transcripts one token after the other, until the device says that they end
+        compute = self.replay if self.replay and "asr" not in losses else self.compute
+        metrics, flags = compute(inputs, losses)
+        self.watch.look(step, flags)
+        self.averaged.update(step)
+        self.place += len(waveform) * self.ranks.count
+        self.latest |= metrics  # a loss that is not in every step keeps its last value
+        return dict(self.latest)
+
+    def inputs(self, waveform: Tensor, step: int) -> StepInputs:
+        """What is different in this step, as a function of the seed and its number."""
+        generator = torch.Generator().manual_seed(derive_seed(self.config.seed, step))
+        frames = -(-waveform.shape[-1] // self.codec.frame_size)
+        draws = self.quantizer.draw(len(waveform) * self.ranks.count, frames, generator)
+        mine = draws.part(self.ranks.rank, self.ranks.count)
+        seeds = self.quantizer.semantic_codebook.draw(generator)
+        numbers = torch.tensor(learning_rate(step, self.config)), torch.tensor(self.config.losses.fading**step)
+        return StepInputs(waveform, *(to_device(tensor, self.ranks.device) for tensor in (*mine, seeds, *numbers)))
+
+    def losses_in(self, step: int) -> frozenset[str]:
+        """Those of the losses that are not in every step which are in this one."""
+        matched = self.adversary is not None and step >= self.config.discriminator.from_step
+        heard = self.listener is not None and step % self.config.losses.asr_every == 0
+        return frozenset({"feature_matching"} if matched else ()) | frozenset({"asr"} if heard else ())
+
+    def compute(self, inputs: StepInputs, losses: frozenset[str]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """All of a step that happens on the device. Returns metrics and, by loss, flags [B] of the crops whose gradient
+        is not finite."""
         self.optimizer.zero_grad(set_to_none=True)
         for group in self.optimizer.param_groups:
-            group["lr"] = learning_rate(step, self.config)
-        parts = waveform.chunk(self.config.accumulate)
+            on_gpu = inputs.learning_rate.is_cuda
+            group["lr"] = inputs.learning_rate if on_gpu else float(inputs.learning_rate)
+        parts = self.config.accumulate
         with self.ranks.unsynchronised(self.encoder, self.decoder):
-            passes = [self.backward(part, step, i) for i, part in enumerate(parts[:-1])]
-        passes.append(self.backward(parts[-1], step, len(parts) - 1))
+            passes = [self.backward(inputs, losses, part) for part in range(parts - 1)]
+        passes.append(self.backward(inputs, losses, parts - 1))
         found, flags = zip(*passes, strict=True)
-        self.watch.look(step, {name: torch.cat([flag[name] for flag in flags]) for name in flags[0]})
         norms = {
             f"gradient_norm/{name}": nn.utils.clip_grad_norm_(network.parameters(), self.config.optimizer.clip_norm)
             for name, network in self.trained.items()
         }
         self.optimizer.step()
-        self.averaged.update(step)
         for companion in self.companions.values():
             companion.update()
-        self.place += len(waveform) * self.ranks.count
-        # a loss that is not in every step keeps its last value
-        self.latest |= {name: torch.stack([f[name] for f in found]).mean(dim=0) for name in found[0]} | norms
-        return dict(self.latest)
+        metrics = {name: torch.stack([one[name] for one in found]).mean(dim=0) for name in found[0]} | norms
+        return metrics, {name: torch.cat([flag[name] for flag in flags]) for name in flags[0]}
 
-    def backward(self, waveform: Tensor, step: int, part: int = 0) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        """Adds the gradients of one part [B, 1, T] of a step's crops. Returns its metrics and, by loss, flags [B] of
-        the crops whose gradient is not finite."""
-        batch, samples = len(waveform) * self.config.accumulate, waveform.shape[-1]
+    def backward(
+        self, inputs: StepInputs, losses: frozenset[str], part: int
+    ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """Adds the gradients of one part of a step's crops. Returns its metrics and flags."""
+        batch, waveform = len(inputs.waveform), inputs.waveform.chunk(self.config.accumulate)[part]
+        samples = waveform.shape[-1]
         # encoder -> quantizer -> decoder, cut at the latent and at the reconstruction, where gradients are balanced
         with self.autocast():
             encoded = self.encoder(waveform)
         latent = encoded.detach().float().requires_grad_()
-        generator = torch.Generator().manual_seed(derive_seed(self.config.seed, step))
-        draws = self.quantizer.draw(batch * self.ranks.count, latent.shape[-1], generator)
-        mine = draws.part(self.ranks.rank, self.ranks.count).part(part, self.config.accumulate)
-        quantized = self.quantizer(latent, mine if self.config.stochastic else None)
+        draw = inputs.draw.part(part, self.config.accumulate) if self.config.stochastic else None
+        quantized = self.quantizer(latent, draw)
         with self.autocast():
             decoded = self.decoder(quantized.latent)
         reconstruction = decoded.detach().float()[..., :samples].requires_grad_()
 
         # losses on the reconstruction, each differentiated there
-        absent = {"feature_matching"} if step < self.config.discriminator.from_step else set()
+        absent = {"feature_matching"} - losses
         values = {
             name: loss(reconstruction, waveform) for name, loss in self.waveform_losses.items() if name not in absent
         }
         at_waveform = self.gradients(values, reconstruction)
-        fade = self.config.losses.fading**step
-        balanced = self.waveform_balancer.combine(at_waveform, {"l1": fade, "stft": fade})
+        balanced = self.waveform_balancer.combine(at_waveform, {"l1": inputs.fade, "stft": inputs.fade})
         # one backward through the decoder; balanced norms are per item, so a batch's gradient is their mean
         decoded[..., :samples].backward(balanced.to(decoded.dtype) / batch)
 
@@ -158,7 +191,7 @@ class Training:
         on_latent: dict[str, Tensor] = {}
         if self.config.losses.commitment:
             on_latent["commitment"] = commitment(semantic, quantized.semantic)
-        if self.listener and step % self.config.losses.asr_every == 0:
+        if self.listener and "asr" in losses:
             on_latent["asr"] = self.listener.distil(waveform, quantized.semantic)
         if self.config.losses.diversity:
             on_latent["diversity"] = self.diversity(semantic, self.quantizer.semantic_codebook.embedding)
@@ -169,8 +202,8 @@ class Training:
         encoded.backward(self.latent_balancer.combine(at_latent).to(encoded.dtype) / batch)
 
         if self.config.train == "codec":
-            self.quantizer.semantic_codebook.learn(semantic.detach(), quantized.codes[:, :1], generator)
-        self.entries_seen[quantized.codes[:, 0].flatten()] = True
+            self.quantizer.semantic_codebook.learn(semantic.detach(), quantized.codes[:, :1], inputs.seeds)
+        self.entries_seen.index_fill_(0, quantized.codes[:, 0].flatten(), True)
         acoustic = quantized.codes[:, 1:].float()
         metrics = {
             **values,
@@ -181,8 +214,8 @@ class Training:
             "acoustic_mean": acoustic.mean(),
             "acoustic_max": acoustic.max(),
         }
-        for companion in self.companions.values():
-            metrics |= companion.metrics
+        for loss, companion in (("feature_matching", self.adversary), ("asr", self.listener)):
+            metrics |= companion.metrics if companion and loss in losses else {}
         return metrics, not_finite(at_waveform | at_latent)
 
     def gradients(self, values: dict[str, Tensor], meeting: Tensor) -> dict[str, Tensor]:

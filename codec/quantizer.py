@@ -67,39 +67,37 @@ class SemanticCodebook(nn.Module):
         """[B, 1, F] -> [B, D, F]."""
         return F.embedding(codes[:, 0], self.embedding).transpose(1, 2)
 
+    def draw(self, generator: torch.Generator) -> Tensor:
+        """What `learn` takes: a uniform number in [0, 1) for every entry, from a CPU generator."""
+        return torch.rand(len(self.cluster_usage), generator=generator)
+
     @torch.no_grad()
     def learn(
-        self, semantic: Tensor, codes: Tensor, generator: torch.Generator, decay: float = 0.99, dead_below: float = 0.1
-    ) -> int:
+        self, semantic: Tensor, codes: Tensor, draw: Tensor, decay: float = 0.99, dead_below: float = 0.1
+    ) -> Tensor:
         """Moves the entries toward the latents [B, D, F] that chose them (codes [B, 1, F]), over all ranks, and
-        re-seeds the dead ones, used less than `dead_below` of the average, from latents of this batch drawn with
-        the CPU `generator`. A codebook that was never used is seeded whole. Returns the number of re-seeded entries.
+        re-seeds the dead ones, used less than `dead_below` of the average, each from the latent of this batch that its
+        number in `draw` says. A codebook that was never used is seeded whole. Returns the number of re-seeded entries,
+        on the device: nothing here waits for it.
         """
         frames = semantic.transpose(1, 2).reshape(-1, semantic.shape[1]).float()
         assigned = codes.reshape(-1)
         usage = torch.zeros_like(self.cluster_usage).index_add_(0, assigned, frames.new_ones(len(frames)))
         total = torch.zeros_like(self.embedding_sum).index_add_(0, assigned, frames)
-        parallel = dist.is_available() and dist.is_initialized()
-        if parallel:
+        seeds = frames[(draw * len(frames)).long().clamp(max=len(frames) - 1)]
+        if dist.is_available() and dist.is_initialized():
             dist.all_reduce(usage)
             dist.all_reduce(total)
-        untouched = not self.embedding_sum.any()
+            dist.broadcast(seeds, src=0)
+        untouched = ~self.embedding_sum.any()
         self.cluster_usage.lerp_(usage, 1 - decay)
         self.embedding_sum.lerp_(total, 1 - decay)
         # the average an entry tends to if all are used alike
         average = usage.sum() / len(usage)
-        dead = self.cluster_usage < dead_below * average
-        if untouched:
-            dead = torch.ones_like(dead)
-        count = int(dead.sum())
-        if count:
-            picks = torch.randint(len(frames), (count,), generator=generator).to(frames.device)
-            seeds = frames[picks]
-            if parallel:
-                dist.broadcast(seeds, src=0)
-            self.cluster_usage[dead] = average
-            self.embedding_sum[dead] = seeds * average
-        return count
+        dead = untouched | (self.cluster_usage < dead_below * average)
+        self.cluster_usage.copy_(torch.where(dead, average, self.cluster_usage))
+        self.embedding_sum.copy_(torch.where(dead[:, None], seeds * average, self.embedding_sum))
+        return dead.sum()
 
 
 class AcousticCodebook(nn.Module):

@@ -44,7 +44,7 @@ class Balancer:
         self.counts: dict[str, Tensor] = {}
         self.shares: dict[str, Tensor] = {}
 
-    def combine(self, gradients: Mapping[str, Tensor], factors: Mapping[str, float] | None = None) -> Tensor:
+    def combine(self, gradients: Mapping[str, Tensor], factors: Mapping[str, float | Tensor] | None = None) -> Tensor:
         """The balanced gradient of those given, a part of the configured losses. `factors` scale a loss's part in this
         step, for weights that fade. Afterwards `shares` holds each one's real share of this step: its scaled norm
         over the sum of all. Raises KeyError for an unknown loss."""
@@ -60,10 +60,10 @@ class Balancer:
         scaled: dict[str, Tensor] = {}
         contributed = []
         for name, norm in zip(names, norms, strict=True):
-            zero = torch.zeros_like(norm)
-            self.sums[name] = self.sums.get(name, zero) * self.decay + norm
-            self.counts[name] = self.counts.get(name, zero) * self.decay + 1
-            average = self.sums[name] / self.counts[name]
+            if name not in self.sums:
+                self.sums[name], self.counts[name] = torch.zeros_like(norm), torch.zeros_like(norm)
+            # in place, so that a replayed step finds them where it left them
+            average = self.sums[name].mul_(self.decay).add_(norm) / self.counts[name].mul_(self.decay).add_(1)
             weight = self.weights[name] * (factors or {}).get(name, 1.0)
             scale = weight / total_weight * self.total_norm / (average + 1e-12)
             scaled[name] = gradients[name].float() * scale
@@ -73,17 +73,18 @@ class Balancer:
         return torch.stack(list(scaled.values())).sum(dim=0)
 
     def state_dict(self) -> dict[str, dict[str, Tensor]]:
-        return {"sums": dict(self.sums), "counts": dict(self.counts)}
+        kept = {"sums": self.sums, "counts": self.counts}
+        return {part: {name: value.clone() for name, value in values.items()} for part, values in kept.items()}
 
     def load_state_dict(self, state: Mapping[str, Mapping[str, Tensor]], device: torch.device) -> None:
-        self.sums = {name: value.to(device) for name, value in state["sums"].items()}
-        self.counts = {name: value.to(device) for name, value in state["counts"].items()}
+        self.sums = {name: value.to(device, copy=True) for name, value in state["sums"].items()}
+        self.counts = {name: value.to(device, copy=True) for name, value in state["counts"].items()}
 
 
 class FixedWeights(Balancer):
     """The same gradients under weights set by hand, g = Σ_i w_i g_i: what the balancer is compared with."""
 
-    def combine(self, gradients: Mapping[str, Tensor], factors: Mapping[str, float] | None = None) -> Tensor:
+    def combine(self, gradients: Mapping[str, Tensor], factors: Mapping[str, float | Tensor] | None = None) -> Tensor:
         """As the balancer's, in its units: a loss that is a mean over the batch of B items counts B times."""
         scaled = {
             name: gradient.float() * (self.weights[name] * (factors or {}).get(name, 1.0) * len(gradient))

@@ -49,7 +49,7 @@ class STFTDiscriminator(nn.Module):
         x = x.contiguous(memory_format=torch.channels_last)  # a tenth faster on a GPU in bf16
         features = []
         for layer in self.layers:
-            x = F.leaky_relu(layer(x), 0.2)
+            x = F.leaky_relu(layer(x), 0.2, inplace=True)  # nobody asks for a convolution's own output again
             features.append(x)
         return self.last(x), features
 

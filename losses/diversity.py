@@ -56,4 +56,5 @@ def spacing(entries: Tensor) -> Tensor:
     distances = torch.cdist(sample, entries)
     distances = torch.where(distances < 1e-6, torch.inf, distances)
     nearest = distances.amin(dim=1)
-    return nearest[nearest.isfinite()].square().mean()
+    counted = nearest.isfinite()
+    return torch.where(counted, nearest, 0).square().sum() / counted.sum()

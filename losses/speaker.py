@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import pickle
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -58,6 +59,17 @@ class SpeakerNetwork(nn.Module):
             hop = self.features.compute_STFT.hop_length
             relative = (lengths.to(waveform.device) // hop + 0.5) / features.shape[1]
         return self.embedding(self.normalization(features, relative), relative)[:, 0]
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> SpeakerNetwork:
+        """Takes along what speechbrain's features keep as plain tensors, a window and the filters' places: left on the
+        CPU they would be copied at every call, and each copy waits for the device."""
+        for module in self.features.modules():
+            for name, value in list(vars(module).items()):
+                if isinstance(value, Tensor):
+                    setattr(module, name, fn(value))
+                    if hasattr(module, "device_inp"):  # where the filters are made
+                        module.device_inp = getattr(module, name).device
+        return super()._apply(fn, recurse)
 
 
 class SpeakerDistance(nn.Module):

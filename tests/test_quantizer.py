@@ -97,7 +97,7 @@ def test_an_untrained_codebook_learns_clusters_and_leaves_no_entry_dead() -> Non
     codebook, generator = SemanticCodebook(16, 4), torch.Generator().manual_seed(0)
     latents = _clusters(64)
     for _ in range(200):
-        codebook.learn(latents, codebook.encode(latents), generator, decay=0.9)
+        codebook.learn(latents, codebook.encode(latents), codebook.draw(generator), decay=0.9)
     codes = codebook.encode(latents)
     assert (codebook.decode(codes) - latents).norm(dim=1).max() < 0.6
     assert codes.unique().numel() == 16
@@ -110,9 +110,9 @@ def test_an_untrained_codebook_learns_clusters_and_leaves_no_entry_dead() -> Non
 def test_a_dead_entry_is_seeded_from_the_batch() -> None:
     codebook, generator = SemanticCodebook(16, 4), torch.Generator().manual_seed(0)
     latents = _clusters(64)
-    codebook.learn(latents, codebook.encode(latents), generator)
+    codebook.learn(latents, codebook.encode(latents), codebook.draw(generator))
     codebook.embedding_sum[3] = 1000.0
     codebook.cluster_usage[3] = 1e-9
-    assert codebook.learn(latents, codebook.encode(latents), generator) >= 1
+    assert codebook.learn(latents, codebook.encode(latents), codebook.draw(generator)) >= 1
     frames = latents.transpose(1, 2).reshape(-1, 4)
     assert (frames - codebook.embedding[3]).norm(dim=1).min() < 1e-4

@@ -25,6 +25,7 @@ from training.checkpoints import CheckpointError
 from training.config import load_config
 from training.distributed import Ranks
 from training.failures import MemoryFullError, explained
+from training.replay import StepInputs
 
 ROOT = Path(__file__).parent.parent
 ALONE = Ranks(0, 1, torch.device("cpu"))
@@ -224,10 +225,10 @@ def test_full_memory_is_answered_with_settings_that_were_tried(
     """A limit on the crops at a time stands in for the memory; the trials are real steps."""
     backward = train_encoder.Training.backward
 
-    def limited(self: train_encoder.Training, waveform: torch.Tensor, *rest: int) -> dict[str, torch.Tensor]:
-        if len(waveform) > 2:
+    def limited(self: train_encoder.Training, inputs: StepInputs, *rest: Any) -> Any:
+        if len(inputs.waveform) > 2 * self.config.accumulate:
             raise torch.OutOfMemoryError
-        return backward(self, waveform, *rest)
+        return backward(self, inputs, *rest)
 
     monkeypatch.setattr(train_encoder.Training, "backward", limited)
     monkeypatch.setattr("torch.cuda.mem_get_info", lambda: (10**9, 80 * 10**9))

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 import torch
 from torch import nn
+from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from codec.codec import Codec
 
@@ -27,6 +28,6 @@ class AveragedCodec:
 
     @torch.no_grad()
     def update(self, step: int) -> None:
-        weight = 1 - min(self.decay, (1 + step) / (10 + step))
-        for average, current in zip(self.networks.parameters(), self.live.parameters(), strict=True):
-            average.lerp_(current, weight)
+        decay = min(self.decay, (1 + step) / (10 + step))
+        averages, current = list(self.networks.parameters()), list(self.live.parameters())
+        get_ema_multi_avg_fn(decay)(averages, current, None)  # all in one launch: there are hundreds

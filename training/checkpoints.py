@@ -21,7 +21,7 @@ class CheckpointError(Exception):
 STATE = "state.pt"
 # How long to run, where, on how many GPUs, and what to report
 FREE_TO_CHANGE = (
-    *("steps", "output_dir", "hf_cache", "log_every", "validate_every", "save_every", "keep", "compile"),
+    *("steps", "output_dir", "hf_cache", "log_every", "validate_every", "save_every", "keep", "compile", "cuda_graph"),
     *("batch_size", "accumulate", "data.workers", "losses.asr_cache"),
 )
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from training.distributed import Ranks
+from training.replay import adam
 
 
 class Companion:
@@ -17,10 +17,15 @@ class Companion:
     def __init__(self, network: nn.Module, ranks: Ranks, lr: float, betas: tuple[float, float], accumulate: int):
         self.network, self.ranks, self.accumulate = network, ranks, accumulate
         self.parameters = list(network.parameters())
-        self.optimizer = torch.optim.Adam(self.parameters, lr, betas)
+        self.optimizer = adam(self.parameters, lr, betas, ranks.device)
         self.loss: Tensor | None = None
-        self.updates = 0  # steps of its own
         self.metrics: dict[str, Tensor] = {}  # of the last pass, on the device
+
+    @property
+    def updates(self) -> int:
+        """How many steps it has made. Reads from the device."""
+        made = self.optimizer.state.get(self.parameters[0])
+        return int(made["step"]) if made else 0
 
     def learn(self) -> None:
         """Adds the gradient of the loss, where there is one."""
@@ -36,7 +41,6 @@ class Companion:
         for parameter, gradient in zip(self.parameters, self.ranks.average(gradients), strict=True):
             parameter.grad = gradient
         self.optimizer.step()
-        self.updates += 1
         self.optimizer.zero_grad(set_to_none=True)
 
     def state_dict(self) -> dict[str, Any]:

@@ -133,7 +133,8 @@ class Config:
     accumulate: int = 1  # such batches whose gradients make a step: more crops a step in the same memory
     precision: str = "bf16"  # autocast of encoder and decoder: "bf16" or "fp32"
     recompute: bool = False  # activations of the largest parts a second time in the backward: slower, less memory
-    compile: bool = False  # torch.compile for encoder and decoder: minutes at the start, faster steps
+    compile: bool = False  # torch.compile for codec and losses: minutes at the start, faster steps
+    cuda_graph: bool = False  # one GPU: a step is recorded and replayed, which small networks gain from; more memory
     seed: int = 0
     log_every: int = 50  # steps between two lines of metrics
     validate_every: int = 1000

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 
+import torch
 from torch import Tensor, nn
 
 from losses import Balancer, FixedWeights, MelDistance, STFTDistance
@@ -20,13 +21,18 @@ def waveform_losses(
     config: Config, ranks: Ranks, sample_rate: int, adversary: Adversary | None
 ) -> dict[str, WaveformLoss]:
     """The losses on the reconstruction that have a weight, by name."""
+
+    def compiled(loss: nn.Module) -> WaveformLoss:
+        on_device = loss.to(ranks.device)
+        return torch.compile(on_device) if config.compile else on_device
+
     weights, found = config.losses, dict[str, WaveformLoss]()
     if weights.mel:
-        found["mel"] = MelDistance(sample_rate, weights.mel_offset).to(ranks.device)
+        found["mel"] = compiled(MelDistance(sample_rate, weights.mel_offset))
     if weights.l1:
         found["l1"] = nn.functional.l1_loss
     if weights.stft:
-        found["stft"] = STFTDistance().to(ranks.device)
+        found["stft"] = compiled(STFTDistance())
     if adversary:
         found["feature_matching"] = adversary.match
     if weights.speaker:
