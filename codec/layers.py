@@ -55,7 +55,8 @@ def attention_bias(length: int, window: int, n_heads: int, dtype: torch.dtype, d
     elsewhere. Slopes are r^0 … r^(heads−1) with r = 2^(−8 / heads); the ALiBi paper (Press et al. 2022) starts at r."""
     position = torch.arange(length, device=device)
     distance = position[None, :] - position[:, None]
-    slopes = torch.tensor([2.0 ** (-8.0 / n_heads * i) for i in range(n_heads)], device=device)
+    # made on the device: numbers that come from the CPU would have to wait for it
+    slopes = (2.0 ** (-8.0 / n_heads * torch.arange(n_heads, dtype=torch.float64, device=device))).float()
     bias = slopes.to(dtype)[:, None, None] * distance.to(dtype)
     return bias.masked_fill((distance > 0) | (distance < -window), float("-inf"))
 
