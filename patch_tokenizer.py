@@ -138,7 +138,7 @@ def examine(folder: Path) -> Release:
     """Raises ReleaseError where the folder is no release at all."""
     config = CodecConfig.from_params(read_params(folder))
     tensors, voices, files = release_tensors(folder), read_named_voices(folder), embedding_files(folder)
-    end_row = end_of_audio_row(config, tensors)
+    end_row = end_of_audio_row(folder, config, tensors)
     judged = {name: embedding(path, end_row) for name, path in files.items()}
     sound = {name: rows for name, (rows, faults) in judged.items() if rows is not None and not faults}
     mended, mends = voices.mended(config, sound)

@@ -7,6 +7,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+from safetensors.torch import load_file, save_file
 
 from release import changes
 from release.changes import STATE
@@ -66,6 +67,7 @@ MISSING = {
     "tekken.json": "holds no tekken.json: give the folder of a Voxtral TTS release, or get that file anew",
     "consolidated.safetensors": "holds no consolidated*.safetensors",
 }
+ENCODER = "audio_tokenizer.input_proj.conv.parametrizations.weight.original0"
 
 
 @pytest.mark.parametrize("file", MISSING)
@@ -78,6 +80,14 @@ def test_a_release_that_lacks_a_file_is_told_which(
         assert patch(release, *arguments) == 2
         assert MISSING[file] in capsys.readouterr().err
     assert snapshot(release) == before
+
+
+def test_an_encoder_alone_is_no_release(release: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    whole = load_file(release / "consolidated.safetensors")
+    (release / "consolidated.safetensors").unlink()
+    save_file({ENCODER: whole[ENCODER]}, release / "consolidated_encoder.safetensors")
+    assert patch(release) == 2
+    assert f"no consolidated*.safetensors of {release} holds mm_audio_embeddings" in capsys.readouterr().err
 
 
 def test_a_release_that_another_voice_keeps_from_being_served_gets_none(
