@@ -21,6 +21,7 @@ import math
 import shlex
 import sys
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -98,12 +99,21 @@ def named_clips(given: Iterable[str]) -> dict[str, list[str]]:
     clips: dict[str, list[str]] = {}
     for text in given:
         name, equals, paths = text.partition("=")
-        if not equals or not paths:
+        parts = clip_paths(paths)
+        if not equals or not all(parts):
             raise ReleaseError(f"--voice {text}: expected NAME=CLIP, such as anna=clip.wav")
         if not NAME.fullmatch(name):
             raise ReleaseError(f"--voice {name!r}: a name is lower case letters, digits, _ and -, at most 64 of them")
-        clips.setdefault(name, []).extend([paths] if Path(paths).exists() else filter(None, paths.split(",")))
+        clips.setdefault(name, []).extend(parts)
     return clips
+
+
+def clip_paths(text: str) -> list[str]:
+    """A.wav,B.wav -> its parts; but one file where its name holds the commas."""
+    with suppress(OSError):  # many together are too long for a file's name
+        if Path(text).is_file():
+            return [text]
+    return text.split(",")
 
 
 @dataclass(frozen=True)
@@ -128,7 +138,7 @@ def examine(folder: Path) -> Release:
     """Raises ReleaseError where the folder is no release at all."""
     config = CodecConfig.from_params(read_params(folder))
     tensors, voices, files = release_tensors(folder), read_named_voices(folder), embedding_files(folder)
-    end_row = end_of_audio_row(config, tensors)
+    end_row = end_of_audio_row(folder, config, tensors)
     judged = {name: embedding(path, end_row) for name, path in files.items()}
     sound = {name: rows for name, (rows, faults) in judged.items() if rows is not None and not faults}
     mended, mends = voices.mended(config, sound)
@@ -158,6 +168,12 @@ def verdict(folder: Path, encoder: bool, voices: NamedVoices, findings: Sequence
     for finding in findings:
         print(f"{'note' if finding.harmless else 'problem'}: {finding}")
     problems = [finding for finding in findings if not finding.harmless]
+    ill = dict.fromkeys(finding.voice for finding in problems if finding.voice and not finding.mends)
+    if ill:
+        print(
+            f"to do for {listed(ill)}: get a preset's files from the release anew, or take the voice out with --remove "
+            "NAME --force, or make another in its place with --voice NAME=CLIP --force"
+        )
     broken = {finding.voice for finding in problems}
     good = [name for name in voices.indices if name not in broken]
     added = sum(name in voices.added for name in good)
@@ -186,7 +202,7 @@ def add(release: Release, wanted: dict[str, list[str]], references: dict[str, Re
     folder, voices = release.folder, release.mended
     if not release.encoder:
         raise ReleaseError(f"{folder} has no encoder, which a voice needs: put it in with inject_encoder.py first")
-    stopped = [str(finding) for finding in release.remaining if not finding.voice and not finding.harmless]
+    stopped = [str(finding) for finding in release.remaining if finding.concerns_all and finding.voice not in wanted]
     if stopped:
         raise ReleaseError(f"{folder} cannot be served, so no voice was added: {'; '.join(stopped)}")
     protected = sorted((release.presets | embedding_files(folder).keys() - voices.added.keys()) & wanted.keys())
@@ -195,16 +211,16 @@ def add(release: Release, wanted: dict[str, list[str]], references: dict[str, Re
     codec = load_release(folder)
     if codec.sample_rate != SAMPLE_RATE:
         raise ReleaseError(f"{folder} is for {codec.sample_rate} Hz, and clips are prepared for {SAMPLE_RATE} Hz")
+    done = [f"mended {mend}" for mend in release.mends]
     for name, reference in references.items():
-        rows = embed(codec, reference, name)
-        replaced = "replaced" if name in voices.indices else "added"
-        voices = voices.with_voice(name, len(rows), as_file(rows), [Path(clip).name for clip in wanted[name]])
         for note in reference.notes:
             print(f"note: {note.sentence}")
-        print(f"{replaced} voice {name}: {reference.seconds:.1f} s of {listed(wanted[name])}, {len(rows)} tokens")
+        rows = embed(codec, reference, name)
+        replaced = "replaced" if name in voices.indices else "added"
+        done.append(f"{replaced} voice {name}: {reference.seconds:.1f} s of {listed(wanted[name])}, {len(rows)} tokens")
+        voices = voices.with_voice(name, len(rows), as_file(rows), [Path(clip).name for clip in wanted[name]])
     changes.change(folder, steps(release.voices, voices))
-    for done in release.mends:
-        print(f"mended {done}")
+    print("\n".join(done))
     advise(folder)
     return 0
 

@@ -172,18 +172,21 @@ def _numbered(names: np.ndarray) -> np.ndarray:
 def read_audio(clip: Clip) -> tuple[np.ndarray, int]:
     """A clip's samples [T, channels], float32, and its sample rate in Hz. Raises BadClipError where the bytes are no
     audio, hold no samples, values that are not finite, or nothing but silence."""
+    if not clip.audio:
+        raise BadClipError(clip.name, "is empty", "it has 0 bytes: get it again")
     try:
         # As mistral-common reads it: `soundfile.read` seeks first, after which an MP3 has other last bits.
         with soundfile.SoundFile(io.BytesIO(clip.audio)) as file:
             channels, rate = file.read(dtype="float32", always_2d=True), file.samplerate
     except soundfile.LibsndfileError as error:
-        raise BadClipError(clip.name, "cannot be decoded", f"{error}; WAV, FLAC, MP3 and OGG can") from error
+        reason = error.error_string.rstrip(".")  # without the memory that it was given to read
+        raise BadClipError(clip.name, "cannot be decoded", f"{reason}: give WAV, FLAC, MP3 or OGG") from error
     if not channels.size:
-        raise BadClipError(clip.name, "is empty")
+        raise BadClipError(clip.name, "is empty", "no samples: record or export it again")
     if not np.isfinite(channels).all():
-        raise BadClipError(clip.name, "holds values that are not finite")
+        raise BadClipError(clip.name, "holds values that are not finite", "NaN or infinity: export it again")
     if np.abs(channels).max() < SILENCE:
-        raise BadClipError(clip.name, "is silent")
+        raise BadClipError(clip.name, "is silent", "no sample reaches -80 dBFS: record it again")
     return channels, rate
 
 

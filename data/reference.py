@@ -25,6 +25,7 @@ MODEL_TOKENS = 4096  # prompt, text and speech together: `max_model_len` in vllm
 NAME = re.compile(r"[a-z0-9_-]{1,64}")
 
 MIN_SECONDS, BEST_SECONDS, MAX_SECONDS = 1.0, (3.0, 25.0), 30.0  # best: the model's paper, 3 to 25 s
+MAX_PEAK = 100.0  # full scale is 1. At 32768 the stand-in's encoder had 4 semantic codes for a clip instead of 58
 FLAT_SHARE = 1e-4  # of the samples, from which on a clip counts as clipped
 TRIM_BELOW = 40  # dB under the loudest window
 TRIM_WINDOW, TRIM_MARGIN = 480, 2400  # samples: 20 ms, 100 ms
@@ -66,7 +67,8 @@ def read_clip(path: str | Path) -> Clip:
 
 def prepare(clips: Sequence[Clip], trim: bool = False) -> Reference:
     """One speaker's clips, judged and joined; with `trim` without the silence at the ends of each. Raises BadClipError
-    for a clip that is empty, silent, not finite or no audio, and where all are too long for the model together."""
+    for a clip that is empty, silent, not finite, far over full scale or no audio, and where all are too long for the
+    model together."""
     notes: list[Note] = []
     parts = [_prepared(clip, trim, notes) for clip in clips]
     samples = np.concatenate(parts)
@@ -104,7 +106,10 @@ def _prepared(clip: Clip, trim: bool, notes: list[Note]) -> np.ndarray:
         notes.append(Note("mixed down", f"{clip.name} has {channels.shape[1]} channels: mixed down to one"))
         if np.abs(samples).max() < SILENCE:
             raise BadClipError(clip.name, "is silent", "its channels cancel out: export one of them")
-    if _flat_share(samples) > FLAT_SHARE or np.abs(samples).max() > 1:
+    peak = np.abs(samples).max()
+    if peak > MAX_PEAK:
+        raise BadClipError(clip.name, "is far over full scale", f"its peak is {peak:.3g} instead of 1: export it anew")
+    if _flat_share(samples) > FLAT_SHARE or peak > 1:
         notes.append(Note("clipped", f"{clip.name} is clipped: the voice will sound distorted, record it more quietly"))
     if is_band_limited(samples, rate):
         notes.append(Note("band-limited", f"{clip.name} has no energy above 8 kHz: the voice will sound dull"))

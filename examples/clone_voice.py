@@ -14,12 +14,14 @@ import argparse
 import base64
 import http.client
 import json
+import re
 import sys
 import time
 import urllib.error
 import urllib.request
 import wave
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +32,7 @@ from data.reference import SAMPLE_RATE, prepare, read_clip
 
 SAMPLE_BYTES = 2  # the server's "pcm" is 16 bits, one channel
 PIECE = 4096  # bytes read at a time
+URL = re.compile(r"https?://(\[[0-9a-f:]+\]|[^\s/:]+)(:\d+)?(/\S*)?", re.IGNORECASE)
 TIMEOUT = 600  # seconds without a byte
 
 
@@ -56,10 +59,14 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--trim", action="store_true", help="cut the silence at the clip's ends")
     parser.add_argument("--url", default="http://127.0.0.1:8000", help="the server (default: %(default)s)")
     arguments = parser.parse_intermixed_args(argv)  # the clip may be missing, with options between the rest
-    if bool(arguments.clip) == bool(arguments.voice):
+    if arguments.clip and arguments.voice:
         parser.error("give a clip or --voice NAME: the server would take the name and leave the clip unheard")
+    if not arguments.clip and not arguments.voice:
+        parser.error("give CLIP TEXT OUT, or --voice NAME TEXT OUT: something is missing")
     if not arguments.text.strip():
         parser.error("the text is empty")
+    if not URL.fullmatch(arguments.url):
+        parser.error(f"--url {arguments.url}: expected one such as http://127.0.0.1:8000")
     return arguments
 
 
@@ -81,9 +88,11 @@ def speak(url: str, body: dict[str, Any], out: Path) -> None:
     posted = urllib.request.Request(f"{url.rstrip('/')}/v1/audio/speech", json.dumps(body).encode(), headers)
     started, first = time.monotonic(), None
     try:
+        if out.is_dir():
+            raise SpeechError(f"{out} is a folder: name a wav file to write")
         with (
+            partial.open("wb") as opened,  # first, so that nothing is spoken for nothing
             urllib.request.urlopen(posted, timeout=TIMEOUT) as answer,
-            partial.open("wb") as opened,
             wave.open(opened, "wb") as file,
         ):
             file.setparams((1, SAMPLE_BYTES, SAMPLE_RATE, 0, "NONE", "not compressed"))
@@ -99,12 +108,13 @@ def speak(url: str, body: dict[str, Any], out: Path) -> None:
     except urllib.error.URLError as error:
         start = "start one with `vllm serve $MODEL_DIR --omni`, or name another with --url"
         raise SpeechError(f"no server answers at {url} ({error.reason}): {start}") from error
-    except http.client.HTTPException as error:
+    except (http.client.HTTPException, ConnectionError, TimeoutError) as error:
         raise SpeechError("the server broke off in the middle: its log says why, it may need a new start") from error
     except OSError as error:
-        raise SpeechError(f"{error.strerror or error}: see to {out.parent} and to the server at {url}") from error
+        raise SpeechError(f"{out} cannot be written ({error.strerror}): see to the folder and to its disk") from error
     finally:
-        partial.unlink(missing_ok=True)
+        with suppress(OSError):  # where no file can be made, none can be deleted
+            partial.unlink(missing_ok=True)
     took = time.monotonic() - started
     print(f"wrote {out}: {seconds:.1f} s of speech in {took:.1f} s, the first sound after {first:.1f} s")
 

@@ -47,6 +47,8 @@ def change(folder: Path, steps: Sequence[Step], undoable: bool = True) -> None:
     old = {target: read(folder, target) for target in targets}
     require_room(folder, sum(len(content or b"") for content in [*old.values(), *(new for _, new in steps)]))
     try:
+        with told("write", folder / STATE):
+            (folder / STATE).mkdir(exist_ok=True)
         with told("write", work):
             for part in ("new", "old"):
                 (work / part).mkdir(parents=True)

@@ -171,7 +171,7 @@ def _record(voices: NamedVoices) -> Content:
 def _text(folder: Path, name: str) -> str:
     content = read(folder, name)
     if content is None:
-        raise ReleaseError(f"{folder} holds no {name}: it is not the folder of a Voxtral TTS release")
+        raise ReleaseError(f"{folder} holds no {name}: give the folder of a Voxtral TTS release, or get that file anew")
     try:
         text = content.decode()
         json.loads(text)

@@ -124,10 +124,10 @@ def _silence(samples: int, rate: int) -> bytes:
     return file.getvalue()
 
 
-def end_of_audio_row(config: CodecConfig, tensors: Mapping[str, Stored]) -> Tensor:
+def end_of_audio_row(folder: Path, config: CodecConfig, tensors: Mapping[str, Stored]) -> Tensor:
     """The row [dim] that every voice's embedding ends with."""
     if EMBEDDING_NAME not in tensors:
-        raise ReleaseError(f"the release lacks {EMBEDDING_NAME}: it is not a whole Voxtral TTS release")
+        raise ReleaseError(f"no consolidated*.safetensors of {folder} holds {EMBEDDING_NAME}: get them anew")
     table = read_tensors({EMBEDDING_NAME: tensors[EMBEDDING_NAME].path})[EMBEDDING_NAME].to(torch.bfloat16)
     nothing = torch.zeros(1, config.num_codebooks, 0, dtype=torch.long)
     return embed_codes(nothing, table, config.codebook_sizes)[0, 0]

@@ -28,3 +28,11 @@ def forked(command: Callable[[], int], first: Callable[[], object] = lambda: Non
 def exit_status(child: int) -> int:
     """What it exited with; minus the signal's number where one killed it."""
     return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+
+def without_rights() -> None:
+    """Root may read and write everywhere, so where the tests run as root the command runs as another user."""
+    if os.geteuid() == 0:
+        os.setgroups([])
+        os.setgid(65534)
+        os.setuid(65534)

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import base64
+import errno
 import io
 import json
+import os
 import socket
 import threading
+import wave
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
@@ -130,14 +133,25 @@ def test_a_length_that_is_miscounted_is_sent_with_one_sample_less(
     assert "one sample cut" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("arguments", [["clip.wav", "--voice", "anna"], []])
-def test_a_clip_or_a_name_and_not_both(
-    listener: Listener, out: Path, arguments: list[str], capsys: pytest.CaptureFixture[str]
-) -> None:
-    with pytest.raises(SystemExit):
-        run(listener, out, *arguments)
-    assert "a clip or --voice NAME" in capsys.readouterr().err
-    assert listener.posted == []
+MISUSES = {
+    "a clip and a name": (["clip.wav", "--voice", "anna"], "a clip or --voice NAME"),
+    "neither": ([], "CLIP TEXT OUT, or --voice NAME TEXT OUT"),
+    "a server without http": (["--voice", "anna", "--url", "localhost:8000"], "expected one such as http://"),
+    "a port that is none": (["--voice", "anna", "--url", "http://localhost:80x"], "expected one such as http://"),
+}
+
+
+@pytest.mark.parametrize("name", MISUSES)
+def test_a_wrong_command_line_is_said_to_be_one(out: Path, name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments, message = MISUSES[name]
+    with pytest.raises(SystemExit, match="2"):
+        clone_voice.main(["Hello.", str(out), *arguments])
+    assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("url", ["http://localhost:8000", "https://host.example/voices", "http://[::1]:8000/"])
+def test_a_server_may_be_named_by_any_of_these(url: str) -> None:
+    assert clone_voice.parse(["--voice", "anna", "Hello.", "out.wav", "--url", url]).url == url
 
 
 REFUSALS = {
@@ -186,8 +200,30 @@ def test_where_no_server_is_it_is_said_how_to_start_one(out: Path, capsys: pytes
     assert "vllm serve $MODEL_DIR --omni" in capsys.readouterr().err
 
 
-def test_a_folder_that_is_not_there_is_an_error(
-    listener: Listener, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+PLACES = {
+    "a folder that is not there": ("none/speech.wav", "cannot be written (No such file or directory)"),
+    "a name that is too long": ("x" * 300, "cannot be written (File name too long)"),
+    "a folder": ("", "is a folder"),
+}
+
+
+@pytest.mark.parametrize("name", PLACES)
+def test_where_nothing_can_be_written_nothing_is_spoken(
+    listener: Listener, tmp_path: Path, name: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert run(listener, tmp_path / "none" / "speech.wav", "--voice", "anna") == 2
-    assert "No such file or directory" in capsys.readouterr().err
+    place, message = PLACES[name]
+    assert run(listener, tmp_path / place, "--voice", "anna") == 2
+    assert message in capsys.readouterr().err
+    assert listener.posted == []
+
+
+def test_a_full_disk_is_an_error_and_leaves_no_file(
+    listener: Listener, out: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def full(file: wave.Wave_write, samples: bytes) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(wave.Wave_write, "writeframesraw", full)
+    assert run(listener, out, "--voice", "anna") == 2
+    assert "cannot be written (No space left on device)" in capsys.readouterr().err
+    assert list(out.parent.iterdir()) == []

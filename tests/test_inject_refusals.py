@@ -7,9 +7,7 @@ import json
 import os
 import resource
 import shutil
-import subprocess
-import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -20,7 +18,7 @@ import inject_encoder
 from codec.checkpoint import read_encoder, save_encoder
 from codec.tensors import expected_encoder
 from release import splice
-from tests.forks import exit_status
+from tests.forks import exit_status, without_rights
 from tests.injecting import (
     INDEX,
     OWN,
@@ -213,23 +211,6 @@ def test_without_a_release_or_an_encoder_it_says_how_to_name_one(
     assert "pass --encoder FILE, or set OUTPUT_DIR" in capsys.readouterr().err
 
 
-@pytest.fixture
-def others_folder() -> Iterator[Path]:
-    """A folder that a user without rights may reach; pytest's own are closed to them."""
-    folder = Path(tempfile.mkdtemp())
-    folder.chmod(0o755)
-    yield folder
-    shutil.rmtree(folder)
-
-
-def without_rights() -> None:
-    """Root may read and write everywhere, so where the tests run as root the command runs as another user."""
-    if os.geteuid() == 0:
-        os.setgroups([])
-        os.setgid(65534)
-        os.setuid(65534)
-
-
 @pytest.mark.parametrize("form", [(), ("--merge",)], ids=["own file", "merged"])
 def test_a_folder_one_may_not_write_to_is_named(
     case: Case, others_folder: Path, form: tuple[str, ...], capfd: pytest.CaptureFixture[str]
@@ -292,17 +273,6 @@ def test_a_write_that_fails_in_its_middle_leaves_nothing_behind(
     assert said.endswith("(File too large): free some space or raise the limit; nothing was changed\n")
     assert snapshot(case.release.parent) == before
     assert not (case.release.parent / "new").exists()
-
-
-@pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A disk of 8 MB."""
-    disk = tmp_path / "disk"
-    disk.mkdir()
-    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=8m", "tmpfs", disk], capture_output=True).returncode:
-        pytest.skip("mounting a small disk needs root's rights")
-    yield disk
-    subprocess.run(["umount", disk], check=True)
 
 
 @pytest.mark.parametrize("checked", [True, False], ids=["checked", "filled by others meanwhile"])

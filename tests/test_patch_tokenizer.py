@@ -246,40 +246,6 @@ def test_nothing_is_undone_over_what_somebody_else_changed(
     assert snapshot(release) == before
 
 
-REFUSED = {
-    "a name that leaves its folder": ["--voice", "../anna=CLIP"],
-    "a name in upper case": ["--voice", "Anna=CLIP"],
-    "no name": ["--voice", "CLIP"],
-    "no clip": ["--voice", "anna="],
-    "a clip that is not there": ["--voice", "anna=none.wav"],
-    "one bad clip of two voices": ["--voice", "anna=CLIP", "--voice", "bert=tests/patching.py"],
-    "a voice that is not there": ["--remove", "anna"],
-    "nothing to undo": ["--undo"],
-}
-
-
-@pytest.mark.parametrize("name", REFUSED)
-def test_what_is_refused_is_one_sentence_and_changes_nothing(
-    release: Path, tmp_path: Path, name: str, capsys: pytest.CaptureFixture[str]
-) -> None:
-    before = snapshot(release)
-    path = str(clip(tmp_path / "a.wav"))
-    assert patch(release, *(part.replace("CLIP", path) for part in REFUSED[name])) == 2
-    captured = capsys.readouterr()
-    assert captured.err.startswith("error: ")
-    assert captured.err.count("\n") == 1
-    assert captured.out == ""
-    assert snapshot(release) == before
-    assert not (release / STATE).exists()
-
-
-def test_a_folder_that_is_no_release_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert patch(tmp_path) == 2
-    assert patch(tmp_path / "none") == 2
-    assert capsys.readouterr().err.count("error: ") == 2
-    assert list(tmp_path.iterdir()) == []
-
-
 def test_at_the_real_size_of_a_tokenizer_only_its_audio_section_changes(tmp_path: Path) -> None:
     release = write_speaking_release(tmp_path / "release", random_codec(TINY), whole=True)
     before = (release / "tekken.json").read_text(encoding="utf-8")

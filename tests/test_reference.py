@@ -36,8 +36,11 @@ def test_a_good_clip_is_taken_as_it_is_without_a_note() -> None:
 
 BAD = {
     "empty": (wav(noise(0)), "is empty"),
-    "no bytes": (Clip("clip", b""), "cannot be decoded"),
-    "no audio": (Clip("clip", b"hello" * 100), "cannot be decoded"),
+    "no bytes": (Clip("clip", b""), "is empty"),
+    "no audio": (Clip("clip", b"hello" * 100), r"cannot be decoded \(Format not recognised: give WAV"),
+    "cut off in its header": (Clip("clip", wav(noise(1)).audio[:30]), "cannot be decoded"),
+    "scaled as 16 bits": (wav(32768 * noise(4)), "is far over full scale"),
+    "nonsense": (wav(1e30 * noise(4)), "is far over full scale"),
     "NaN": (wav(np.where(np.arange(24000) == 5, np.nan, noise(1))), "not finite"),
     "infinite": (wav(np.where(np.arange(24000) == 5, np.inf, noise(1))), "not finite"),
     "silent": (wav(np.zeros(24000)), "is silent"),

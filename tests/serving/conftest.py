@@ -21,6 +21,7 @@ from tests.serving.scene import Scene
 from tests.serving.server import Server, data_url
 
 PRESETS = ("preset_1", "preset_2")
+FORMATS = ("wav", "pcm", "flac", "mp3", "opus")
 KINDS = {"wav": "wav", "flac": "flac", "mp3": "mpeg"}
 
 
@@ -114,6 +115,10 @@ def own_file(environment: Path, cloning: Path, clips: dict[str, Path], work: Pat
     # what a hand that knows two of the three places leaves behind
     save(folder / "voice_embedding" / "halfway.pt", rows(folder, "anna"))
     edit(folder / "params.json", lambda p: p["multimodal"]["audio_tokenizer_args"]["voice"].update(halfway=9))
+    # and what patch_tokenizer.py leaves if it is killed before its last step (test_patch_killed.py)
+    save(folder / "voice_embedding" / "killed.pt", rows(folder, "anna"))
+    count = len(rows(folder, "anna"))
+    edit(folder / "tekken.json", lambda t: t["audio"]["voice_num_audio_tokens"].update(killed=count))
     desk = work / "desk"  # where a user of the clients sits
     desk.mkdir()
     (desk / "examples").symlink_to(Path("examples").resolve())
@@ -138,6 +143,11 @@ def own_file(environment: Path, cloning: Path, clips: dict[str, Path], work: Pat
         scene.ask(server, "13440 samples", ref_audio=data_url(encoded(0.1 * np.sin(np.arange(13440) / 30))))
         scene.ask(server, "13439 samples", ref_audio=data_url(encoded(0.1 * np.sin(np.arange(13439) / 30))))
         scene.ask(server, "voice halfway", voice="halfway")
+        scene.ask(server, "voice killed", voice="killed")
+        for form in FORMATS:
+            scene.ask(server, f"as {form}", voice="anna", response_format=form)
+        scene.ask(server, "streamed pcm", voice="anna", response_format="pcm", stream_format="audio")
+        scene.ask(server, "streamed wav", voice="anna", response_format="wav", stream_format="audio")
         for given in ("anna.wav", "stereo.wav", "empty.wav", "nan.wav"):
             scene.use_client(server, desk, given)
         for name in ("anna", "nobody", "halfway"):

@@ -142,7 +142,7 @@ class Answer:
     """What came back, and what the model computed for it."""
 
     status: int
-    """Of HTTP; 0 where the server was gone before it answered."""
+    """Of HTTP; 0 where the server was gone before it answered, or broke off."""
     body: bytes
     events: list[dict[str, Tensor]]
 

@@ -15,7 +15,7 @@ from codec import Codec, load_release
 from data.reference import prepare, read_clip
 from tests.patching import named, rows
 from tests.releases import linked_copy
-from tests.serving.conftest import PRESETS
+from tests.serving.conftest import FORMATS, PRESETS
 from tests.serving.release import fingerprints, inject, patch
 from tests.serving.scene import Scene, blocks
 from tests.serving.server import Answer, said
@@ -109,6 +109,29 @@ def test_a_length_that_is_miscounted_leaves_a_token_unfilled_and_one_sample_less
 def test_a_voice_that_tekken_json_does_not_count_gets_status_500(own_file: Scene) -> None:
     assert own_file.answers["voice halfway"].status == 500
     assert "patch_tokenizer.py --check" in own_file.programs["client --voice=halfway"].stderr
+
+
+def test_a_voice_whose_patching_was_killed_is_absent_and_the_server_lives(own_file: Scene) -> None:
+    assert own_file.answers["voice killed"].status == 400
+    assert "Invalid speaker 'killed'" in own_file.answers["voice killed"].text
+    assert own_file.answers["as wav"].status == 200
+
+
+@pytest.mark.parametrize("form", FORMATS)
+def test_speech_comes_in_every_form_that_the_readme_names(own_file: Scene, form: str) -> None:
+    answer = own_file.answers[f"as {form}"]
+    assert answer.status == 200
+    raw = {"format": "RAW", "samplerate": 24000, "channels": 1, "subtype": "PCM_16"} if form == "pcm" else {}
+    samples, rate = soundfile.read(io.BytesIO(answer.body), **raw)
+    assert (rate, samples.ndim) == (24000, 1)
+    assert len(samples) >= 1920
+
+
+def test_speech_is_streamed_as_pcm_and_not_as_wav(own_file: Scene) -> None:
+    """Which is why the client asks for pcm."""
+    assert own_file.answers["streamed pcm"].status == 200
+    assert len(own_file.answers["streamed pcm"].body) >= 2 * 1920
+    assert own_file.answers["streamed wav"].status == 0
 
 
 @pytest.mark.parametrize("given", ["anna.wav", "--voice=anna"])
