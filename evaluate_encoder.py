@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
@@ -27,17 +28,18 @@ from codec import Codec, ReleaseError, load_release
 from codec.checkpoint import with_encoder
 from data import DataError
 from data.reference import SAMPLE_RATE
-from evaluation import add_agreement, compare, evaluate, evaluate_originals, open_judges, read_speech
+from evaluation import add_agreement, compare, read_speech
 from evaluation.charts import Chart
 from evaluation.codes import read_presets
 from evaluation.curves import CurvesError, read_curves
 from evaluation.descent import Descent
 from evaluation.judges import NAMES
+from evaluation.jury import JuryError, open_jury
 from evaluation.provenance import machine, versions
 from evaluation.requirement import RequirementError, read_requirement
 from evaluation.result import Evaluation
-from evaluation.scoring import Scores
-from evaluation.speech import RESAMPLER, Speech
+from evaluation.scoring import Scores, add_verdicts, score_encoding, unscored_originals
+from evaluation.speech import RESAMPLER
 from evaluation.speed import measure_speed
 from evaluation.statistics import DRAWS
 from evaluation.table import as_text, speed_lines
@@ -52,7 +54,7 @@ DEMO_SPEECH = Path(__file__).parent / "data" / "demo" / "unseen.parquet"
 
 def main(argv: Sequence[str] | None = None) -> int:
     arguments = parse(argv)
-    errors = (CurvesError, DataError, ReleaseError, RequirementError)
+    errors = (CurvesError, DataError, JuryError, ReleaseError, RequirementError)
     return exit_status(lambda: run(arguments), "nothing was written", errors)
 
 
@@ -65,6 +67,9 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
         "--data", nargs="+", default=[str(DEMO_SPEECH)], metavar="PATH", help="folders of audio, parquet files"
     )
     parser.add_argument("--clips", type=count, default=0, metavar="N", help="only N clips, spread over all")
+    parser.add_argument(
+        "--jobs", type=jobs, default=default_jobs(), metavar="N", help="processes of judges (default: %(default)s here)"
+    )
     parser.add_argument("--json", metavar="FILE", help="write every figure here")
     parser.add_argument("--report", metavar="DIR", help="write a page to listen to here")
     parser.add_argument("--shown", type=count, default=6, metavar="N", help="clips to hear in the report (default: 6)")
@@ -92,6 +97,19 @@ def count(text: str) -> int:
     if value < 0:
         raise ValueError(text)
     return value
+
+
+def jobs(text: str) -> int:
+    """A number of processes, 1 or more."""
+    value = int(text)
+    if value < 1:
+        raise ValueError(text)
+    return value
+
+
+def default_jobs() -> int:
+    """One for every second core: each has the judges' networks in memory, about 1 GB."""
+    return max(1, (os.cpu_count() or 1) // 2)
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -131,48 +149,52 @@ def measure(arguments: argparse.Namespace) -> tuple[Evaluation, Codec]:
     codec = given_encoder(folder, arguments.encoder, device)
     other = given_encoder(folder, arguments.against, device) if arguments.against else None
     speech, unreadable, notes = read_speech(arguments.data, cache, arguments.clips)
-    judges, missing = open_judges(
+    voices = folder / "voice_embedding"
+    presets, target = read_presets(voices), voices_target(codec, voices)
+
+    def encoded(codec: Codec, name: str, encode: Descent | None = None) -> Scores:
+        return score_encoding(
+            codec, speech, name=name, presets=presets, target=target, encode=encode, progress=progress
+        )
+
+    with open_jury(
         [name for name in NAMES if name not in arguments.without],
+        arguments.jobs,
         whisper=arguments.whisper,
         language=arguments.language,
         speaker_model=arguments.speaker_model,
         cache=cache,
         device=device,
-    )
-    voices = folder / "voice_embedding"
-    presets, target = read_presets(voices), voices_target(codec, voices)
-
-    def scored(codec: Codec, name: str, encode: Descent | None = None) -> Scores:
-        def progress(clips: Sequence[Speech]) -> Iterable[Speech]:
-            return tqdm(clips, desc=name, unit="clip", disable=not sys.stderr.isatty())
-
-        return evaluate(
-            codec, speech, judges, name=name, presets=presets, target=target, progress=progress, encode=encode
+    ) as jury:
+        result = Evaluation(
+            settings=settings(arguments, folder, device),
+            speech=speech,
+            encoder=encoded(codec, "encoder"),
+            originals=unscored_originals(speech),
+            target=target,
+            presets=presets,
+            levels=codec.config.acoustic_codebook_size,
+            missing=jury.missing,
+            problems=unreadable,
+            notes=notes,
         )
-
-    result = Evaluation(
-        settings=settings(arguments, folder, device),
-        speech=speech,
-        encoder=scored(codec, "encoder"),
-        originals=evaluate_originals(speech, judges),
-        target=target,
-        presets=presets,
-        levels=codec.config.acoustic_codebook_size,
-        missing=missing,
-        problems=unreadable,
-        notes=notes,
-    )
-    if arguments.descent:
-        result.descent = scored(codec, "descent", descent(codec, arguments, cache))
-    if other is not None:
-        result.other = scored(other, "against")
-        result.untrained = scored(untrained_encoder(folder, device, arguments.seed), "untrained")
+        if arguments.descent:
+            result.descent = encoded(codec, "descent", descent(codec, arguments, cache))
+        if other is not None:
+            result.other = encoded(other, "against")
+            result.untrained = encoded(untrained_encoder(folder, device, arguments.seed), "untrained")
+        add_verdicts(codec, [*result.systems, result.originals], jury, progress)
+    if result.other is not None and result.untrained is not None:
         for scores in result.systems:
             add_agreement(codec, scores, result.other)
         result.compared = compare(result.encoder, result.other, result.untrained, arguments.seed)
     for kind in ("cpu", "cuda") if torch.cuda.is_available() else ("cpu",):
         result.speed[kind] = measure_speed(codec, speech[0], torch.device(kind))
     return result, codec
+
+
+def progress(clips: Iterable[Any], work: str, count: int) -> Iterable[Any]:
+    return tqdm(clips, desc=work, total=count, unit="clip", disable=not sys.stderr.isatty())
 
 
 def given_encoder(folder: Path, file: str | None, device: torch.device) -> Codec:
