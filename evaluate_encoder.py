@@ -2,7 +2,8 @@
 
     python evaluate_encoder.py                                    # the encoder of $MODEL_DIR, on the demo's speech
     python evaluate_encoder.py --encoder FILE --data SPEECH       # another one, on a folder or parquet files
-    python evaluate_encoder.py --encoder FILE --against FILE      # and how much of a second one's quality it has
+    python evaluate_encoder.py --encoder FILE --against FILE      # and how much of another one's quality it has
+    python evaluate_encoder.py --encoder new=FILE old=FILE --against FILE                         # both, side by side
     python evaluate_encoder.py --report DIR --json FILE           # DIR/index.html, and every figure
     python evaluate_encoder.py --require 'pesq>=2.5' --require 'recovered.mel>=0.95'
 
@@ -16,8 +17,9 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import re
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +27,7 @@ import torch
 from tqdm import tqdm
 
 from codec import Codec, ReleaseError, load_release
-from codec.checkpoint import with_encoder
+from codec.checkpoint import read_training, with_encoder
 from data import DataError
 from data.reference import SAMPLE_RATE
 from evaluation import add_agreement, compare, read_speech
@@ -38,7 +40,7 @@ from evaluation.jury import JuryError, open_jury
 from evaluation.provenance import machine, versions
 from evaluation.requirement import RequirementError, read_requirement
 from evaluation.result import Evaluation
-from evaluation.scoring import Scores, add_verdicts, score_encoding, unscored_originals
+from evaluation.scoring import ORIGINAL, Scores, add_verdicts, score_encoding, unscored_originals
 from evaluation.speech import RESAMPLER
 from evaluation.speed import measure_speed
 from evaluation.statistics import DRAWS
@@ -49,6 +51,8 @@ from losses.speaker import PUBLISHED, SpeakerDistance, SpeakerModelError
 from release.command import exit_status, model_folder
 from training.environment import from_environment
 
+UNNAMED = "encoder"
+RESERVED = (ORIGINAL, "against", "untrained", "descent", "target")  # what else a table or a histogram is about
 DEMO_SPEECH = Path(__file__).parent / "data" / "demo" / "unseen.parquet"
 
 
@@ -61,8 +65,15 @@ def main(argv: Sequence[str] | None = None) -> int:
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model-dir", metavar="DIR", help="the release's folder (default: MODEL_DIR)")
-    parser.add_argument("--encoder", metavar="FILE", help="an encoder.safetensors (default: the release's own encoder)")
-    parser.add_argument("--against", metavar="FILE", help="a second encoder, such as a withheld one")
+    parser.add_argument(
+        "--encoder",
+        nargs="+",
+        default=[],
+        metavar="[NAME=]FILE",
+        help="one encoder.safetensors or several; requirements and the report are about the first (default: the "
+        "release's own encoder)",
+    )
+    parser.add_argument("--against", metavar="FILE", help="the encoder to compare with, such as a withheld one")
     parser.add_argument(
         "--data", nargs="+", default=[str(DEMO_SPEECH)], metavar="PATH", help="folders of audio, parquet files"
     )
@@ -146,8 +157,15 @@ def measure(arguments: argparse.Namespace) -> tuple[Evaluation, Codec]:
     """The evaluation, and the codec that was evaluated."""
     folder, cache = model_folder(arguments.model_dir), from_environment("HF_CACHE")
     device = torch.device(arguments.device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    codec = given_encoder(folder, arguments.encoder, device)
+    files = named_encoders(arguments.encoder)
+    codecs = {name: given_encoder(folder, file, device) for name, file in files.items()}
+    codec = next(iter(codecs.values()))
     other = given_encoder(folder, arguments.against, device) if arguments.against else None
+    about = {
+        name: {"file": file, **read_training(Path(file))}
+        for name, file in {**files, "against": arguments.against}.items()
+        if file
+    }
     speech, unreadable, notes = read_speech(arguments.data, cache, arguments.clips)
     voices = folder / "voice_embedding"
     presets, target = read_presets(voices), voices_target(codec, voices)
@@ -167,9 +185,9 @@ def measure(arguments: argparse.Namespace) -> tuple[Evaluation, Codec]:
         device=device,
     ) as jury:
         result = Evaluation(
-            settings=settings(arguments, folder, device),
+            settings=settings(arguments, folder, files, device),
             speech=speech,
-            encoder=encoded(codec, "encoder"),
+            encoders=[encoded(each, name) for name, each in codecs.items()],
             originals=unscored_originals(speech),
             target=target,
             presets=presets,
@@ -177,6 +195,7 @@ def measure(arguments: argparse.Namespace) -> tuple[Evaluation, Codec]:
             missing=jury.missing,
             problems=unreadable,
             notes=notes,
+            about=about,
         )
         if arguments.descent:
             result.descent = encoded(codec, "descent", descent(codec, arguments, cache))
@@ -187,7 +206,9 @@ def measure(arguments: argparse.Namespace) -> tuple[Evaluation, Codec]:
     if result.other is not None and result.untrained is not None:
         for scores in result.systems:
             add_agreement(codec, scores, result.other)
-        result.compared = compare(result.encoder, result.other, result.untrained, arguments.seed)
+        for scores in result.judged:
+            compared = compare(scores, result.other, result.untrained, arguments.seed)
+            result.comparisons[scores.name] = compared
     for kind in ("cpu", "cuda") if torch.cuda.is_available() else ("cpu",):
         result.speed[kind] = measure_speed(codec, speech[0], torch.device(kind))
     return result, codec
@@ -195,6 +216,21 @@ def measure(arguments: argparse.Namespace) -> tuple[Evaluation, Codec]:
 
 def progress(clips: Iterable[Any], work: str, count: int) -> Iterable[Any]:
     return tqdm(clips, desc=work, total=count, unit="clip", disable=not sys.stderr.isatty())
+
+
+def named_encoders(given: Sequence[str]) -> dict[str, str | None]:
+    """Name -> file, of NAME=FILE or FILE alone; None for the release's own encoder."""
+    named: dict[str, str | None] = {}
+    for text in given:
+        name, equals, file = text.partition("=")
+        if not equals or Path(text).exists():
+            name, file = UNNAMED, text
+        if not re.fullmatch(r"[\w.-]+", name) or name in RESERVED:
+            raise DataError(f"--encoder {text}: {name!r} cannot be an encoder's name: give another one, NAME=FILE")
+        if name in named:
+            raise DataError(f"--encoder {text}: another one is called {name!r} too: give each a name, NAME=FILE")
+        named[name] = file
+    return named or {UNNAMED: None}
 
 
 def given_encoder(folder: Path, file: str | None, device: torch.device) -> Codec:
@@ -226,11 +262,14 @@ def descent(codec: Codec, arguments: argparse.Namespace, cache: str) -> Descent:
     return Descent(codec, speaker, arguments.descent, arguments.seed)
 
 
-def settings(arguments: argparse.Namespace, folder: Path, device: torch.device) -> dict[str, Any]:
+def settings(
+    arguments: argparse.Namespace, folder: Path, files: Mapping[str, str | None], device: torch.device
+) -> dict[str, Any]:
     """What changes scores."""
     return {
         "release": str(folder),
-        "encoder": str(arguments.encoder or f"the encoder of {folder}"),
+        "encoder": next(iter(files.values())) or f"the encoder of {folder}",
+        "encoders": [name if file is None else f"{name}: {file}" for name, file in files.items()],
         "against": str(arguments.against or ""),
         "data": list(arguments.data),
         "arithmetic": f"bf16 on {device.type}, one clip at a time, hard codes",

@@ -21,14 +21,16 @@ class Compared:
 
 def compare(encoder: Scores, other: Scores, untrained: Scores, seed: int = 0) -> dict[str, Compared]:
     """By metric, for those that all three have, over the clips that all three have values for. What only describes
-    is not recovered."""
+    is not recovered, and what is counted over all clips at once has no recovered share."""
     found = {}
     for metric in encoder.metrics:
         systems = (encoder, other, untrained)
         name = metric.name
         if all(name in system.whole for system in systems):
+            if len({len(system.coded) for system in systems}) > 1:
+                continue  # fewer clips have fewer distinct codes
             gap = Interval(encoder.whole[name] - other.whole[name], None, None)
-            found[name] = Compared(metric, len(encoder.clips), gap, None)
+            found[name] = Compared(metric, len(encoder.coded), gap, None)
             continue
         clips = sorted(set.intersection(*(set(system.scored(name)) for system in systems)))
         if not clips:

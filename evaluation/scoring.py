@@ -64,6 +64,11 @@ class Scores:
         clips = self.scored(metric)
         return statistics.mean(*self.column(metric, clips), seed) if clips else None
 
+    @property
+    def coded(self) -> list[Tensor]:
+        """The codes of the clips that have some."""
+        return [clip.codes for clip in self.clips if clip.codes is not None]
+
     def has(self, metric: str) -> bool:
         return metric in self.whole or bool(self.scored(metric))
 
@@ -115,8 +120,7 @@ def score_encoding(
         scores.clips.append(scored)
         _add(scores, scored, score_codes(codec, exact, waveform, codes, presets))
     if target:
-        codes_of_all = [clip.codes for clip in scores.clips if clip.codes is not None]
-        scores.whole = score_all_codes(codes_of_all, codec.config.acoustic_codebook_size, target)
+        scores.whole = score_all_codes(scores.coded, codec.config.acoustic_codebook_size, target)
     return scores
 
 

@@ -4,16 +4,27 @@ from __future__ import annotations
 
 from evaluation.metric import Metric
 from evaluation.result import Evaluation
+from evaluation.scoring import Scores
 from evaluation.statistics import Interval
 
 ARROWS = {"lower": "↓", "higher": "↑", "": ""}
+LONGEST_LINE = 180  # characters, of the table on the terminal
 WITHOUT_INTERVAL = ("untrained", "original")  # the ends of the scale: theirs are in the JSON
 
 
 def header(result: Evaluation) -> list[str]:
     """The table's columns."""
-    compared = ["difference", "recovered"] if result.compared else []
-    return ["metric", "", *(scores.name for scores in result.systems), result.originals.name, *compared, "clips"]
+    one = len(result.comparisons) == 1
+    compared = [
+        what if one else f"{name}: {what}" for name in result.comparisons for what in ("difference", "recovered")
+    ]
+    return ["metric", "", *map(_heading, result.systems), result.originals.name, *compared, "clips"]
+
+
+def _heading(scores: Scores) -> str:
+    """A system's name, and how many clips it has scores of where these are not all."""
+    coded = len(scores.coded)
+    return scores.name if coded == len(scores.clips) else f"{scores.name}, {coded} clips"
 
 
 def rows(result: Evaluation) -> list[tuple[Metric, list[str]]]:
@@ -27,8 +38,8 @@ def rows(result: Evaluation) -> list[tuple[Metric, list[str]]]:
             if total and scores.name in WITHOUT_INTERVAL:
                 total = Interval(total.value, None, None)
             cells.append(with_interval(metric, total))
-        if result.compared:
-            compared = result.compared.get(name)
+        for comparison in result.comparisons.values():
+            compared = comparison.get(name)
             cells.append(with_interval(metric, compared.difference, signed=True) if compared else "–")
             cells.append(as_share(compared.recovered) if compared else "–")
         clips = len(result.encoder.scored(name)) or len(result.encoder.clips)
@@ -67,11 +78,9 @@ def _bare(metric: Metric, value: float) -> str:
 def as_text(result: Evaluation) -> str:
     """The whole finding for a terminal. Two evaluations of the same give the same text."""
     lines = [f"{result.settings['encoder']}: {described_data(result)}", ""]
-    cells = [header(result), *(row for _, row in rows(result))]
-    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
-    lines += ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in cells]
+    lines += folded([header(result), *(row for _, row in rows(result))])
     lines += ["", "In brackets 95 % intervals: bootstrap over the clips; counts over all clips at once have none."]
-    if result.compared:
+    if result.comparisons:
         lines.append(
             "Difference: encoder minus against, paired by clip. Recovered: 0 % is an untrained encoder, 100 % the one "
             "against;\na dash where these two cannot be told apart."
@@ -88,6 +97,22 @@ def as_text(result: Evaluation) -> str:
     if len(result.notes) > 5:
         lines.append(f"note: {len(result.notes) - 5} more of the kind, in the JSON")
     return "\n".join(lines)
+
+
+def folded(table: list[list[str]], named: int = 2) -> list[str]:
+    """Lines of a table; where they would be too long its columns go on below, after the first `named` ones."""
+    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
+    parts: list[list[int]] = [[]]
+    for column in range(named, len(widths)):
+        taken = sum(widths[each] + 2 for each in (*range(named), *parts[-1], column)) - 2
+        if taken > LONGEST_LINE and parts[-1]:
+            parts.append([])
+        parts[-1].append(column)
+    lines = []
+    for part in parts:
+        columns = (*range(named), *part)
+        lines += ["", *("  ".join(row[each].ljust(widths[each]) for each in columns).rstrip() for row in table)]
+    return lines[1:]
 
 
 def described_data(result: Evaluation) -> str:

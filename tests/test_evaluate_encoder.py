@@ -94,6 +94,30 @@ def test_an_untrained_encoder_has_recovered_next_to_nothing_and_a_requirement_sa
     assert abs(compared["equal_semantic"]["recovered"]["value"]) < 0.1
 
 
+def test_of_several_encoders_each_is_compared_as_if_it_were_alone_and_the_first_is_the_one_required(
+    untrained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rest = ("--against", WITHHELD, "--clips", str(CLIPS), "--require", "recovered.mel<0.5", "--json")
+    both = (f"new={untrained}", f"good={WITHHELD}")
+    assert _run("--encoder", *both, *rest, tmp_path / "both", "--report", tmp_path / "report") == 0
+    page = (tmp_path / "report" / "index.html").read_text(encoding="utf-8")
+    assert _run("--encoder", untrained, *rest, tmp_path / "alone") == 0
+    found, alone = _figures(tmp_path / "both"), _figures(tmp_path / "alone")
+    assert list(found["totals"]) == ["new", "good", "against", "untrained", "original"]
+    assert found["totals"]["new"] == alone["totals"]["encoder"]
+    assert found["totals"]["good"] == found["totals"]["against"]
+    assert found["totals"]["untrained"] == alone["totals"]["untrained"]
+    assert found["compared"] == found["comparisons"]["new"] == alone["compared"] == alone["comparisons"]["encoder"]
+    assert {each["difference"]["value"] for each in found["comparisons"]["good"].values()} == {0}
+    assert found["comparisons"]["good"]["mel"]["recovered"]["value"] == 1
+    assert found["encoders"]["new"] == {"file": str(untrained), "step": 0}
+    printed = capsys.readouterr().out
+    for column in ("new: difference", "new: recovered", "good: difference", "good: recovered"):
+        assert column in printed
+        assert column in page
+    assert "<h4><kbd>3</kbd> good</h4>" in page
+
+
 def test_the_clips_are_computed_as_the_server_does_and_measured_as_in_training(tmp_path: Path) -> None:
     """Against the arithmetic written out: bf16, one clip at a time, hard codes, the training's mel distance."""
     assert _run("--encoder", WITHHELD, "--clips", "2", "--json", tmp_path / "json") == 0
@@ -184,6 +208,10 @@ def test_an_injected_encoder_is_found_in_its_release(tmp_path: Path) -> None:
         (["--encoder", "no.safetensors"], "does not exist"),
         (["--encoder", DEMO / "release" / "consolidated.safetensors"], "lacks 114 tensors"),
         (["--encoder", WITHHELD, "--data", "nowhere"], "does not exist"),
+        (["--encoder", WITHHELD, WITHHELD], "NAME=FILE"),
+        (["--encoder", f"one={WITHHELD}", "one=other"], "another one is called 'one'"),
+        (["--encoder", f"untrained={WITHHELD}"], "cannot be an encoder's name"),
+        (["--encoder", f"={WITHHELD}"], "cannot be an encoder's name"),
         (["--encoder", WITHHELD, "--require", "pesq"], "expected a metric"),
         (["--encoder", WITHHELD, "--metrics", "README.md"], "line 1"),
         (["--encoder", WITHHELD, "--json", "nowhere/figures.json"], "nowhere is not a folder"),

@@ -16,6 +16,7 @@ from evaluation.requirement import RequirementError, read_requirement
 from evaluation.scoring import ClipScores, Scores
 from evaluation.speech import Speech
 from evaluation.statistics import difference, mean, recovered, resampled_counts
+from evaluation.table import folded
 from evaluation.words import errors
 
 ONES = np.ones(40)
@@ -147,6 +148,15 @@ def test_metrics_are_shown_in_their_unit_and_without_negative_zeros() -> None:
     share = Metric("s", "s", "", "made up", percent=True)
     assert share.show(0.123) == "12.3 %"
     assert ERRORS.show(-0.0001) == "0.000"
+
+
+def test_a_table_too_wide_for_a_line_goes_on_below_with_its_first_columns() -> None:
+    table = [["metric", "", "a" * 100, "b" * 60, "c" * 60], ["mel", "↓", "1", "2", "3"]]
+    first, row, gap, second, other = folded(table)
+    assert [line.split() for line in (first, row)] == [["metric", "a" * 100, "b" * 60], ["mel", "↓", "1", "2"]]
+    assert gap == ""
+    assert [line.split() for line in (second, other)] == [["metric", "c" * 60], ["mel", "↓", "3"]]
+    assert folded([["metric", "", "a" * 300]]) == ["metric    " + "a" * 300]
 
 
 def test_axes_are_marked_with_round_numbers() -> None:
