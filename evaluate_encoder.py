@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 from tqdm import tqdm
 
 from codec import Codec, ReleaseError, load_release
@@ -41,7 +42,7 @@ from evaluation.provenance import machine, versions
 from evaluation.requirement import RequirementError, read_requirement
 from evaluation.result import Evaluation
 from evaluation.scoring import ORIGINAL, Scores, add_verdicts, score_encoding, unscored_originals
-from evaluation.speech import RESAMPLER
+from evaluation.speech import RESAMPLER, Problem, Speech, spread
 from evaluation.speed import measure_speed
 from evaluation.statistics import DRAWS
 from evaluation.table import as_text, speed_lines
@@ -97,6 +98,9 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
         default=0,
         metavar="STEPS",
         help="also codes found by gradient descent, without an encoder",
+    )
+    parser.add_argument(
+        "--descent-clips", type=count, default=0, metavar="N", help="only of N clips, spread over all (default: of all)"
     )
     parser.add_argument("--seed", type=int, default=0, help="of intervals and of the untrained encoder (default: 0)")
     return parser.parse_args(argv)
@@ -170,10 +174,8 @@ def measure(arguments: argparse.Namespace) -> tuple[Evaluation, Codec]:
     voices = folder / "voice_embedding"
     presets, target = read_presets(voices), voices_target(codec, voices)
 
-    def encoded(codec: Codec, name: str, encode: Descent | None = None) -> Scores:
-        return score_encoding(
-            codec, speech, name=name, presets=presets, target=target, encode=encode, progress=progress
-        )
+    def encoded(codec: Codec, name: str, codes: Sequence[Tensor | None] | None = None) -> Scores:
+        return score_encoding(codec, speech, name=name, presets=presets, target=target, codes=codes, progress=progress)
 
     with open_jury(
         [name for name in NAMES if name not in arguments.without],
@@ -198,7 +200,10 @@ def measure(arguments: argparse.Namespace) -> tuple[Evaluation, Codec]:
             about=about,
         )
         if arguments.descent:
-            result.descent = encoded(codec, "descent", descent(codec, arguments, cache))
+            codes, too_short = descended(descent(codec, arguments, cache), speech, arguments.descent_clips)
+            result.problems += too_short
+            if any(found is not None for found in codes):
+                result.descent = encoded(codec, "descent", codes)
         if other is not None:
             result.other = encoded(other, "against")
             result.untrained = encoded(untrained_encoder(folder, device, arguments.seed), "untrained")
@@ -215,7 +220,7 @@ def measure(arguments: argparse.Namespace) -> tuple[Evaluation, Codec]:
 
 
 def progress(clips: Iterable[Any], work: str, count: int) -> Iterable[Any]:
-    return tqdm(clips, desc=work, total=count, unit="clip", disable=not sys.stderr.isatty())
+    return tqdm(clips, desc=work, total=count, disable=not sys.stderr.isatty())
 
 
 def named_encoders(given: Sequence[str]) -> dict[str, str | None]:
@@ -260,6 +265,19 @@ def descent(codec: Codec, arguments: argparse.Namespace, cache: str) -> Descent:
     except SpeakerModelError as error:
         raise DataError(f"--descent: {error}; --without ecapa descends without it") from error
     return Descent(codec, speaker, arguments.descent, arguments.seed)
+
+
+def descended(descent: Descent, speech: Sequence[Speech], limit: int) -> tuple[list[Tensor | None], list[Problem]]:
+    """Codes by clip, None for those beyond a limit, and the clips that are too short to descend on."""
+    chosen = spread(limit or len(speech), len(speech))
+    short = [i for i in chosen if len(speech[i].waveform) < descent.shortest]
+    reason = f"too short for its losses, expected {descent.shortest} samples or more"
+    problems = [Problem(speech[i].name, "clip", reason, "descent") for i in short]
+    codes: list[Tensor | None] = [None] * len(speech)
+    chosen = [i for i in chosen if i not in short]
+    for i, found in zip(chosen, descent([speech[i].waveform for i in chosen], progress), strict=True):
+        codes[i] = found
+    return codes, problems
 
 
 def settings(

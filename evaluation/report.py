@@ -16,6 +16,7 @@ from evaluation.metric import Metric
 from evaluation.pictures import audio_url, log_mel, raster_url, spectrogram_url
 from evaluation.result import Evaluation
 from evaluation.scoring import ClipScores, reconstruct
+from evaluation.speech import spread
 
 HEADLINES = ("mel", "pesq", "wer", "speaker_resemblyzer")  # the figures at the top, of those that were measured
 SPAN = 9.0  # natural logarithms a spectrogram shows below its loudest point, 78 dB
@@ -123,9 +124,7 @@ def shown_clips(result: Evaluation, codec: Codec, count: int) -> list[Shown]:
         return values["mel"].value if "mel" in values else float("inf")
 
     order = sorted(range(len(result.speech)), key=mel)
-    count = min(count, len(order))
-    picks = [order[round(k * (len(order) - 1) / max(1, count - 1))] for k in range(count)]
-    return [_shown(result, codec, index) for index in picks]
+    return [_shown(result, codec, order[place]) for place in spread(count, len(order))]
 
 
 def _shown(result: Evaluation, codec: Codec, index: int) -> Shown:

@@ -21,7 +21,7 @@ from evaluation.statistics import Interval
 from losses.shaping import Target
 
 ORIGINAL = "original"
-Encode = Callable[[Tensor], Tensor]
+Encode = Callable[[Sequence[Tensor]], Sequence[Tensor]]
 Progress = Callable[[Iterable[Any], str, int], Iterable[Any]]  # shows how far a named work of so many clips has come
 
 
@@ -84,9 +84,10 @@ def evaluate(
     encode: Encode | None = None,
 ) -> Scores:
     """Scores of a codec with its encoder. In bfloat16, as `load_release` gives it, it computes what the server does.
-    `encode` finds the codes [1, 37, F] of a waveform [1, 1, T] in another way. A clip that a judge cannot score is a
-    problem of that judge's metrics alone."""
-    scores = score_encoding(codec, speech, name=name, presets=presets, target=target, encode=encode)
+    `encode` finds the codes [37, F] of waveforms [T] in another way. A clip that a judge cannot score is a problem of
+    that judge's metrics alone."""
+    codes = encode([clip.waveform for clip in speech]) if encode else None
+    scores = score_encoding(codec, speech, name=name, presets=presets, target=target, codes=codes)
     add_verdicts(codec, [scores], Jury(judges))
     return scores
 
@@ -105,20 +106,21 @@ def score_encoding(
     name: str,
     presets: Presets | None = None,
     target: Target | None = None,
-    encode: Encode | None = None,
+    codes: Sequence[Tensor | None] | None = None,
     progress: Progress = unseen,
 ) -> Scores:
-    """The codes of every clip, and what they say themselves: as `evaluate`, before any judge has heard them."""
-    if encode is None and codec.encoder is None:
+    """The codes of every clip, and what they say themselves: as `evaluate`, before any judge has heard them. `codes`
+    are those found in another way, None for a clip that has none."""
+    if codes is None and codec.encoder is None:
         raise ValueError("this release has no encoder: inject one with inject_encoder.py")
-    exact = copy.deepcopy(codec).float() if encode is None else None
+    exact = copy.deepcopy(codec).float() if codes is None else None
     scores = Scores(name, PER_CLIP + (WHOLE if target else ()), [], [])
-    for clip in progress(speech, name, len(speech)):
+    for i, clip in enumerate(progress(speech, name, len(speech))):
         waveform = clip.waveform[None, None].to(codec.decoder.output_proj.conv.weight.device)
-        codes = (encode or codec.encode)(waveform)[0].cpu()
-        scored = ClipScores(clip, codes)
+        scored = ClipScores(clip, codec.encode(waveform)[0].cpu() if codes is None else codes[i])
         scores.clips.append(scored)
-        _add(scores, scored, score_codes(codec, exact, waveform, codes, presets))
+        if scored.codes is not None:
+            _add(scores, scored, score_codes(codec, exact, waveform, scored.codes, presets))
     if target:
         scores.whole = score_all_codes(scores.coded, codec.config.acoustic_codebook_size, target)
     return scores
@@ -133,12 +135,23 @@ def add_verdicts(codec: Codec | None, systems: Sequence[Scores], jury: Jury, pro
     """Adds what the judges say of each system's clips, decoded by `codec`; originals need none."""
     for scores in systems:
         scores.metrics = (jury.absolute_metrics if scores.name == ORIGINAL else jury.metrics) + scores.metrics
-    clips = list(zip(*(scores.clips for scores in systems), strict=True))
-    hearings = (Hearing(versions[0].clip, [_sound(codec, scored) for scored in versions]) for versions in clips)
+    clips = [
+        [(scores, scored) for scores, scored in zip(systems, versions, strict=True) if _can_be_heard(scores, scored)]
+        for versions in zip(*(scores.clips for scores in systems), strict=True)
+    ]
+    hearings = (
+        Hearing(versions[0][1].clip, [_sound(codec, scored) for _, scored in versions])
+        for versions in clips
+        if versions
+    )
     verdicts = progress(jury.hear(hearings), "judges", len(clips))
-    for versions, found in zip(clips, verdicts, strict=True):
-        for scores, scored, verdict in zip(systems, versions, found, strict=True):
+    for versions, found in zip(filter(None, clips), verdicts, strict=True):
+        for (scores, scored), verdict in zip(versions, found, strict=True):
             _add(scores, scored, verdict)
+
+
+def _can_be_heard(scores: Scores, scored: ClipScores) -> bool:
+    return scored.codes is not None or scores.name == ORIGINAL
 
 
 def _sound(codec: Codec | None, scored: ClipScores) -> Tensor:

@@ -131,6 +131,18 @@ def test_the_clips_are_computed_as_the_server_does_and_measured_as_in_training(t
         assert found["scores"]["encoder"]["distinct_codes"] == codes[0, 0].unique().numel()
 
 
+def test_descent_on_some_clips_is_compared_on_those(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ("--encoder", WITHHELD, "--against", WITHHELD, "--clips", "3", "--descent", "3", "--descent-clips", "2")
+    assert _run(*arguments, "--json", tmp_path / "json", "--report", tmp_path / "report") == 0
+    found = _figures(tmp_path / "json")
+    assert ["descent" in clip["scores"] and bool(clip["scores"]["descent"]) for clip in found["clips"]] == [1, 0, 1]
+    assert found["totals"]["descent"]["mel"]["clips"] == found["comparisons"]["descent"]["mel"]["clips"] == 2
+    assert found["comparisons"]["encoder"]["mel"]["clips"] == 3
+    assert found["comparisons"]["descent"]["mel"]["difference"]["value"] > 0
+    assert "sem_util" not in found["comparisons"]["descent"]
+    assert "descent, 2 clips" in capsys.readouterr().out
+
+
 def test_bad_clips_are_named_and_the_others_scored(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     good = read_speech([str(DEMO / "unseen.parquet")], str(tmp_path), limit=1)[0][0].waveform
     folder = tmp_path / "speech"
@@ -140,18 +152,23 @@ def test_bad_clips_are_named_and_the_others_scored(tmp_path: Path, capsys: pytes
     soundfile.write(folder / "silent.wav", torch.zeros(24000), SAMPLE_RATE)
     soundfile.write(folder / "tenth_of_a_second.wav", good[24000:26400], SAMPLE_RATE)
     (folder / "broken.wav").write_bytes(b"RIFF, and then nothing")
-    assert _run("--encoder", WITHHELD, "--data", folder, "--json", tmp_path / "json") == 0
+    soundfile.write(folder / "shorter_than_a_window.wav", good[24000:26000], SAMPLE_RATE)
+    assert _run("--encoder", WITHHELD, "--data", folder, "--json", tmp_path / "json", "--descent", "1") == 0
     found = _figures(tmp_path / "json")
-    assert [clip["name"] for clip in found["clips"]] == ["at_16_khz.wav", "good.wav", "tenth_of_a_second.wav"]
+    names = ["at_16_khz.wav", "good.wav", "shorter_than_a_window.wav", "tenth_of_a_second.wav"]
+    assert [clip["name"] for clip in found["clips"]] == names
     problems = {(problem["clip"], problem["what"]) for problem in found["problems"]}
     assert {("silent.wav", "clip"), ("broken.wav", "clip")} <= problems
     assert {("tenth_of_a_second.wav", "pesq"), ("tenth_of_a_second.wav", "estoi")} <= problems
-    assert {"mel", "distinct_codes"} <= set(found["clips"][2]["scores"]["encoder"])
+    assert {("shorter_than_a_window.wav", "mel"), ("shorter_than_a_window.wav", "clip")} <= problems
+    assert {"mel", "distinct_codes"} <= set(found["clips"][3]["scores"]["encoder"])
     assert found["totals"]["encoder"]["pesq"]["clips"] == 2
+    assert found["totals"]["descent"]["mel"]["clips"] == 3
     assert any("resampled" in note for note in found["notes"])
     out = capsys.readouterr().out
     assert "silent.wav is silent" in out
-    assert "not scored: tenth_of_a_second.wav: pesq of encoder: " in out
+    assert "not scored: tenth_of_a_second.wav: pesq" in out
+    assert "not scored: shorter_than_a_window.wav: clip of descent: too short" in out
 
 
 def test_a_metric_without_its_library_is_named_left_out_and_not_zero(
