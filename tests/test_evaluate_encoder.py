@@ -17,7 +17,7 @@ import evaluate_encoder
 from codec import load_release
 from codec.checkpoint import save_encoder
 from data.reference import SAMPLE_RATE
-from evaluation import evaluate, read_speech
+from evaluation import evaluate, read_speech, results
 from evaluation.fidelity import Distances
 from losses.mel import MelDistance
 from tests.test_report import METRICS
@@ -116,6 +116,10 @@ def test_of_several_encoders_each_is_compared_as_if_it_were_alone_and_the_first_
         assert column in printed
         assert column in page
     assert "<h4><kbd>3</kbd> good</h4>" in page
+    assert results.main([str(tmp_path / "both")]) == 0
+    tables = capsys.readouterr().out
+    assert "| metric | new | good | untrained | against | original |" in tables
+    assert "\nnew: 0 of " in tables
 
 
 def test_the_clips_are_computed_as_the_server_does_and_measured_as_in_training(tmp_path: Path) -> None:
