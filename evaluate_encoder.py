@@ -87,7 +87,8 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--shown", type=count, default=6, metavar="N", help="clips to hear in the report (default: 6)")
     parser.add_argument("--metrics", metavar="FILE", help="a run's metrics.jsonl: its curves go into the report")
     parser.add_argument("--require", action="append", default=[], metavar="METRIC>=VALUE", help="what has to hold")
-    parser.add_argument("--without", nargs="+", default=[], choices=NAMES, metavar="JUDGE", help=", ".join(NAMES))
+    leave = (*NAMES, "speed")
+    parser.add_argument("--without", nargs="+", default=[], choices=leave, metavar="JUDGE", help=", ".join(leave))
     parser.add_argument("--whisper", default="base", metavar="MODEL", help="name or file (default: base)")
     parser.add_argument("--language", default="en", help="what is spoken (default: en)")
     parser.add_argument("--speaker-model", default="", metavar="SOURCE", help="ECAPA-TDNN: hub name or folder")
@@ -134,8 +135,7 @@ def run(arguments: argparse.Namespace) -> int:
     write_report = report_writer() if arguments.report else None
     curves = read_curves(Path(arguments.metrics)) if arguments.metrics else []
     result, codec = measure(arguments)
-    print(as_text(result))
-    print("\n".join(speed_lines(result)))
+    print("\n".join([as_text(result), *speed_lines(result)]))
     if arguments.json:
         path = Path(arguments.json)
         path.write_text(json.dumps(result.to_json(), indent=1, allow_nan=False) + "\n", encoding="utf-8")
@@ -214,7 +214,8 @@ def measure(arguments: argparse.Namespace) -> tuple[Evaluation, Codec]:
         for scores in result.judged:
             compared = compare(scores, result.other, result.untrained, arguments.seed)
             result.comparisons[scores.name] = compared
-    for kind in ("cpu", "cuda") if torch.cuda.is_available() else ("cpu",):
+    devices = ("cpu", "cuda") if torch.cuda.is_available() else ("cpu",)
+    for kind in devices if "speed" not in arguments.without else ():
         result.speed[kind] = measure_speed(codec, speech[0], torch.device(kind))
     return result, codec
 

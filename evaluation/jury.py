@@ -137,10 +137,14 @@ def _verdict(judges: Sequence[Judge], clip: Speech, sound: Tensor) -> Verdict:
             verdict = judge.score(clip, sound)
         except (RuntimeError, ValueError) as error:
             # libraries of many kinds: what one of them cannot do with one clip must not take the others' scores along
-            reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-            verdict = Verdict(failed={metric.name: reason for metric in judge.metrics})
+            verdict = Verdict(failed={metric.name: first_line(error) for metric in judge.metrics})
         whole.add(verdict)
     return whole
+
+
+def first_line(error: Exception) -> str:
+    """Of its message; its name where it has none."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
 class _Packed(NamedTuple):

@@ -146,6 +146,7 @@ def _comparison(compared: dict[str, Compared]) -> dict[str, Any]:
             "clips": each.clips,
             "difference": _interval(each.difference),
             "recovered": _interval(each.recovered) if each.recovered else None,
+            "recovered_clips": each.recovered_clips,
         }
         for name, each in compared.items()
     }

@@ -12,9 +12,10 @@ import torch
 from torch import Tensor
 
 from codec import Codec
+from data import DataError
 from evaluation import statistics
 from evaluation.codes import AGREEMENT, PER_CLIP, WHOLE, Presets, agreement, score_all_codes, score_codes
-from evaluation.jury import Hearing, Jury
+from evaluation.jury import Hearing, Jury, first_line
 from evaluation.metric import Judge, Measured, Metric, Verdict
 from evaluation.speech import Problem, Speech
 from evaluation.statistics import Interval
@@ -117,10 +118,19 @@ def score_encoding(
     scores = Scores(name, PER_CLIP + (WHOLE if target else ()), [], [])
     for i, clip in enumerate(progress(speech, name, len(speech))):
         waveform = clip.waveform[None, None].to(codec.decoder.output_proj.conv.weight.device)
-        scored = ClipScores(clip, codec.encode(waveform)[0].cpu() if codes is None else codes[i])
+        scored = ClipScores(clip)
         scores.clips.append(scored)
-        if scored.codes is not None:
-            _add(scores, scored, score_codes(codec, exact, waveform, scored.codes, presets))
+        try:
+            found = codec.encode(waveform)[0].cpu() if codes is None else codes[i]
+            if found is not None:
+                _add(scores, scored, score_codes(codec, exact, waveform, found, presets))
+                scored.codes = found
+        except (RuntimeError, ValueError) as error:
+            # a clip that is too long for the memory, weights that give no codes: the others are scored all the same
+            scores.problems.append(Problem(clip.name, "clip", first_line(error), name))
+    if not scores.coded:
+        reasons = [problem.reason for problem in scores.problems if problem.what == "clip"]
+        raise DataError(f"{name}: no clip has codes; the first: {(reasons or ['none were given'])[0]}")
     if target:
         scores.whole = score_all_codes(scores.coded, codec.config.acoustic_codebook_size, target)
     return scores

@@ -41,7 +41,9 @@ def rows(result: Evaluation) -> list[tuple[Metric, list[str]]]:
         for comparison in result.comparisons.values():
             compared = comparison.get(name)
             cells.append(with_interval(metric, compared.difference, signed=True) if compared else "–")
-            cells.append(as_share(compared.recovered) if compared else "–")
+            fewer = compared and compared.recovered and compared.recovered_clips < compared.clips
+            of = f", {compared.recovered_clips} clips" if compared and fewer else ""
+            cells.append(as_share(compared.recovered) + of if compared else "–")
         clips = len(result.encoder.scored(name)) or len(result.encoder.clips)
         common = result.compared[name].clips if name in result.compared else clips
         cells.append(str(clips) if common == clips else f"{clips}, {common} compared")
@@ -85,6 +87,10 @@ def as_text(result: Evaluation) -> str:
             "Difference: encoder minus against, paired by clip. Recovered: 0 % is an untrained encoder, 100 % the one "
             "against;\na dash where these two cannot be told apart."
         )
+    lines += [f"{metric.title}: {metric.definition}" for metric in result.metrics if metric.name == "mel"]
+    lines.append(
+        f"Resampler: {result.settings['resampler']}; seed {result.settings['seed']}; {described_versions(result)}"
+    )
     if result.presets:
         among = result.presets.among_themselves
         lines.append(
@@ -121,6 +127,10 @@ def described_data(result: Evaluation) -> str:
     speakers = len({clip.speaker for clip in result.speech if clip.speaker})
     voices = f" of {speakers} speakers" if speakers else ""
     return f"{len(result.speech)} clips{voices}, {seconds / 60:.1f} minutes, {result.settings['arithmetic']}"
+
+
+def described_versions(result: Evaluation) -> str:
+    return ", ".join(f"{name} {version}" for name, version in result.settings["versions"].items())
 
 
 def problem_lines(result: Evaluation, limit: int = 8) -> list[str]:

@@ -16,6 +16,7 @@ import torch
 import evaluate_encoder
 from codec import load_release
 from codec.checkpoint import save_encoder
+from data import DataError
 from data.reference import SAMPLE_RATE
 from evaluation import evaluate, read_speech, results
 from evaluation.fidelity import Distances
@@ -65,6 +66,8 @@ def test_the_withheld_encoder_against_itself_has_recovered_everything_and_differ
         assert _run(*arguments, judges=WITHOUT_SLOW) == 0
         texts.append(capsys.readouterr().out.split("\ncpu: ")[0])
     assert texts[0] == texts[1]
+    assert "\nResampler: soxr HQ, to 24000 Hz and from it; seed 0; python " in texts[0]
+    assert "\nmel distance: L1 of natural-log mel magnitudes, 80 bands" in texts[0]
     found, again = _figures(tmp_path / "first"), _figures(tmp_path / "second")
     assert found | {"speed": {}} == again | {"speed": {}}
 
@@ -202,6 +205,38 @@ def test_a_judge_that_fails_on_a_clip_is_named_with_its_reason_and_does_not_stop
     assert scores.scored("distinct_codes") == [0, 1]
     failed = [(problem.clip, problem.what, problem.reason) for problem in scores.problems if problem.what == "mel"]
     assert failed == [(speech[0].name, "mel", "out of order")]
+
+
+def test_a_clip_that_cannot_be_encoded_is_named_and_the_others_are_scored(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def encode(waveform: torch.Tensor) -> torch.Tensor:
+        if waveform.shape[-1] == speech[0].waveform.shape[-1]:
+            raise torch.OutOfMemoryError("CUDA out of memory\nand more of it")
+        return whole(waveform)
+
+    speech, _, _ = read_speech([str(DEMO / "unseen.parquet")], str(tmp_path), limit=2)
+    codec = evaluate_encoder.given_encoder(DEMO / "release", str(WITHHELD), torch.device("cpu"))
+    whole = codec.encode
+    monkeypatch.setattr(codec, "encode", encode)
+    scores = evaluate(codec, speech, [Distances()])
+    assert scores.scored("mel") == scores.scored("distinct_codes") == [1]
+    assert [(each.clip, each.what, each.reason) for each in scores.problems if each.what == "clip"] == [
+        (speech[0].name, "clip", "CUDA out of memory")
+    ]
+    with pytest.raises(DataError, match="no clip has codes; the first: CUDA out of memory"):
+        evaluate(codec, speech[:1], [Distances()])
+
+
+def test_weights_that_are_no_numbers_are_an_error_and_no_scores(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    codec = evaluate_encoder.given_encoder(DEMO / "release", str(WITHHELD), torch.device("cpu"))
+    for parameter in codec.get_submodule("encoder").parameters():
+        parameter.fill_(torch.nan)
+    save_encoder(tmp_path / "broken.safetensors", codec, {})
+    assert _run("--encoder", tmp_path / "broken.safetensors", "--clips", "1") == 2
+    assert "no clip has codes; the first: codes out of range" in capsys.readouterr().err
 
 
 def test_a_release_without_an_encoder_is_an_error_that_says_what_to_do(capsys: pytest.CaptureFixture[str]) -> None:

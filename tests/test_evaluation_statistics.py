@@ -99,6 +99,16 @@ def test_only_clips_that_all_encoders_have_scores_for_are_compared() -> None:
     assert compare(encoder, _scores("against", [None] * 3), other) == {}
 
 
+def test_a_clip_that_the_untrained_encoder_has_no_score_for_is_compared_and_not_recovered() -> None:
+    encoder, other = _scores("encoder", [1.0, 2.0, 9.0]), _scores("against", [0.0, 1.0, 2.0])
+    compared = compare(encoder, other, _scores("untrained", [4.0, 5.0, None]))["errors"]
+    assert (compared.clips, compared.difference.value) == (3, 3)
+    assert compared.recovered is not None
+    assert (compared.recovered_clips, compared.recovered.value) == (2, 0.75)
+    silent = compare(encoder, other, _scores("untrained", [None] * 3))["errors"]
+    assert (silent.difference, silent.recovered) == (compared.difference, None)
+
+
 @pytest.mark.parametrize(
     ("reference", "heard", "words", "characters"),
     [
