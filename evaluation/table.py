@@ -67,10 +67,8 @@ def as_share(interval: Interval | None) -> str:
     """A recovered share in percent."""
     if interval is None:
         return "–"
-    text = f"{100 * interval.value:.0f} %"
-    if interval.low is None or interval.high is None:
-        return text
-    return f"{text} [{100 * interval.low:.0f}, {100 * interval.high:.0f}]"
+    value, low, high = (None if part is None else round(100 * part) for part in interval)  # whole numbers have no "-0"
+    return f"{value} %" if low is None or high is None else f"{value} % [{low}, {high}]"
 
 
 def _bare(metric: Metric, value: float) -> str:

@@ -15,8 +15,8 @@ from evaluation.metric import Measured, Metric
 from evaluation.requirement import RequirementError, read_requirement
 from evaluation.scoring import ClipScores, Scores
 from evaluation.speech import Speech
-from evaluation.statistics import difference, mean, recovered, resampled_counts
-from evaluation.table import folded
+from evaluation.statistics import Interval, difference, mean, recovered, resampled_counts
+from evaluation.table import as_share, folded
 from evaluation.words import errors
 
 ONES = np.ones(40)
@@ -158,6 +158,9 @@ def test_metrics_are_shown_in_their_unit_and_without_negative_zeros() -> None:
     share = Metric("s", "s", "", "made up", percent=True)
     assert share.show(0.123) == "12.3 %"
     assert ERRORS.show(-0.0001) == "0.000"
+    assert as_share(Interval(0.956, -0.001, 1.0)) == "96 % [0, 100]"
+    assert as_share(Interval(-0.001, None, None)) == "0 %"
+    assert as_share(None) == "–"
 
 
 def test_a_table_too_wide_for_a_line_goes_on_below_with_its_first_columns() -> None:
