@@ -66,10 +66,16 @@ def test_it_makes_no_difference_how_many_threads_there_are(clips: list[Speech]) 
 
 
 def test_a_process_that_ends_too_soon_is_an_error_and_no_endless_waiting(clips: list[Speech]) -> None:
+    """But not one that is interrupted: that is for the parent to answer."""
     with open_jury(["distances"], 2) as jury:
         assert isinstance(jury, Workers)
         verdicts = jury.hear(_hearings(clips))
         next(verdicts)
+        for process in jury.processes:
+            assert process.pid is not None
+            os.kill(process.pid, signal.SIGINT)
+        time.sleep(0.3)
+        assert all(process.is_alive() for process in jury.processes)
         next(iter(jury.processes)).kill()
         with pytest.raises(JuryError, match="--jobs"):
             list(verdicts)
