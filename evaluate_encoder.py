@@ -2,7 +2,8 @@
 
     python evaluate_encoder.py                                    # the encoder of $MODEL_DIR, on the demo's speech
     python evaluate_encoder.py --encoder FILE --data SPEECH       # another one, on a folder or parquet files
-    python evaluate_encoder.py --encoder FILE --against FILE      # and how much of a second one's quality it has
+    python evaluate_encoder.py --encoder FILE --against FILE      # and how much of another one's quality it has
+    python evaluate_encoder.py --encoder new=FILE old=FILE --against FILE                         # both, side by side
     python evaluate_encoder.py --report DIR --json FILE           # DIR/index.html, and every figure
     python evaluate_encoder.py --require 'pesq>=2.5' --require 'recovered.mel>=0.95'
 
@@ -15,29 +16,33 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
+import re
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 from tqdm import tqdm
 
 from codec import Codec, ReleaseError, load_release
-from codec.checkpoint import with_encoder
+from codec.checkpoint import read_training, with_encoder
 from data import DataError
 from data.reference import SAMPLE_RATE
-from evaluation import add_agreement, compare, evaluate, evaluate_originals, open_judges, read_speech
+from evaluation import add_agreement, compare, read_speech
 from evaluation.charts import Chart
 from evaluation.codes import read_presets
 from evaluation.curves import CurvesError, read_curves
 from evaluation.descent import Descent
 from evaluation.judges import NAMES
+from evaluation.jury import JuryError, open_jury
 from evaluation.provenance import machine, versions
 from evaluation.requirement import RequirementError, read_requirement
 from evaluation.result import Evaluation
-from evaluation.scoring import Scores
-from evaluation.speech import RESAMPLER, Speech
+from evaluation.scoring import ORIGINAL, Scores, add_verdicts, score_encoding, unscored_originals
+from evaluation.speech import RESAMPLER, Problem, Speech, spread
 from evaluation.speed import measure_speed
 from evaluation.statistics import DRAWS
 from evaluation.table import as_text, speed_lines
@@ -47,30 +52,43 @@ from losses.speaker import PUBLISHED, SpeakerDistance, SpeakerModelError
 from release.command import exit_status, model_folder
 from training.environment import from_environment
 
+UNNAMED = "encoder"
+RESERVED = (ORIGINAL, "against", "untrained", "descent", "target")  # what else a table or a histogram is about
 DEMO_SPEECH = Path(__file__).parent / "data" / "demo" / "unseen.parquet"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     arguments = parse(argv)
-    errors = (CurvesError, DataError, ReleaseError, RequirementError)
+    errors = (CurvesError, DataError, JuryError, ReleaseError, RequirementError)
     return exit_status(lambda: run(arguments), "nothing was written", errors)
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model-dir", metavar="DIR", help="the release's folder (default: MODEL_DIR)")
-    parser.add_argument("--encoder", metavar="FILE", help="an encoder.safetensors (default: the release's own encoder)")
-    parser.add_argument("--against", metavar="FILE", help="a second encoder, such as a withheld one")
+    parser.add_argument(
+        "--encoder",
+        nargs="+",
+        default=[],
+        metavar="[NAME=]FILE",
+        help="one encoder.safetensors or several; requirements and the report are about the first (default: the "
+        "release's own encoder)",
+    )
+    parser.add_argument("--against", metavar="FILE", help="the encoder to compare with, such as a withheld one")
     parser.add_argument(
         "--data", nargs="+", default=[str(DEMO_SPEECH)], metavar="PATH", help="folders of audio, parquet files"
     )
     parser.add_argument("--clips", type=count, default=0, metavar="N", help="only N clips, spread over all")
+    parser.add_argument(
+        "--jobs", type=jobs, default=default_jobs(), metavar="N", help="processes of judges (default: %(default)s here)"
+    )
     parser.add_argument("--json", metavar="FILE", help="write every figure here")
     parser.add_argument("--report", metavar="DIR", help="write a page to listen to here")
     parser.add_argument("--shown", type=count, default=6, metavar="N", help="clips to hear in the report (default: 6)")
     parser.add_argument("--metrics", metavar="FILE", help="a run's metrics.jsonl: its curves go into the report")
     parser.add_argument("--require", action="append", default=[], metavar="METRIC>=VALUE", help="what has to hold")
-    parser.add_argument("--without", nargs="+", default=[], choices=NAMES, metavar="JUDGE", help=", ".join(NAMES))
+    leave = (*NAMES, "speed")
+    parser.add_argument("--without", nargs="+", default=[], choices=leave, metavar="JUDGE", help=", ".join(leave))
     parser.add_argument("--whisper", default="base", metavar="MODEL", help="name or file (default: base)")
     parser.add_argument("--language", default="en", help="what is spoken (default: en)")
     parser.add_argument("--speaker-model", default="", metavar="SOURCE", help="ECAPA-TDNN: hub name or folder")
@@ -81,6 +99,9 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
         default=0,
         metavar="STEPS",
         help="also codes found by gradient descent, without an encoder",
+    )
+    parser.add_argument(
+        "--descent-clips", type=count, default=0, metavar="N", help="only of N clips, spread over all (default: of all)"
     )
     parser.add_argument("--seed", type=int, default=0, help="of intervals and of the untrained encoder (default: 0)")
     return parser.parse_args(argv)
@@ -94,6 +115,19 @@ def count(text: str) -> int:
     return value
 
 
+def jobs(text: str) -> int:
+    """A number of processes, 1 or more."""
+    value = int(text)
+    if value < 1:
+        raise ValueError(text)
+    return value
+
+
+def default_jobs() -> int:
+    """One for every second core: each has the judges' networks in memory, about 1 GB."""
+    return max(1, (os.cpu_count() or 1) // 2)
+
+
 def run(arguments: argparse.Namespace) -> int:
     requirements = [read_requirement(text) for text in arguments.require]
     if arguments.json and not Path(arguments.json).parent.is_dir():
@@ -101,8 +135,7 @@ def run(arguments: argparse.Namespace) -> int:
     write_report = report_writer() if arguments.report else None
     curves = read_curves(Path(arguments.metrics)) if arguments.metrics else []
     result, codec = measure(arguments)
-    print(as_text(result))
-    print("\n".join(speed_lines(result)))
+    print("\n".join([as_text(result), *speed_lines(result)]))
     if arguments.json:
         path = Path(arguments.json)
         path.write_text(json.dumps(result.to_json(), indent=1, allow_nan=False) + "\n", encoding="utf-8")
@@ -128,51 +161,82 @@ def measure(arguments: argparse.Namespace) -> tuple[Evaluation, Codec]:
     """The evaluation, and the codec that was evaluated."""
     folder, cache = model_folder(arguments.model_dir), from_environment("HF_CACHE")
     device = torch.device(arguments.device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    codec = given_encoder(folder, arguments.encoder, device)
+    files = named_encoders(arguments.encoder)
+    codecs = {name: given_encoder(folder, file, device) for name, file in files.items()}
+    codec = next(iter(codecs.values()))
     other = given_encoder(folder, arguments.against, device) if arguments.against else None
+    about = {
+        name: {"file": file, **read_training(Path(file))}
+        for name, file in {**files, "against": arguments.against}.items()
+        if file
+    }
     speech, unreadable, notes = read_speech(arguments.data, cache, arguments.clips)
-    judges, missing = open_judges(
+    voices = folder / "voice_embedding"
+    presets, target = read_presets(voices), voices_target(codec, voices)
+
+    def encoded(codec: Codec, name: str, codes: Sequence[Tensor | None] | None = None) -> Scores:
+        return score_encoding(codec, speech, name=name, presets=presets, target=target, codes=codes, progress=progress)
+
+    with open_jury(
         [name for name in NAMES if name not in arguments.without],
+        arguments.jobs,
         whisper=arguments.whisper,
         language=arguments.language,
         speaker_model=arguments.speaker_model,
         cache=cache,
         device=device,
-    )
-    voices = folder / "voice_embedding"
-    presets, target = read_presets(voices), voices_target(codec, voices)
-
-    def scored(codec: Codec, name: str, encode: Descent | None = None) -> Scores:
-        def progress(clips: Sequence[Speech]) -> Iterable[Speech]:
-            return tqdm(clips, desc=name, unit="clip", disable=not sys.stderr.isatty())
-
-        return evaluate(
-            codec, speech, judges, name=name, presets=presets, target=target, progress=progress, encode=encode
+    ) as jury:
+        result = Evaluation(
+            settings=settings(arguments, folder, files, device),
+            speech=speech,
+            encoders=[encoded(each, name) for name, each in codecs.items()],
+            originals=unscored_originals(speech),
+            target=target,
+            presets=presets,
+            levels=codec.config.acoustic_codebook_size,
+            missing=jury.missing,
+            problems=unreadable,
+            notes=notes,
+            about=about,
         )
-
-    result = Evaluation(
-        settings=settings(arguments, folder, device),
-        speech=speech,
-        encoder=scored(codec, "encoder"),
-        originals=evaluate_originals(speech, judges),
-        target=target,
-        presets=presets,
-        levels=codec.config.acoustic_codebook_size,
-        missing=missing,
-        problems=unreadable,
-        notes=notes,
-    )
-    if arguments.descent:
-        result.descent = scored(codec, "descent", descent(codec, arguments, cache))
-    if other is not None:
-        result.other = scored(other, "against")
-        result.untrained = scored(untrained_encoder(folder, device, arguments.seed), "untrained")
+        if arguments.descent:
+            codes, too_short = descended(descent(codec, arguments, cache), speech, arguments.descent_clips)
+            result.problems += too_short
+            if any(found is not None for found in codes):
+                result.descent = encoded(codec, "descent", codes)
+        if other is not None:
+            result.other = encoded(other, "against")
+            result.untrained = encoded(untrained_encoder(folder, device, arguments.seed), "untrained")
+        add_verdicts(codec, [*result.systems, result.originals], jury, progress)
+    if result.other is not None and result.untrained is not None:
         for scores in result.systems:
             add_agreement(codec, scores, result.other)
-        result.compared = compare(result.encoder, result.other, result.untrained, arguments.seed)
-    for kind in ("cpu", "cuda") if torch.cuda.is_available() else ("cpu",):
+        for scores in result.judged:
+            compared = compare(scores, result.other, result.untrained, arguments.seed)
+            result.comparisons[scores.name] = compared
+    devices = ("cpu", "cuda") if torch.cuda.is_available() else ("cpu",)
+    for kind in devices if "speed" not in arguments.without else ():
         result.speed[kind] = measure_speed(codec, speech[0], torch.device(kind))
     return result, codec
+
+
+def progress(clips: Iterable[Any], work: str, count: int) -> Iterable[Any]:
+    return tqdm(clips, desc=work, total=count, disable=not sys.stderr.isatty())
+
+
+def named_encoders(given: Sequence[str]) -> dict[str, str | None]:
+    """Name -> file, of NAME=FILE or FILE alone; None for the release's own encoder."""
+    named: dict[str, str | None] = {}
+    for text in given:
+        name, equals, file = text.partition("=")
+        if not equals or Path(text).exists():
+            name, file = UNNAMED, text
+        if not re.fullmatch(r"[\w.-]+", name) or name in RESERVED:
+            raise DataError(f"--encoder {text}: {name!r} cannot be an encoder's name: give another one, NAME=FILE")
+        if name in named:
+            raise DataError(f"--encoder {text}: another one is called {name!r} too: give each a name, NAME=FILE")
+        named[name] = file
+    return named or {UNNAMED: None}
 
 
 def given_encoder(folder: Path, file: str | None, device: torch.device) -> Codec:
@@ -204,11 +268,27 @@ def descent(codec: Codec, arguments: argparse.Namespace, cache: str) -> Descent:
     return Descent(codec, speaker, arguments.descent, arguments.seed)
 
 
-def settings(arguments: argparse.Namespace, folder: Path, device: torch.device) -> dict[str, Any]:
+def descended(descent: Descent, speech: Sequence[Speech], limit: int) -> tuple[list[Tensor | None], list[Problem]]:
+    """Codes by clip, None for those beyond a limit, and the clips that are too short to descend on."""
+    chosen = spread(limit or len(speech), len(speech))
+    short = [i for i in chosen if len(speech[i].waveform) < descent.shortest]
+    reason = f"too short for its losses, expected {descent.shortest} samples or more"
+    problems = [Problem(speech[i].name, "clip", reason, "descent") for i in short]
+    codes: list[Tensor | None] = [None] * len(speech)
+    chosen = [i for i in chosen if i not in short]
+    for i, found in zip(chosen, descent([speech[i].waveform for i in chosen], progress), strict=True):
+        codes[i] = found
+    return codes, problems
+
+
+def settings(
+    arguments: argparse.Namespace, folder: Path, files: Mapping[str, str | None], device: torch.device
+) -> dict[str, Any]:
     """What changes scores."""
     return {
         "release": str(folder),
-        "encoder": str(arguments.encoder or f"the encoder of {folder}"),
+        "encoder": next(iter(files.values())) or f"the encoder of {folder}",
+        "encoders": [name if file is None else f"{name}: {file}" for name, file in files.items()],
         "against": str(arguments.against or ""),
         "data": list(arguments.data),
         "arithmetic": f"bf16 on {device.type}, one clip at a time, hard codes",

@@ -276,7 +276,8 @@ class Training:
         codec = self.averaged.codec
         if self.config.train == "codec":
             save_release(folder / "release", codec, Path(self.config.params))
-        about = {"step": step, "averaged_weights": True}
+        heard = self.place * self.config.data.crop_seconds
+        about = {"step": step, "audio_seconds": heard, "averaged_weights": True}
         save_encoder(folder / "encoder.safetensors", codec, about)
         if self.best_step == step:
             save_encoder(folder / "encoder_best.safetensors", codec, about)

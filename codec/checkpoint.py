@@ -149,6 +149,17 @@ def read_encoder(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
         return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118
 
 
+def read_training(path: Path) -> dict[str, float]:
+    """How long an encoder was trained, where its file says so: `step`, and `audio_seconds` heard until then. Raises
+    ReleaseError where what it says is no number."""
+    with open_tensors(path, "pt") as file:
+        stated = file.metadata() or {}
+    try:
+        return {name: float(stated[name]) for name in ("step", "audio_seconds") if name in stated}
+    except ValueError as error:
+        raise ReleaseError(f"{path}: its metadata has a step or audio_seconds that is no number ({error})") from error
+
+
 def with_encoder(codec: Codec, path: Path) -> Codec:
     """Gives a codec the encoder in a file, in the codec's dtype and on its device. Raises ReleaseError where the file
     holds none for these dimensions, or says that it was trained against another codec."""

@@ -1,58 +1,113 @@
-"""Codes without any encoder: gradient descent on one clip's latent, through the frozen decoder. It is the way around
-the missing encoder that needs no training, and seconds of work a second of speech."""
+"""Codes without any encoder: gradient descent on clips' latents, through the frozen decoder. It is the way around the
+missing encoder that needs no training, and on a CPU seconds of work a second of speech."""
 
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterator, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from codec import Codec
+from evaluation.scoring import Progress, unseen
 from losses import Balancer, MelDistance, STFTDistance
-from losses.speaker import SpeakerDistance
+from losses.mel import RESOLUTIONS
+from losses.speaker import SHORTEST, SpeakerDistance
 
 WEIGHTS = {"mel": 4.0, "stft": 1.0, "speaker": 1.0}  # as in configs/v3.yaml, of what one clip can be asked
 STEPS, RATE = 300, 0.05  # the rate is in units of the latent: of the codebook's spread, and before the tanh
+AT_ONCE = 200.0  # seconds of speech in a batch on a GPU; a CPU gains nothing by batches
+SILENCE_AFTER = 1.0  # seconds behind a clip, for the speaker network: more than it sees at once, so that the rest of
+# a batch's padding makes no difference
 
 
 class Descent:
-    """Encodes a waveform [1, 1, T] to the hard codes [1, 37, F] that `steps` of Adam find for it, straight-through over
-    the quantizer, by the training's own losses, balanced as there. `speaker` adds the speaker's. In float32; `seed` is
-    that of the first semantic entries, which are drawn."""
+    """Finds hard codes by `steps` of Adam, straight-through over the quantizer, by the training's own losses, balanced
+    as there. `speaker` adds the speaker's. In float32, the decoder on a GPU under bf16 autocast, as in training; `seed`
+    is that of the first semantic entries, which are drawn. A clip finds in a batch what it finds alone, but for
+    rounding: padding takes no part, and each has a balancer of its own."""
 
     def __init__(self, codec: Codec, speaker: SpeakerDistance | None = None, steps: int = STEPS, seed: int = 0):
         self.codec = copy.deepcopy(codec).float().requires_grad_(False)
         self.steps, self.seed = steps, seed
-        device = codec.decoder.output_proj.conv.weight.device
+        self.device = codec.decoder.output_proj.conv.weight.device
         rate = codec.sample_rate
-        self.losses = {"mel": MelDistance(rate, offset=0.01).to(device), "stft": STFTDistance().to(device)}
+        mel, stft = MelDistance(rate, offset=0.01).to(self.device), STFTDistance().to(self.device)
+        self.losses = {"mel": mel.per_clip, "stft": stft.per_clip}
+        self.shortest = RESOLUTIONS[0][0]  # samples
+        self.speaker = speaker is not None
         if speaker is not None:
-            self.losses["speaker"] = speaker.to(device)
+            self.losses["speaker"] = speaker.to(self.device).per_clip
+            self.shortest = max(self.shortest, round(SHORTEST * rate))
         entries = self.codec.quantizer.semantic_codebook.embedding
         self.entries, self.spread = entries, entries.std()
 
-    def __call__(self, waveform: Tensor) -> Tensor:
-        config, samples = self.codec.config, waveform.shape[-1]
-        frames = -(-samples // self.codec.frame_size)
-        generator = torch.Generator().manual_seed(self.seed)
-        drawn = torch.randint(len(self.entries), (frames,), generator=generator).to(waveform.device)
-        semantic = (self.entries[drawn].T[None] / self.spread).clone().requires_grad_()
-        acoustic = torch.zeros(1, config.acoustic_dim, frames, device=waveform.device, requires_grad=True)
+    def __call__(self, waveforms: Sequence[Tensor], progress: Progress = unseen) -> list[Tensor]:
+        """Waveforms [T] to codes [37, F]. Raises ValueError for one of fewer than `shortest` samples."""
+        found: dict[int, Tensor] = {}
+        batches = self._batches(waveforms)
+        work = len(batches) * self.steps
+        done = iter(progress(range(work), "descent, steps", work))
+        for batch in batches:
+            found |= zip(batch, self._descend([waveforms[i] for i in batch], done), strict=True)
+        return [found[i] for i in range(len(waveforms))]
+
+    def _batches(self, waveforms: Sequence[Tensor]) -> list[list[int]]:
+        """Clips of like lengths together."""
+        limit = AT_ONCE * self.codec.sample_rate if self.device.type == "cuda" else 0
+        batches: list[list[int]] = [[]]
+        for i in sorted(range(len(waveforms)), key=lambda i: len(waveforms[i])):
+            if batches[-1] and len(waveforms[i]) * (len(batches[-1]) + 1) > limit:
+                batches.append([])
+            batches[-1].append(i)
+        return [batch for batch in batches if batch]
+
+    def _descend(self, waveforms: Sequence[Tensor], done: Iterator[Any]) -> list[Tensor]:
+        config, frame = self.codec.config, self.codec.frame_size
+        lengths = torch.tensor([len(waveform) for waveform in waveforms])
+        if int(lengths.min()) < self.shortest:
+            raise ValueError(f"{int(lengths.min())} samples are too few, expected {self.shortest} or more")
+        frames = [-(-len(waveform) // frame) for waveform in waveforms]
+        total = max(frames) + (-(-round(SILENCE_AFTER * self.codec.sample_rate) // frame) if self.speaker else 0)
+        original = torch.stack([F.pad(waveform, (0, total * frame - len(waveform))) for waveform in waveforms])
+        original = original[:, None].to(self.device)
+        inside = torch.arange(total * frame, device=self.device) < lengths.to(self.device)[:, None, None]
+
+        semantic = torch.stack([self._drawn(count, total) for count in frames]).to(self.device).requires_grad_()
+        acoustic = torch.zeros(len(frames), config.acoustic_dim, total, device=self.device, requires_grad=True)
         optimizer = torch.optim.Adam([semantic, acoustic], RATE, (0.5, 0.9))
-        balancer = Balancer({name: WEIGHTS[name] for name in self.losses}, decay=0.99)
+        weights = {name: WEIGHTS[name] for name in self.losses}
+        balancers = [Balancer(weights, decay=0.99) for _ in waveforms]
         for step in range(self.steps):
             for group in optimizer.param_groups:
                 group["lr"] = RATE * (1 - step / self.steps)
-            decoded = self.codec.decoder(self.codec.quantizer(self._latent(semantic, acoustic)).latent)
-            sound = decoded.detach()[..., :samples].requires_grad_()
+            quantized = self.codec.quantizer(self._latent(semantic, acoustic)).latent
+            with torch.autocast(self.device.type, torch.bfloat16, enabled=self.device.type == "cuda"):
+                decoded = self.codec.decoder(quantized)
+            sound = (decoded.detach().float() * inside).requires_grad_()
             gradients = {
-                name: torch.autograd.grad(loss(sound, waveform), sound)[0] for name, loss in self.losses.items()
+                # of a sum over clips: each one's own
+                name: torch.autograd.grad(loss(sound, original, lengths=lengths).sum(), sound)[0] * inside
+                for name, loss in self.losses.items()
             }
+            balanced = [
+                balancer.combine({name: gradient[i : i + 1] for name, gradient in gradients.items()})
+                for i, balancer in enumerate(balancers)
+            ]
             optimizer.zero_grad(set_to_none=True)
-            decoded[..., :samples].backward(balancer.combine(gradients))
+            decoded.backward(torch.cat(balanced).to(decoded.dtype))
             optimizer.step()
-        return self.codec.quantizer.encode(self._latent(semantic, acoustic).detach())
+            next(done)
+        codes = self.codec.quantizer.encode(self._latent(semantic, acoustic).detach()).cpu()
+        return [codes[i, :, :count] for i, count in enumerate(frames)]
+
+    def _drawn(self, frames: int, total: int) -> Tensor:
+        """The semantic part to begin with, [D, total]: entries drawn for a clip's frames, 0 behind them."""
+        drawn = torch.randint(len(self.entries), (frames,), generator=torch.Generator().manual_seed(self.seed))
+        return F.pad(self.entries[drawn.to(self.device)].T / self.spread, (0, total - frames))
 
     def _latent(self, semantic: Tensor, acoustic: Tensor) -> Tensor:
         return torch.cat([semantic * self.spread, acoustic], dim=1)

@@ -51,6 +51,12 @@ class Verdict:
         else:
             self.failed[name] = f"its value is {value}"
 
+    def add(self, other: Verdict) -> None:
+        """What another judge says of the same clip."""
+        self.values |= other.values
+        self.failed |= other.failed
+        self.heard = other.heard or self.heard
+
 
 class MissingJudgeError(Exception):
     """A judge whose library or weights are not there. The message says which, and how to get it."""

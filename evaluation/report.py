@@ -16,6 +16,7 @@ from evaluation.metric import Metric
 from evaluation.pictures import audio_url, log_mel, raster_url, spectrogram_url
 from evaluation.result import Evaluation
 from evaluation.scoring import ClipScores, reconstruct
+from evaluation.speech import spread
 
 HEADLINES = ("mel", "pesq", "wer", "speaker_resemblyzer")  # the figures at the top, of those that were measured
 SPAN = 9.0  # natural logarithms a spectrogram shows below its loudest point, 78 dB
@@ -102,14 +103,16 @@ def headlines(result: Evaluation) -> list[tuple[Metric, str, str]]:
     return found
 
 
-def recovered(result: Evaluation) -> list[Recovered]:
-    """A bar for each metric that can be recovered."""
-    bars = []
-    for compared in result.compared.values():
-        if compared.recovered:
-            share, low, high = compared.recovered
-            ends = (share if low is None else low, share if high is None else high)
-            bars.append(Recovered(compared.metric.title, table.as_share(compared.recovered), share, *ends))
+def recovered(result: Evaluation) -> dict[str, list[Recovered]]:
+    """By system a bar for each metric that can be recovered."""
+    bars: dict[str, list[Recovered]] = {}
+    for name, comparison in result.comparisons.items():
+        for compared in comparison.values():
+            if compared.recovered:
+                share, low, high = compared.recovered
+                ends = (share if low is None else low, share if high is None else high)
+                bar = Recovered(compared.metric.title, table.as_share(compared.recovered), share, *ends)
+                bars.setdefault(name, []).append(bar)
     return bars
 
 
@@ -121,9 +124,7 @@ def shown_clips(result: Evaluation, codec: Codec, count: int) -> list[Shown]:
         return values["mel"].value if "mel" in values else float("inf")
 
     order = sorted(range(len(result.speech)), key=mel)
-    count = min(count, len(order))
-    picks = [order[round(k * (len(order) - 1) / max(1, count - 1))] for k in range(count)]
-    return [_shown(result, codec, index) for index in picks]
+    return [_shown(result, codec, order[place]) for place in spread(count, len(order))]
 
 
 def _shown(result: Evaluation, codec: Codec, index: int) -> Shown:
@@ -139,7 +140,9 @@ def _shown(result: Evaluation, codec: Codec, index: int) -> Shown:
             result.originals.clips[index].heard,
         )
     ]
-    systems = [scores for scores in result.systems if scores.name != "untrained"]
+    systems = [
+        scores for scores in result.systems if scores is not result.untrained and scores.clips[index].codes is not None
+    ]
     for scores in systems:
         scored = scores.clips[index]
         assert scored.codes is not None
@@ -182,7 +185,8 @@ def histograms(result: Evaluation) -> list[Chart]:
         metric = next((metric for metric in result.metrics if metric.name == name), None)
         if metric is None:
             continue
-        systems = [scores for scores in result.systems if scores.name != "untrained" and scores.scored(name)]
+        shown = (result.encoder, result.other, result.descent)
+        systems = [scores for scores in shown if scores is not None and scores.scored(name)]
         values = {scores.name: [c.values[name].value for c in scores.clips if name in c.values] for scores in systems}
         everything = [value for each in values.values() for value in each]
         low, high = min(everything), max(everything)
@@ -197,8 +201,7 @@ def acoustic_chart(result: Evaluation) -> Chart:
     def shares(rows: Sequence[Sequence[float]]) -> list[tuple[float, float]]:
         return [(float(i), 100 * sum(column) / len(rows)) for i, column in enumerate(zip(*rows, strict=True))]
 
-    codes = [clip.codes for clip in result.encoder.clips if clip.codes is not None]
-    found = acoustic_histogram(codes, result.levels).tolist()
+    found = acoustic_histogram(result.encoder.coded, result.levels).tolist()
     source = f"{result.target.frames} frames of the release's voices" if result.target.frames else "the default"
-    series = [Series("encoder", shares(found)), Series("target", shares(result.target.histogram.tolist()))]
+    series = [Series(result.encoder.name, shares(found)), Series("target", shares(result.target.histogram.tolist()))]
     return histogram("acoustic codes, %", series, "code", f"All dimensions together; the target is {source}.")

@@ -16,11 +16,12 @@ from losses.shaping import Target
 
 @dataclass
 class Evaluation:
-    """`other` and `untrained` are there where two encoders are compared, `descent` where it was asked for."""
+    """The first of the encoders is the one it is about. `other` and `untrained` are there where encoders are compared,
+    `descent` where it was asked for."""
 
     settings: dict[str, Any]  # what changes scores: release, data, seed, versions, ...
     speech: list[Speech]
-    encoder: Scores
+    encoders: list[Scores]
     originals: Scores
     target: Target
     presets: Presets | None
@@ -28,7 +29,8 @@ class Evaluation:
     other: Scores | None = None
     untrained: Scores | None = None
     descent: Scores | None = None  # codes found without an encoder
-    compared: dict[str, Compared] = field(default_factory=dict)
+    comparisons: dict[str, dict[str, Compared]] = field(default_factory=dict)  # with `other`, by system and metric
+    about: dict[str, dict[str, Any]] = field(default_factory=dict)  # what the encoders' files say of themselves
     missing: dict[str, str] = field(default_factory=dict)  # judges that cannot be had -> why
     problems: list[Problem] = field(default_factory=list)  # clips that could not be read
     notes: list[str] = field(default_factory=list)  # about clips that were
@@ -39,9 +41,23 @@ class Evaluation:
         return int(self.settings["seed"])
 
     @property
+    def encoder(self) -> Scores:
+        return self.encoders[0]
+
+    @property
+    def compared(self) -> dict[str, Compared]:
+        """The first encoder's comparison, by metric."""
+        return self.comparisons.get(self.encoder.name, {})
+
+    @property
+    def judged(self) -> list[Scores]:
+        """What is measured, the first encoder first; each is compared with the other one, where there is one."""
+        return [*self.encoders, *([self.descent] if self.descent else [])]
+
+    @property
     def systems(self) -> list[Scores]:
-        """The encoder first, then what it is compared with."""
-        return [scores for scores in (self.encoder, self.other, self.untrained, self.descent) if scores is not None]
+        """The same, and the ends of the scale."""
+        return [*self.judged, *(scores for scores in (self.other, self.untrained) if scores is not None)]
 
     @property
     def metrics(self) -> list[Metric]:
@@ -84,20 +100,15 @@ class Evaluation:
             "metrics": {metric.name: asdict(metric) for metric in self.metrics},
             "totals": {
                 name: {
-                    metric.name: _interval(total) | {"clips": len(scores.scored(metric.name)) or len(scores.clips)}
+                    metric.name: _interval(total) | {"clips": len(scores.scored(metric.name)) or len(scores.coded)}
                     for metric in scores.metrics
                     if (total := scores.total(metric.name, self.seed))
                 }
                 for name, scores in systems.items()
             },
-            "compared": {
-                name: {
-                    "clips": compared.clips,
-                    "difference": _interval(compared.difference),
-                    "recovered": _interval(compared.recovered) if compared.recovered else None,
-                }
-                for name, compared in self.compared.items()
-            },
+            "encoders": self.about,
+            "compared": _comparison(self.compared),
+            "comparisons": {name: _comparison(compared) for name, compared in self.comparisons.items()},
             "clips": [
                 {
                     "name": clip.name,
@@ -115,9 +126,7 @@ class Evaluation:
             "acoustic_histogram": {
                 "target": self.target.histogram.tolist(),
                 **{
-                    scores.name: acoustic_histogram([c.codes for c in scores.clips if c.codes is not None], self.levels)
-                    .double()
-                    .tolist()
+                    scores.name: acoustic_histogram(scores.coded, self.levels).double().tolist()
                     for scores in self.systems
                 },
             },
@@ -129,6 +138,18 @@ class Evaluation:
             "notes": self.notes,
             "speed": self.speed,
         }
+
+
+def _comparison(compared: dict[str, Compared]) -> dict[str, Any]:
+    return {
+        name: {
+            "clips": each.clips,
+            "difference": _interval(each.difference),
+            "recovered": _interval(each.recovered) if each.recovered else None,
+            "recovered_clips": each.recovered_clips,
+        }
+        for name, each in compared.items()
+    }
 
 
 def _interval(interval: Interval) -> dict[str, float | None]:

@@ -5,20 +5,30 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from codec import Codec
+from data import DataError
 from evaluation import statistics
 from evaluation.codes import AGREEMENT, PER_CLIP, WHOLE, Presets, agreement, score_all_codes, score_codes
+from evaluation.jury import Hearing, Jury, first_line
 from evaluation.metric import Judge, Measured, Metric, Verdict
 from evaluation.speech import Problem, Speech
 from evaluation.statistics import Interval
 from losses.shaping import Target
 
-Progress = Callable[[Sequence[Speech]], Iterable[Speech]]
+ORIGINAL = "original"
+Encode = Callable[[Sequence[Tensor]], Sequence[Tensor]]
+Progress = Callable[[Iterable[Any], str, int], Iterable[Any]]  # shows how far a named work of so many clips has come
+
+
+def unseen(clips: Iterable[Any], work: str, count: int) -> Iterable[Any]:
+    """No progress is shown."""
+    return clips
 
 
 @dataclass
@@ -55,6 +65,11 @@ class Scores:
         clips = self.scored(metric)
         return statistics.mean(*self.column(metric, clips), seed) if clips else None
 
+    @property
+    def coded(self) -> list[Tensor]:
+        """The codes of the clips that have some."""
+        return [clip.codes for clip in self.clips if clip.codes is not None]
+
     def has(self, metric: str) -> bool:
         return metric in self.whole or bool(self.scored(metric))
 
@@ -67,39 +82,93 @@ def evaluate(
     name: str = "encoder",
     presets: Presets | None = None,
     target: Target | None = None,
-    progress: Progress = iter,
-    encode: Callable[[Tensor], Tensor] | None = None,
+    encode: Encode | None = None,
 ) -> Scores:
     """Scores of a codec with its encoder. In bfloat16, as `load_release` gives it, it computes what the server does.
-    `encode` finds the codes [1, 37, F] of a waveform [1, 1, T] in another way. A clip that a judge cannot score is a
-    problem of that judge's metrics alone."""
-    if encode is None and codec.encoder is None:
-        raise ValueError("this release has no encoder: inject one with inject_encoder.py")
-    exact = copy.deepcopy(codec).float() if encode is None else None
-    metrics = tuple(metric for judge in judges for metric in judge.metrics) + PER_CLIP
-    scores = Scores(name, metrics + (WHOLE if target else ()), [], [])
-    for clip in progress(speech):
-        waveform = clip.waveform[None, None].to(codec.decoder.output_proj.conv.weight.device)
-        codes = (encode or codec.encode)(waveform)[0].cpu()
-        scored = ClipScores(clip, codes)
-        scores.clips.append(scored)
-        _add(scores, scored, score_codes(codec, exact, waveform, codes, presets))
-        _judge(scores, scored, judges, reconstruct(codec, codes, clip))
-    if target:
-        codes_of_all = [clip.codes for clip in scores.clips if clip.codes is not None]
-        scores.whole = score_all_codes(codes_of_all, codec.config.acoustic_codebook_size, target)
+    `encode` finds the codes [37, F] of waveforms [T] in another way. A clip that a judge cannot score is a problem of
+    that judge's metrics alone."""
+    codes = encode([clip.waveform for clip in speech]) if encode else None
+    scores = score_encoding(codec, speech, name=name, presets=presets, target=target, codes=codes)
+    add_verdicts(codec, [scores], Jury(judges))
     return scores
 
 
 def evaluate_originals(speech: Sequence[Speech], judges: Sequence[Judge]) -> Scores:
     """What the absolute judges say of the originals: how far a perfect codec could come."""
-    judges = [judge for judge in judges if judge.absolute]
-    scores = Scores("original", tuple(metric for judge in judges for metric in judge.metrics), [], [])
-    for clip in speech:
+    scores = unscored_originals(speech)
+    add_verdicts(None, [scores], Jury(judges))
+    return scores
+
+
+def score_encoding(
+    codec: Codec,
+    speech: Sequence[Speech],
+    *,
+    name: str,
+    presets: Presets | None = None,
+    target: Target | None = None,
+    codes: Sequence[Tensor | None] | None = None,
+    progress: Progress = unseen,
+) -> Scores:
+    """The codes of every clip, and what they say themselves: as `evaluate`, before any judge has heard them. `codes`
+    are those found in another way, None for a clip that has none."""
+    if codes is None and codec.encoder is None:
+        raise ValueError("this release has no encoder: inject one with inject_encoder.py")
+    exact = copy.deepcopy(codec).float() if codes is None else None
+    scores = Scores(name, PER_CLIP + (WHOLE if target else ()), [], [])
+    for i, clip in enumerate(progress(speech, name, len(speech))):
+        waveform = clip.waveform[None, None].to(codec.decoder.output_proj.conv.weight.device)
         scored = ClipScores(clip)
         scores.clips.append(scored)
-        _judge(scores, scored, judges, clip.waveform)
+        try:
+            found = codec.encode(waveform)[0].cpu() if codes is None else codes[i]
+            if found is not None:
+                _add(scores, scored, score_codes(codec, exact, waveform, found, presets))
+                scored.codes = found
+        except (RuntimeError, ValueError) as error:
+            # a clip that is too long for the memory, weights that give no codes: the others are scored all the same
+            scores.problems.append(Problem(clip.name, "clip", first_line(error), name))
+    if not scores.coded:
+        reasons = [problem.reason for problem in scores.problems if problem.what == "clip"]
+        raise DataError(f"{name}: no clip has codes; the first: {(reasons or ['none were given'])[0]}")
+    if target:
+        scores.whole = score_all_codes(scores.coded, codec.config.acoustic_codebook_size, target)
     return scores
+
+
+def unscored_originals(speech: Sequence[Speech]) -> Scores:
+    """The originals, before any judge has heard them."""
+    return Scores(ORIGINAL, (), [ClipScores(clip) for clip in speech], [])
+
+
+def add_verdicts(codec: Codec | None, systems: Sequence[Scores], jury: Jury, progress: Progress = unseen) -> None:
+    """Adds what the judges say of each system's clips, decoded by `codec`; originals need none."""
+    for scores in systems:
+        scores.metrics = (jury.absolute_metrics if scores.name == ORIGINAL else jury.metrics) + scores.metrics
+    clips = [
+        [(scores, scored) for scores, scored in zip(systems, versions, strict=True) if _can_be_heard(scores, scored)]
+        for versions in zip(*(scores.clips for scores in systems), strict=True)
+    ]
+    hearings = (
+        Hearing(versions[0][1].clip, [_sound(codec, scored) for _, scored in versions])
+        for versions in clips
+        if versions
+    )
+    verdicts = progress(jury.hear(hearings), "judges", len(clips))
+    for versions, found in zip(filter(None, clips), verdicts, strict=True):
+        for (scores, scored), verdict in zip(versions, found, strict=True):
+            _add(scores, scored, verdict)
+
+
+def _can_be_heard(scores: Scores, scored: ClipScores) -> bool:
+    return scored.codes is not None or scores.name == ORIGINAL
+
+
+def _sound(codec: Codec | None, scored: ClipScores) -> Tensor:
+    if scored.codes is None:
+        return scored.clip.waveform
+    assert codec is not None
+    return reconstruct(codec, scored.codes, scored.clip)
 
 
 def add_agreement(codec: Codec, scores: Scores, other: Scores) -> None:
@@ -115,17 +184,6 @@ def reconstruct(codec: Codec, codes: Tensor, clip: Speech) -> Tensor:
     """Codes [37, F] to the waveform [T] one hears, as long as the original."""
     device = codec.decoder.output_proj.conv.weight.device
     return codec.decode(codes[None].to(device))[0, 0, : clip.waveform.shape[-1]].clamp(-1, 1).cpu()
-
-
-def _judge(scores: Scores, scored: ClipScores, judges: Sequence[Judge], audio: Tensor) -> None:
-    for judge in judges:
-        try:
-            verdict = judge.score(scored.clip, audio)
-        except (RuntimeError, ValueError) as error:
-            # libraries of many kinds: what one of them cannot do with one clip must not take the others' scores along
-            reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-            verdict = Verdict(failed={metric.name: reason for metric in judge.metrics})
-        _add(scores, scored, verdict)
 
 
 def _add(scores: Scores, scored: ClipScores, verdict: Verdict) -> None:

@@ -48,7 +48,7 @@ def read_speech(paths: Sequence[str], cache: str = "", limit: int = 0) -> tuple[
     clips = open_clips(paths, cache)
     count = min(limit or len(clips), len(clips))
     speech, problems, notes = [], [], []
-    for i in (round(k * (len(clips) - 1) / max(1, count - 1)) for k in range(count)):
+    for i in spread(count, len(clips)):
         name = f"clip {i + 1} of {len(clips)}"
         try:
             clip = clips.read(i)
@@ -62,6 +62,12 @@ def read_speech(paths: Sequence[str], cache: str = "", limit: int = 0) -> tuple[
     if not speech:
         raise DataError(f"none of {count} clips can be used; the first: {problems[0].reason}")
     return speech, problems, notes
+
+
+def spread(count: int, clips: int) -> list[int]:
+    """So many of the clips, or all where there are no more, evenly spread from the first to the last."""
+    count = min(count, clips)
+    return [round(k * (clips - 1) / max(1, count - 1)) for k in range(count)]
 
 
 def at_rate(waveform: Tensor, rate: int) -> np.ndarray:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cache
 from typing import NamedTuple
 
 import numpy as np
@@ -16,10 +17,13 @@ class Interval(NamedTuple):
     high: float | None
 
 
+@cache
 def resampled_counts(clips: int, seed: int) -> np.ndarray:
     """How often each clip is drawn in each of the resamples: [DRAWS, clips]. The same for a seed, so that what is
     computed from the same clips is paired."""
-    return np.random.default_rng(seed).multinomial(clips, np.full(clips, 1 / clips), size=DRAWS)
+    counts = np.random.default_rng(seed).multinomial(clips, np.full(clips, 1 / clips), size=DRAWS)
+    counts.flags.writeable = False  # it is kept: every metric of every encoder asks for it
+    return counts
 
 
 def mean(values: np.ndarray, weights: np.ndarray, seed: int) -> Interval:

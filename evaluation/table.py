@@ -4,16 +4,27 @@ from __future__ import annotations
 
 from evaluation.metric import Metric
 from evaluation.result import Evaluation
+from evaluation.scoring import Scores
 from evaluation.statistics import Interval
 
 ARROWS = {"lower": "↓", "higher": "↑", "": ""}
+LONGEST_LINE = 180  # characters, of the table on the terminal
 WITHOUT_INTERVAL = ("untrained", "original")  # the ends of the scale: theirs are in the JSON
 
 
 def header(result: Evaluation) -> list[str]:
     """The table's columns."""
-    compared = ["difference", "recovered"] if result.compared else []
-    return ["metric", "", *(scores.name for scores in result.systems), result.originals.name, *compared, "clips"]
+    one = len(result.comparisons) == 1
+    compared = [
+        what if one else f"{name}: {what}" for name in result.comparisons for what in ("difference", "recovered")
+    ]
+    return ["metric", "", *map(_heading, result.systems), result.originals.name, *compared, "clips"]
+
+
+def _heading(scores: Scores) -> str:
+    """A system's name, and how many clips it has scores of where these are not all."""
+    coded = len(scores.coded)
+    return scores.name if coded == len(scores.clips) else f"{scores.name}, {coded} clips"
 
 
 def rows(result: Evaluation) -> list[tuple[Metric, list[str]]]:
@@ -27,10 +38,12 @@ def rows(result: Evaluation) -> list[tuple[Metric, list[str]]]:
             if total and scores.name in WITHOUT_INTERVAL:
                 total = Interval(total.value, None, None)
             cells.append(with_interval(metric, total))
-        if result.compared:
-            compared = result.compared.get(name)
+        for comparison in result.comparisons.values():
+            compared = comparison.get(name)
             cells.append(with_interval(metric, compared.difference, signed=True) if compared else "–")
-            cells.append(as_share(compared.recovered) if compared else "–")
+            fewer = compared and compared.recovered and compared.recovered_clips < compared.clips
+            of = f", {compared.recovered_clips} clips" if compared and fewer else ""
+            cells.append(as_share(compared.recovered) + of if compared else "–")
         clips = len(result.encoder.scored(name)) or len(result.encoder.clips)
         common = result.compared[name].clips if name in result.compared else clips
         cells.append(str(clips) if common == clips else f"{clips}, {common} compared")
@@ -54,10 +67,8 @@ def as_share(interval: Interval | None) -> str:
     """A recovered share in percent."""
     if interval is None:
         return "–"
-    text = f"{100 * interval.value:.0f} %"
-    if interval.low is None or interval.high is None:
-        return text
-    return f"{text} [{100 * interval.low:.0f}, {100 * interval.high:.0f}]"
+    value, low, high = (None if part is None else round(100 * part) for part in interval)  # whole numbers have no "-0"
+    return f"{value} %" if low is None or high is None else f"{value} % [{low}, {high}]"
 
 
 def _bare(metric: Metric, value: float) -> str:
@@ -67,15 +78,17 @@ def _bare(metric: Metric, value: float) -> str:
 def as_text(result: Evaluation) -> str:
     """The whole finding for a terminal. Two evaluations of the same give the same text."""
     lines = [f"{result.settings['encoder']}: {described_data(result)}", ""]
-    cells = [header(result), *(row for _, row in rows(result))]
-    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
-    lines += ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in cells]
+    lines += folded([header(result), *(row for _, row in rows(result))])
     lines += ["", "In brackets 95 % intervals: bootstrap over the clips; counts over all clips at once have none."]
-    if result.compared:
+    if result.comparisons:
         lines.append(
             "Difference: encoder minus against, paired by clip. Recovered: 0 % is an untrained encoder, 100 % the one "
             "against;\na dash where these two cannot be told apart."
         )
+    lines += [f"{metric.title}: {metric.definition}" for metric in result.metrics if metric.name == "mel"]
+    lines.append(
+        f"Resampler: {result.settings['resampler']}; seed {result.settings['seed']}; {described_versions(result)}"
+    )
     if result.presets:
         among = result.presets.among_themselves
         lines.append(
@@ -90,12 +103,32 @@ def as_text(result: Evaluation) -> str:
     return "\n".join(lines)
 
 
+def folded(table: list[list[str]], named: int = 2) -> list[str]:
+    """Lines of a table; where they would be too long its columns go on below, after the first `named` ones."""
+    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
+    parts: list[list[int]] = [[]]
+    for column in range(named, len(widths)):
+        taken = sum(widths[each] + 2 for each in (*range(named), *parts[-1], column)) - 2
+        if taken > LONGEST_LINE and parts[-1]:
+            parts.append([])
+        parts[-1].append(column)
+    lines = []
+    for part in parts:
+        columns = (*range(named), *part)
+        lines += ["", *("  ".join(row[each].ljust(widths[each]) for each in columns).rstrip() for row in table)]
+    return lines[1:]
+
+
 def described_data(result: Evaluation) -> str:
     """How much speech was looked at."""
     seconds = sum(clip.seconds for clip in result.speech)
     speakers = len({clip.speaker for clip in result.speech if clip.speaker})
     voices = f" of {speakers} speakers" if speakers else ""
     return f"{len(result.speech)} clips{voices}, {seconds / 60:.1f} minutes, {result.settings['arithmetic']}"
+
+
+def described_versions(result: Evaluation) -> str:
+    return ", ".join(f"{name} {version}" for name, version in result.settings["versions"].items())
 
 
 def problem_lines(result: Evaluation, limit: int = 8) -> list[str]:

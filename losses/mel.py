@@ -8,6 +8,8 @@ import torch
 import torchaudio
 from torch import Tensor, nn
 
+from losses.frames import mean_of_whole_frames
+
 RESOLUTIONS = ((2048, 512), (1024, 256), (512, 128))  # (n_fft, hop) in samples at 24 kHz
 MELS = 80
 FLOOR = 1e-5
@@ -38,13 +40,15 @@ class MelDistance(nn.Module):
     def forward(self, reconstruction: Tensor, original: Tensor) -> Tensor:
         return self.per_clip(reconstruction, original).mean()
 
-    def per_clip(self, reconstruction: Tensor, original: Tensor) -> Tensor:
-        """The distance of each clip: [B]."""
-        if original.shape[-1] < RESOLUTIONS[0][0]:
-            raise ValueError(f"{original.shape[-1]} samples are too few, expected {RESOLUTIONS[0][0]} or more")
+    def per_clip(self, reconstruction: Tensor, original: Tensor, lengths: Tensor | None = None) -> Tensor:
+        """The distance of each clip: [B]. `lengths` [B], in samples, where clips are padded at the end: what a clip is
+        padded with is not looked at."""
+        shortest = original.shape[-1] if lengths is None else int(lengths.min())
+        if shortest < RESOLUTIONS[0][0]:
+            raise ValueError(f"{shortest} samples are too few, expected {RESOLUTIONS[0][0]} or more")
         total = torch.zeros(len(original), device=original.device)
-        for mel in self.scales:
+        for (n_fft, hop), mel in zip(RESOLUTIONS, self.scales, strict=True):
             magnitudes = (mel(waveform.float()[:, 0]) for waveform in (reconstruction, original))
             logs = [(magnitude.clamp(min=FLOOR) + self.offset).log() for magnitude in magnitudes]
-            total = total + (logs[0] - logs[1]).abs().mean(dim=(1, 2))
+            total = total + mean_of_whole_frames((logs[0] - logs[1]).abs(), n_fft, hop, lengths)
         return total / len(self.scales)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from losses.frames import mean_of_whole_frames
+
 WINDOWS = (2048, 1024, 512, 256)  # samples; the hop is a quarter
 
 
@@ -19,12 +21,16 @@ class STFTDistance(nn.Module):
             self.register_buffer(f"window_{length}", window / window.norm(), persistent=False)
 
     def forward(self, reconstruction: Tensor, original: Tensor) -> Tensor:
-        total = torch.zeros((), device=original.device)
+        return self.per_clip(reconstruction, original).mean()
+
+    def per_clip(self, reconstruction: Tensor, original: Tensor, lengths: Tensor | None = None) -> Tensor:
+        """The distance of each clip: [B]; padding as in `MelDistance.per_clip`."""
+        total = torch.zeros(len(original), device=original.device)
         for length in WINDOWS:
-            window = self.get_buffer(f"window_{length}")
+            window, hop = self.get_buffer(f"window_{length}"), length // 4
             magnitudes = [
-                torch.stft(x.float()[:, 0], length, length // 4, window=window, center=False, return_complex=True).abs()
+                torch.stft(x.float()[:, 0], length, hop, window=window, center=False, return_complex=True).abs()
                 for x in (reconstruction, original)
             ]
-            total = total + (magnitudes[0] - magnitudes[1]).abs().mean()
+            total = total + mean_of_whole_frames((magnitudes[0] - magnitudes[1]).abs(), length, hop, lengths)
         return total / len(WINDOWS)

@@ -16,8 +16,9 @@ import torch
 import evaluate_encoder
 from codec import load_release
 from codec.checkpoint import save_encoder
+from data import DataError
 from data.reference import SAMPLE_RATE
-from evaluation import evaluate, read_speech
+from evaluation import evaluate, read_speech, results
 from evaluation.fidelity import Distances
 from losses.mel import MelDistance
 from tests.test_report import METRICS
@@ -65,6 +66,8 @@ def test_the_withheld_encoder_against_itself_has_recovered_everything_and_differ
         assert _run(*arguments, judges=WITHOUT_SLOW) == 0
         texts.append(capsys.readouterr().out.split("\ncpu: ")[0])
     assert texts[0] == texts[1]
+    assert "\nResampler: soxr HQ, to 24000 Hz and from it; seed 0; python " in texts[0]
+    assert "\nmel distance: L1 of natural-log mel magnitudes, 80 bands" in texts[0]
     found, again = _figures(tmp_path / "first"), _figures(tmp_path / "second")
     assert found | {"speed": {}} == again | {"speed": {}}
 
@@ -94,6 +97,34 @@ def test_an_untrained_encoder_has_recovered_next_to_nothing_and_a_requirement_sa
     assert abs(compared["equal_semantic"]["recovered"]["value"]) < 0.1
 
 
+def test_of_several_encoders_each_is_compared_as_if_it_were_alone_and_the_first_is_the_one_required(
+    untrained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rest = ("--against", WITHHELD, "--clips", str(CLIPS), "--require", "recovered.mel<0.5", "--json")
+    both = (f"new={untrained}", f"good={WITHHELD}")
+    assert _run("--encoder", *both, *rest, tmp_path / "both", "--report", tmp_path / "report") == 0
+    page = (tmp_path / "report" / "index.html").read_text(encoding="utf-8")
+    assert _run("--encoder", untrained, *rest, tmp_path / "alone") == 0
+    found, alone = _figures(tmp_path / "both"), _figures(tmp_path / "alone")
+    assert list(found["totals"]) == ["new", "good", "against", "untrained", "original"]
+    assert found["totals"]["new"] == alone["totals"]["encoder"]
+    assert found["totals"]["good"] == found["totals"]["against"]
+    assert found["totals"]["untrained"] == alone["totals"]["untrained"]
+    assert found["compared"] == found["comparisons"]["new"] == alone["compared"] == alone["comparisons"]["encoder"]
+    assert {each["difference"]["value"] for each in found["comparisons"]["good"].values()} == {0}
+    assert found["comparisons"]["good"]["mel"]["recovered"]["value"] == 1
+    assert found["encoders"]["new"] == {"file": str(untrained), "step": 0}
+    printed = capsys.readouterr().out
+    for column in ("new: difference", "new: recovered", "good: difference", "good: recovered"):
+        assert column in printed
+        assert column in page
+    assert "<h4><kbd>3</kbd> good</h4>" in page
+    assert results.main([str(tmp_path / "both")]) == 0
+    tables = capsys.readouterr().out
+    assert "| metric | new | good | untrained | against | original |" in tables
+    assert "\nnew: 0 of " in tables
+
+
 def test_the_clips_are_computed_as_the_server_does_and_measured_as_in_training(tmp_path: Path) -> None:
     """Against the arithmetic written out: bf16, one clip at a time, hard codes, the training's mel distance."""
     assert _run("--encoder", WITHHELD, "--clips", "2", "--json", tmp_path / "json") == 0
@@ -107,6 +138,18 @@ def test_the_clips_are_computed_as_the_server_does_and_measured_as_in_training(t
         assert found["scores"]["encoder"]["distinct_codes"] == codes[0, 0].unique().numel()
 
 
+def test_descent_on_some_clips_is_compared_on_those(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ("--encoder", WITHHELD, "--against", WITHHELD, "--clips", "3", "--descent", "3", "--descent-clips", "2")
+    assert _run(*arguments, "--json", tmp_path / "json", "--report", tmp_path / "report") == 0
+    found = _figures(tmp_path / "json")
+    assert ["descent" in clip["scores"] and bool(clip["scores"]["descent"]) for clip in found["clips"]] == [1, 0, 1]
+    assert found["totals"]["descent"]["mel"]["clips"] == found["comparisons"]["descent"]["mel"]["clips"] == 2
+    assert found["comparisons"]["encoder"]["mel"]["clips"] == 3
+    assert found["comparisons"]["descent"]["mel"]["difference"]["value"] > 0
+    assert "sem_util" not in found["comparisons"]["descent"]
+    assert "descent, 2 clips" in capsys.readouterr().out
+
+
 def test_bad_clips_are_named_and_the_others_scored(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     good = read_speech([str(DEMO / "unseen.parquet")], str(tmp_path), limit=1)[0][0].waveform
     folder = tmp_path / "speech"
@@ -116,18 +159,23 @@ def test_bad_clips_are_named_and_the_others_scored(tmp_path: Path, capsys: pytes
     soundfile.write(folder / "silent.wav", torch.zeros(24000), SAMPLE_RATE)
     soundfile.write(folder / "tenth_of_a_second.wav", good[24000:26400], SAMPLE_RATE)
     (folder / "broken.wav").write_bytes(b"RIFF, and then nothing")
-    assert _run("--encoder", WITHHELD, "--data", folder, "--json", tmp_path / "json") == 0
+    soundfile.write(folder / "shorter_than_a_window.wav", good[24000:26000], SAMPLE_RATE)
+    assert _run("--encoder", WITHHELD, "--data", folder, "--json", tmp_path / "json", "--descent", "1") == 0
     found = _figures(tmp_path / "json")
-    assert [clip["name"] for clip in found["clips"]] == ["at_16_khz.wav", "good.wav", "tenth_of_a_second.wav"]
+    names = ["at_16_khz.wav", "good.wav", "shorter_than_a_window.wav", "tenth_of_a_second.wav"]
+    assert [clip["name"] for clip in found["clips"]] == names
     problems = {(problem["clip"], problem["what"]) for problem in found["problems"]}
     assert {("silent.wav", "clip"), ("broken.wav", "clip")} <= problems
     assert {("tenth_of_a_second.wav", "pesq"), ("tenth_of_a_second.wav", "estoi")} <= problems
-    assert {"mel", "distinct_codes"} <= set(found["clips"][2]["scores"]["encoder"])
+    assert {("shorter_than_a_window.wav", "mel"), ("shorter_than_a_window.wav", "clip")} <= problems
+    assert {"mel", "distinct_codes"} <= set(found["clips"][3]["scores"]["encoder"])
     assert found["totals"]["encoder"]["pesq"]["clips"] == 2
+    assert found["totals"]["descent"]["mel"]["clips"] == 3
     assert any("resampled" in note for note in found["notes"])
     out = capsys.readouterr().out
     assert "silent.wav is silent" in out
-    assert "not scored: tenth_of_a_second.wav: pesq of encoder: " in out
+    assert "not scored: tenth_of_a_second.wav: pesq" in out
+    assert "not scored: shorter_than_a_window.wav: clip of descent: too short" in out
 
 
 def test_a_metric_without_its_library_is_named_left_out_and_not_zero(
@@ -159,6 +207,38 @@ def test_a_judge_that_fails_on_a_clip_is_named_with_its_reason_and_does_not_stop
     assert failed == [(speech[0].name, "mel", "out of order")]
 
 
+def test_a_clip_that_cannot_be_encoded_is_named_and_the_others_are_scored(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def encode(waveform: torch.Tensor) -> torch.Tensor:
+        if waveform.shape[-1] == speech[0].waveform.shape[-1]:
+            raise torch.OutOfMemoryError("CUDA out of memory\nand more of it")
+        return whole(waveform)
+
+    speech, _, _ = read_speech([str(DEMO / "unseen.parquet")], str(tmp_path), limit=2)
+    codec = evaluate_encoder.given_encoder(DEMO / "release", str(WITHHELD), torch.device("cpu"))
+    whole = codec.encode
+    monkeypatch.setattr(codec, "encode", encode)
+    scores = evaluate(codec, speech, [Distances()])
+    assert scores.scored("mel") == scores.scored("distinct_codes") == [1]
+    assert [(each.clip, each.what, each.reason) for each in scores.problems if each.what == "clip"] == [
+        (speech[0].name, "clip", "CUDA out of memory")
+    ]
+    with pytest.raises(DataError, match="no clip has codes; the first: CUDA out of memory"):
+        evaluate(codec, speech[:1], [Distances()])
+
+
+def test_weights_that_are_no_numbers_are_an_error_and_no_scores(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    codec = evaluate_encoder.given_encoder(DEMO / "release", str(WITHHELD), torch.device("cpu"))
+    for parameter in codec.get_submodule("encoder").parameters():
+        parameter.fill_(torch.nan)
+    save_encoder(tmp_path / "broken.safetensors", codec, {})
+    assert _run("--encoder", tmp_path / "broken.safetensors", "--clips", "1") == 2
+    assert "no clip has codes; the first: codes out of range" in capsys.readouterr().err
+
+
 def test_a_release_without_an_encoder_is_an_error_that_says_what_to_do(capsys: pytest.CaptureFixture[str]) -> None:
     assert _run() == 2
     error = capsys.readouterr().err
@@ -184,6 +264,10 @@ def test_an_injected_encoder_is_found_in_its_release(tmp_path: Path) -> None:
         (["--encoder", "no.safetensors"], "does not exist"),
         (["--encoder", DEMO / "release" / "consolidated.safetensors"], "lacks 114 tensors"),
         (["--encoder", WITHHELD, "--data", "nowhere"], "does not exist"),
+        (["--encoder", WITHHELD, WITHHELD], "NAME=FILE"),
+        (["--encoder", f"one={WITHHELD}", "one=other"], "another one is called 'one'"),
+        (["--encoder", f"untrained={WITHHELD}"], "cannot be an encoder's name"),
+        (["--encoder", f"={WITHHELD}"], "cannot be an encoder's name"),
         (["--encoder", WITHHELD, "--require", "pesq"], "expected a metric"),
         (["--encoder", WITHHELD, "--metrics", "README.md"], "line 1"),
         (["--encoder", WITHHELD, "--json", "nowhere/figures.json"], "nowhere is not a folder"),

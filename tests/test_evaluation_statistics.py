@@ -15,7 +15,8 @@ from evaluation.metric import Measured, Metric
 from evaluation.requirement import RequirementError, read_requirement
 from evaluation.scoring import ClipScores, Scores
 from evaluation.speech import Speech
-from evaluation.statistics import difference, mean, recovered, resampled_counts
+from evaluation.statistics import Interval, difference, mean, recovered, resampled_counts
+from evaluation.table import as_share, folded
 from evaluation.words import errors
 
 ONES = np.ones(40)
@@ -98,6 +99,16 @@ def test_only_clips_that_all_encoders_have_scores_for_are_compared() -> None:
     assert compare(encoder, _scores("against", [None] * 3), other) == {}
 
 
+def test_a_clip_that_the_untrained_encoder_has_no_score_for_is_compared_and_not_recovered() -> None:
+    encoder, other = _scores("encoder", [1.0, 2.0, 9.0]), _scores("against", [0.0, 1.0, 2.0])
+    compared = compare(encoder, other, _scores("untrained", [4.0, 5.0, None]))["errors"]
+    assert (compared.clips, compared.difference.value) == (3, 3)
+    assert compared.recovered is not None
+    assert (compared.recovered_clips, compared.recovered.value) == (2, 0.75)
+    silent = compare(encoder, other, _scores("untrained", [None] * 3))["errors"]
+    assert (silent.difference, silent.recovered) == (compared.difference, None)
+
+
 @pytest.mark.parametrize(
     ("reference", "heard", "words", "characters"),
     [
@@ -147,6 +158,18 @@ def test_metrics_are_shown_in_their_unit_and_without_negative_zeros() -> None:
     share = Metric("s", "s", "", "made up", percent=True)
     assert share.show(0.123) == "12.3 %"
     assert ERRORS.show(-0.0001) == "0.000"
+    assert as_share(Interval(0.956, -0.001, 1.0)) == "96 % [0, 100]"
+    assert as_share(Interval(-0.001, None, None)) == "0 %"
+    assert as_share(None) == "–"
+
+
+def test_a_table_too_wide_for_a_line_goes_on_below_with_its_first_columns() -> None:
+    table = [["metric", "", "a" * 100, "b" * 60, "c" * 60], ["mel", "↓", "1", "2", "3"]]
+    first, row, gap, second, other = folded(table)
+    assert [line.split() for line in (first, row)] == [["metric", "a" * 100, "b" * 60], ["mel", "↓", "1", "2"]]
+    assert gap == ""
+    assert [line.split() for line in (second, other)] == [["metric", "c" * 60], ["mel", "↓", "3"]]
+    assert folded([["metric", "", "a" * 300]]) == ["metric    " + "a" * 300]
 
 
 def test_axes_are_marked_with_round_numbers() -> None:

@@ -35,6 +35,14 @@ def test_mel_distance_weighs_clips_alike() -> None:
     assert torch.allclose(mel.per_clip(a, b), torch.stack([mel(a[i : i + 1], b[i : i + 1]) for i in range(2)]))
 
 
+@pytest.mark.parametrize("loss", [MelDistance(RATE, offset=0.01), STFTDistance()], ids=["mel", "stft"])
+def test_what_a_clip_is_padded_with_is_not_looked_at(loss: MelDistance | STFTDistance) -> None:
+    a, b = _waveform(0, 3), _waveform(1, 3)
+    lengths = torch.tensor([2048, 12000, 7001])
+    alone = [loss(a[i : i + 1, :, :length], b[i : i + 1, :, :length]) for i, length in enumerate(lengths)]
+    assert torch.allclose(loss.per_clip(a, b, lengths), torch.stack(alone), rtol=1e-5)
+
+
 def test_mel_distance_of_too_short_clips_is_refused() -> None:
     with pytest.raises(ValueError, match="2048 or more"):
         MelDistance(RATE)(_waveform(0, samples=2047), _waveform(1, samples=2047))

@@ -61,20 +61,27 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
     scores.append(evaluate(fresh, speech, judges, name="untrained", presets=presets, target=target))
     for each in scores:
         add_agreement(codec, each, scores[1])
-    settings = {"encoder": "withheld", "against": "withheld", "release": "the demo's", "data": ["unseen"], "seed": 0}
+    settings = {
+        "encoder": "withheld",
+        "encoders": ["encoder: withheld"],
+        "against": "withheld",
+        "release": "the demo's",
+        "data": ["unseen"],
+        "seed": 0,
+    }
     settings |= {"arithmetic": "bf16", "machine": "a machine", "resampler": "soxr", "whisper": "none", "language": "en"}
     settings |= {"speaker_model": "none", "bootstrap_draws": 2000, "versions": {"torch": torch.__version__}}
     result = Evaluation(
         settings=settings,
         speech=speech,
-        encoder=scores[0],
+        encoders=scores[:1],
         originals=evaluate_originals(speech, judges),
         target=target,
         presets=presets,
         levels=codec.config.acoustic_codebook_size,
         other=scores[1],
         untrained=scores[2],
-        compared=compare(*scores),
+        comparisons={"encoder": compare(*scores)},
         missing={"words": "Whisper is not here"},
     )
     (folder / "metrics.jsonl").write_text(METRICS, encoding="utf-8")

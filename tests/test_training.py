@@ -44,6 +44,7 @@ def test_a_run_leaves_what_others_build_on(
     assert {tensor.dtype for tensor in tensors.values()} == {torch.bfloat16}
     assert json.loads(metadata["step"]) == 6
     assert json.loads(metadata["averaged_weights"]) is True
+    assert json.loads(metadata["audio_seconds"]) == pytest.approx(6 * 2 * 0.4)  # steps, batch, seconds of a crop
     assert metadata["codec_fingerprint"] == codec_fingerprint(checkpoint_tensors(load_release(tiny_release)))
     assert [path.name for path in sorted((folder / "checkpoints").iterdir())] == [
         f"step_000000{step}"

@@ -60,7 +60,16 @@ def main() -> int:
     figures = output / "figures.json"
     sides = ("--model-dir", str(release), "--against", str(WITHHELD), "--clips", str(MEASURED_CLIPS))
     left_out = ("wavlm", "quality") if whisper else ("wavlm", "quality", "words")
-    judges = ("--speaker-model", str(HERE / "speaker"), "--whisper", str(whisper), "--without", *left_out)
+    judges = (
+        "--jobs",
+        "2",
+        "--speaker-model",
+        str(HERE / "speaker"),
+        "--whisper",
+        str(whisper),
+        "--without",
+        *left_out,
+    )
     pages = ("--json", str(figures), "--report", str(output / "report"), "--metrics", str(output / "metrics.jsonl"))
     command("evaluate_encoder.py", *sides, *judges, *pages)
     found = json.loads(figures.read_text(encoding="utf-8"))

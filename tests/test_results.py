@@ -1,0 +1,120 @@
+"""The tables of RESULTS.md, from figures made by hand."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from evaluation.codes import AGREEMENT
+from evaluation.metric import Metric
+from evaluation.results import main
+
+MEL = Metric("mel", "mel distance", "lower", "made up")
+PESQ = Metric("pesq", "PESQ", "higher", "made up", 2)
+USED = Metric("sem_util", "codes used", "", "made up", 0)
+SHARES = {"recipe": (0.96, 0.5), "step_2": (0.7, 0.3), "step_1": (0.4, -0.1), "random": (0.9, 0.2), "descent": (1.2, 1)}
+
+
+def _interval(value: float) -> dict[str, float]:
+    return {"value": value, "low": value - 0.01, "high": value + 0.01}
+
+
+def _figures() -> dict[str, Any]:
+    metrics = [MEL, PESQ, USED, AGREEMENT[0]]
+    systems = [*SHARES, "against", "untrained"]
+    return {
+        "settings": {
+            **{"data": ["unseen"], "arithmetic": "bf16", "machine": "a machine", "seed": 0, "whisper": "base"},
+            "versions": {"torch": "2.11"},
+        },
+        "metrics": {metric.name: asdict(metric) for metric in metrics},
+        "totals": {name: {m.name: _interval(i + 1) | {"clips": 2} for m in metrics} for i, name in enumerate(systems)},
+        "comparisons": {
+            name: {
+                "mel": {"clips": 2, "difference": _interval(0.1), "recovered": _interval(shares[0])},
+                "pesq": {"clips": 2, "difference": _interval(-0.2), "recovered": _interval(shares[1])},
+                "sem_util": {"clips": 2, "difference": _interval(-3), "recovered": None},
+                AGREEMENT[0].name: {"clips": 2, "difference": _interval(-0.9), "recovered": _interval(0.01)},
+            }
+            for name, shares in SHARES.items()
+        },
+        "encoders": {
+            "recipe": {"file": "recipe.safetensors", "step": 400.0, "audio_seconds": 4 * 3600.0},
+            "step_2": {"file": "2.safetensors", "step": 200.0, "audio_seconds": 2 * 3600.0},
+            "step_1": {"file": "1.safetensors", "step": 100.0, "audio_seconds": 1800.0},
+            "random": {"file": "random.safetensors", "step": 400.0},
+            "against": {"file": "withheld.safetensors"},
+        },
+        "clips": [
+            {"seconds": 30.0, "speaker": "a", "scores": {name: {"mel": 1.0} for name in systems}},
+            {"seconds": 30.0, "speaker": "b", "scores": {name: {"mel": 1.0} for name in systems} | {"descent": {}}},
+        ],
+    }
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    path = tmp_path / "figures.json"
+    path.write_text(json.dumps(_figures()))
+    return path
+
+
+def _lines(capsys: pytest.CaptureFixture[str]) -> list[str]:
+    return capsys.readouterr().out.splitlines()
+
+
+def test_metrics_stand_beside_their_intervals_differences_and_shares(
+    file: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([str(file), "--curve", "step_*"]) == 0
+    lines = _lines(capsys)
+    assert lines[0].startswith("2 clips of 2 speakers, 1.0 minutes, of unseen; bf16, a machine; seed 0;")
+    assert "| metric | recipe | random | descent, 1 clips | untrained | against |" in lines
+    row = (
+        "| mel distance ↓ | 1.000 [0.990, 1.010] | 4.000 [3.990, 4.010] | 5.000 [4.990, 5.010] | 7.000 [6.990, 7.010] |"
+    )
+    assert any(line.startswith(row) for line in lines)
+    (comparison,) = [line for line in lines if line.startswith("| PESQ ↑ | -0.20")]
+    assert comparison.startswith(
+        "| PESQ ↑ | -0.20 [-0.21, -0.19] | 50 % [49, 51] | -0.20 [-0.21, -0.19] | 20 % [19, 21]"
+    )
+    assert any(line.startswith("| codes used | -3 [-3, -3] | – |") for line in lines)
+
+
+def test_the_metric_furthest_from_the_goal_is_named_and_is_not_how_alike_the_codes_are(
+    file: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([str(file)]) == 0
+    (line,) = [line for line in _lines(capsys) if line.startswith("recipe: ")]
+    assert line == "recipe: 1 of 2 metrics at 95 % or more; furthest from it is PESQ, 50 % [49, 51] recovered."
+
+
+def test_the_curve_goes_by_hours_of_audio(file: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([str(file), "--curve", "step_*", "recipe"]) == 0
+    lines = _lines(capsys)
+    start = lines.index("| recovered after | 0.5 h | 2 h | 4 h |")
+    assert lines[start + 2] == "| mel distance ↓ | 40 % [39, 41] | 70 % [69, 71] | 96 % [95, 97] |"
+    assert lines[start + 3] == "| PESQ ↑ | -10 % [-11, -9] | 30 % [29, 31] | 50 % [49, 51] |"
+    assert "| step_1 | `1.safetensors` | 100 | 0.5 h |" in lines
+
+
+def test_hours_that_a_file_does_not_say_are_its_steps_or_an_error(
+    file: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([str(file), "--curve", "random"]) == 2
+    assert "give --seconds-a-step" in capsys.readouterr().err
+    assert main([str(file), "--curve", "random", "--seconds-a-step", "90"]) == 0
+    assert "| recovered after | 10 h |" in _lines(capsys)
+
+
+def test_other_files_and_names_are_one_sentence(file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "other.json").write_text('{"metrics": []}')
+    for arguments in ([str(tmp_path / "other.json")], [str(file), "--curve", "nothing"], ["nowhere.json"]):
+        assert main(arguments) == 2
+        error = capsys.readouterr().err
+        assert error.startswith("error: ")
+        assert error.count("\n") == 1
