@@ -38,6 +38,20 @@ def test_codes_are_recovered_exactly_from_a_voice(codec: Codec) -> None:
     assert recovered.residual.max() < 0.01
 
 
+def test_rows_where_the_descent_ends_elsewhere_are_tried_from_other_starts(codec: Codec) -> None:
+    """In fewer dimensions some rows need it."""
+    narrow = random_codec(replace(SMALL, embedding_dim=224)).to(torch.bfloat16)
+    codes = _codes(300)
+    assert narrow.embedding_table is not None
+    once, again = (
+        recover_codes(narrow.embed(codes)[0, :-1], narrow.embedding_table, SMALL.codebook_sizes, restarts=restarts)
+        for restarts in (0, 20)
+    )
+    assert not torch.equal(once.codes, codes[0].T)
+    assert torch.equal(again.codes, codes[0].T)
+    assert again.residual.max() < 0.01
+
+
 def test_an_embedding_of_another_table_has_a_large_residual(codec: Codec) -> None:
     assert codec.embedding_table is not None
     foreign = torch.randn(5, 512, generator=torch.Generator().manual_seed(9)) * 1.8
