@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from codec.checkpoint import load_release, save_encoder, save_release
 from codec.codec import Codec
 from codec.config import CodecConfig, ReleaseError, read_params_file
-from data import DataError, derive_seed
+from data import DataError
 from losses import Diversity, commitment
 from losses.asr_distillation import TeacherError
 from losses.shaping import Shaping, save_target, voices_target
@@ -35,11 +35,13 @@ from training.companion import Companion
 from training.config import Config, ConfigError, dump_config, load_config
 from training.distributed import Ranks, RanksError, leave, start_ranks
 from training.failures import MemoryFullError, explained
+from training.inputs import StepInputs, step_inputs
 from training.listener import Listener
 from training.objectives import balancers, waveform_losses
+from training.optimizer import adam, learning_rate
 from training.progress import Progress, over_ranks
 from training.recompute import recompute
-from training.replay import Replay, StepInputs, adam, to_device
+from training.replay import Replay
 from training.speech import Speech
 from training.stopping import StoppedError, StopRequest
 from training.validation import Validation, validate
@@ -111,7 +113,7 @@ class Training:
     def step(self, waveform: Tensor, step: int) -> dict[str, Tensor]:
         """One step on crops [B, 1, T] of this rank, in `accumulate` parts. Returns metrics that still lie on the
         device."""
-        inputs, losses = self.inputs(waveform, step), self.losses_in(step)
+        inputs, losses = step_inputs(self.config, self.ranks, self.codec, waveform, step), self.losses_in(step)
         # a teacher writes its transcripts one token after the other, until the device says that they end
         compute = self.replay if self.replay and "asr" not in losses else self.compute
         metrics, flags = compute(inputs, losses)
@@ -120,16 +122,6 @@ class Training:
         self.place += len(waveform) * self.ranks.count
         self.latest |= metrics  # a loss that is not in every step keeps its last value
         return dict(self.latest)
-
-    def inputs(self, waveform: Tensor, step: int) -> StepInputs:
-        """What is different in this step, as a function of the seed and its number."""
-        generator = torch.Generator().manual_seed(derive_seed(self.config.seed, step))
-        frames = -(-waveform.shape[-1] // self.codec.frame_size)
-        draws = self.quantizer.draw(len(waveform) * self.ranks.count, frames, generator)
-        mine = draws.part(self.ranks.rank, self.ranks.count)
-        seeds = self.quantizer.semantic_codebook.draw(generator)
-        numbers = torch.tensor(learning_rate(step, self.config)), torch.tensor(self.config.losses.fading**step)
-        return StepInputs(waveform, *(to_device(tensor, self.ranks.device) for tensor in (*mine, seeds, *numbers)))
 
     def losses_in(self, step: int) -> frozenset[str]:
         """Those of the losses that are not in every step which are in this one."""
@@ -293,15 +285,6 @@ def build_codec(config: Config) -> Codec:
         nn.init.normal_(codec.get_buffer("embedding_table"), std=0.6 * codec.config.embedding_dim**-0.5)
         return codec
     return load_release(config.model_dir, torch.float32).with_new_encoder(mirror=config.init == "mirror")
-
-
-def learning_rate(step: int, config: Config) -> float:
-    """Linear warm-up, then half a cosine from the peak to the final rate at the last step."""
-    options = config.optimizer
-    if step < options.warmup_steps:
-        return options.lr * (step + 1) / options.warmup_steps
-    progress = (step - options.warmup_steps) / max(1, config.steps - options.warmup_steps)
-    return options.final_lr + (options.lr - options.final_lr) * 0.5 * (1 + math.cos(math.pi * progress))
 
 
 def try_steps(config: Config, ranks: Ranks) -> None:

@@ -25,7 +25,7 @@ from training.checkpoints import CheckpointError
 from training.config import load_config
 from training.distributed import Ranks
 from training.failures import MemoryFullError, explained
-from training.replay import StepInputs
+from training.inputs import StepInputs
 
 ROOT = Path(__file__).parent.parent
 ALONE = Ranks(0, 1, torch.device("cpu"))

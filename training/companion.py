@@ -7,7 +7,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from training.distributed import Ranks
-from training.replay import adam
+from training.optimizer import adam
 
 
 class Companion:

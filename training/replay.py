@@ -6,32 +6,15 @@ Where networks are small or a machine's CPU is slow, starting the kernels takes 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable
-from typing import Generic, NamedTuple, TypeVar
+from collections.abc import Callable
+from typing import Generic, TypeVar
 
 import torch
-from torch import Tensor, nn
 
-from codec.quantizer import Draw
+from training.inputs import StepInputs
 
 WARM_UP = 4  # steps of a variant made one by one: they compile, choose algorithms and make the optimizers' memory
 Found = TypeVar("Found")
-
-
-class StepInputs(NamedTuple):
-    """All that differs from one step to the next, on the device: with the state, it is all that a step depends on."""
-
-    waveform: Tensor  # [B, 1, T]
-    semantic: Tensor  # the quantizer's draw, in parts: codec.quantizer.Draw
-    acoustic: Tensor
-    noise: Tensor
-    seeds: Tensor  # [entries], the codebook's draw
-    learning_rate: Tensor  # scalar
-    fade: Tensor  # scalar: of the losses that fade
-
-    @property
-    def draw(self) -> Draw:
-        return Draw(self.semantic, self.acoustic, self.noise)
 
 
 class Replay(Generic[Found]):
@@ -60,16 +43,3 @@ class Replay(Generic[Found]):
             kept.copy_(given)
         self.graph.replay()
         return self.found
-
-
-def adam(
-    parameters: Iterable[nn.Parameter], lr: float, betas: tuple[float, float], device: torch.device
-) -> torch.optim.Adam:
-    """Adam that on a GPU steps in a few kernels and can be recorded."""
-    on_gpu = device.type == "cuda"
-    return torch.optim.Adam(parameters, lr, betas, fused=on_gpu, capturable=on_gpu)
-
-
-def to_device(tensor: Tensor, device: torch.device) -> Tensor:
-    """A CPU tensor on another device, without waiting for what that device still has to do."""
-    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)

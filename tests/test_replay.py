@@ -1,0 +1,132 @@
+"""A step that is recorded and replayed: when it is, and that it computes what it computes kernel by kernel."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+import train_encoder
+from tests.teachers import use_random_teacher
+from training.config import load_config
+from training.distributed import Ranks
+from training.inputs import StepInputs, step_inputs
+from training.replay import WARM_UP, Replay
+
+NONE, MATCHED = frozenset[str](), frozenset({"feature_matching"})
+# everything that can be recorded: the teacher waits for the device
+SETTINGS = (
+    *("losses.feature_matching=1", "discriminator.channels=2", "losses.diversity=0.5", "losses.shaping=0.5"),
+    *("losses.speaker=1", "losses.speaker_model=data/demo/speaker", "batch_size=4", "accumulate=2", "log_every=1"),
+)
+CROPS = 0.1 * torch.randn(12, 8, 1, 5 * 1920, generator=torch.Generator().manual_seed(0))
+
+
+class Recording:
+    """Stands in for a CUDA graph where there is no GPU: replaying computes again on the inputs that were kept."""
+
+    def __init__(self) -> None:
+        self.replays = 0
+
+    def replay(self) -> None:
+        self.replays += 1
+
+
+@pytest.fixture
+def recordings(monkeypatch: pytest.MonkeyPatch) -> list[Recording]:
+    made: list[Recording] = []
+
+    def new() -> Recording:
+        made.append(Recording())
+        return made[-1]
+
+    @contextmanager
+    def record(graph: Recording, **options: Any) -> Iterator[None]:
+        assert graph is made[-1]
+        yield
+
+    monkeypatch.setattr(torch.cuda, "CUDAGraph", new)
+    monkeypatch.setattr(torch.cuda, "graph", record)
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda: None)
+    return made
+
+
+def test_each_set_of_losses_is_computed_some_times_and_then_recorded_once(recordings: list[Recording]) -> None:
+    computed: list[tuple[float, frozenset[str]]] = []
+
+    def compute(inputs: StepInputs, losses: frozenset[str]) -> str:
+        computed.append((float(inputs.fade), losses))
+        return f"found {len(computed)}"
+
+    replay = Replay(compute)
+
+    def call(fade: float, losses: frozenset[str]) -> str:
+        return replay(StepInputs(*(torch.tensor(fade) for _ in StepInputs._fields)), losses)
+
+    found = [call(step, NONE) for step in range(WARM_UP + 3)]
+    assert len(recordings) == 1
+    assert recordings[0].replays == 3, "the call that records computes by its first replay"
+    assert len(computed) == WARM_UP + 1
+    assert len(set(found[WARM_UP:])) == 1, "what is found lies where the recording left it"
+    assert float(replay.inputs.fade) == WARM_UP + 2, "each replay gets its own inputs"
+    for step in range(WARM_UP + 2):
+        call(step, MATCHED)
+    assert [graph.replays for graph in recordings] == [3, 2]
+
+
+def test_a_step_with_a_teacher_is_never_recorded(settings: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    use_random_teacher(monkeypatch)
+    config = load_config(settings, ("losses.asr=1", "losses.asr_every=3", "log_every=1"))
+    training = train_encoder.Training(config, Ranks(0, 1, torch.device("cpu")))
+    replayed = []
+
+    def record(inputs: StepInputs, losses: frozenset[str]) -> Any:
+        replayed.append(losses)
+        return training.compute(inputs, losses)
+
+    training.replay = record  # type: ignore[assignment]
+    for step in range(4):
+        training.step(CROPS[0, :2], step)
+    assert replayed == [NONE, NONE]
+    assert training.companions["asr projection"].updates == 2
+
+
+def test_inputs_are_a_function_of_the_seed_and_the_steps_number(settings: Path) -> None:
+    config = load_config(settings, SETTINGS)
+    ranks = Ranks(0, 1, torch.device("cpu"))
+    codec = train_encoder.build_codec(config)
+
+    def inputs(step: int, seed: int = 0) -> list[Tensor]:
+        return list(step_inputs(replace(config, seed=seed), ranks, codec, CROPS[0], step))
+
+    assert all(torch.equal(a, b) for a, b in zip(inputs(3), inputs(3), strict=True))
+    assert not torch.equal(inputs(3)[1], inputs(4)[1])
+    assert not torch.equal(inputs(3)[1], inputs(3, seed=1)[1])
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU: only there a step can be recorded")
+def test_replayed_steps_are_the_steps_computed_one_by_one(settings: Path) -> None:
+    def trained(cuda_graph: bool) -> tuple[list[dict[str, float]], list[Tensor]]:
+        config = load_config(
+            settings, (*SETTINGS, f"cuda_graph={str(cuda_graph).lower()}", "discriminator.from_step=6")
+        )
+        training = train_encoder.Training(config, Ranks(0, 1, torch.device("cuda")))
+        seen = []
+        for step in range(12):
+            metrics = training.step(CROPS[step].cuda(), step)
+            seen.append({name: float(value) for name, value in metrics.items()})
+        assert training.watch.broken() is None
+        assert (training.replay is not None) == cuda_graph
+        return seen, [parameter.detach().clone() for parameter in training.trained.parameters()]
+
+    (one_by_one, weights), (replayed, replayed_weights) = trained(False), trained(True)
+    for left, right in zip(one_by_one, replayed, strict=True):
+        assert right == pytest.approx(left, rel=0.02, abs=1e-3)
+    for left, right in zip(weights, replayed_weights, strict=True):
+        assert torch.allclose(left, right, atol=2e-3)
