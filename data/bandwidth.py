@@ -22,8 +22,14 @@ FRAME = 1024  # samples
 def is_band_limited(samples: np.ndarray, rate: int) -> bool:
     """Whether a whole clip [T] at `rate` Hz has nothing above 8 kHz. Its level doesn't matter; a part of it may hold
     no sound but vowels or silence, so a crop is no good to judge by."""
+    under, over, whole = band_powers(samples, rate)
+    return over < max(CLIFF * under, EMPTY * whole)
+
+
+def band_powers(samples: np.ndarray, rate: int) -> tuple[float, float, float]:
+    """The power of a clip [T] at `rate` Hz in the band under 8 kHz, in the one over it, and in all."""
     frames = np.pad(samples, (0, -len(samples) % FRAME)).reshape(-1, FRAME)
     power = np.square(np.abs(np.fft.rfft(frames * np.hanning(FRAME + 2)[1:-1].astype(np.float32)))).sum(axis=0)
     frequencies = np.fft.rfftfreq(FRAME, 1 / rate)
-    under, over = (power[(low < frequencies) & (frequencies < high)].sum() for low, high in (UNDER, OVER))
-    return bool(over < max(CLIFF * under, EMPTY * power.sum()))
+    under, over = (float(power[(low < frequencies) & (frequencies < high)].sum()) for low, high in (UNDER, OVER))
+    return under, over, float(power.sum())

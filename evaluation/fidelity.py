@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -9,6 +10,7 @@ from contextlib import contextmanager
 import numpy as np
 from torch import Tensor
 
+from data.bandwidth import OVER, band_powers
 from data.clips import SILENCE
 from data.reference import SAMPLE_RATE
 from evaluation.metric import Metric, Verdict, library
@@ -33,14 +35,21 @@ STFT = Metric(
     digits=4,
 )
 PESQ = Metric("pesq", "PESQ", "higher", "ITU-T P.862.2, wide band, 16 kHz, MOS-LQO 1 to 4.64 (package pesq)", digits=2)
+BAND = Metric(
+    "band_level",
+    "level above 8 kHz, dB",
+    "",
+    f"power from {OVER[0]} to {OVER[1]} Hz, relative to the original's, dB: 0 for as much of it",
+    digits=1,
+)
 ESTOI = Metric("estoi", "ESTOI", "higher", "extended short-time objective intelligibility, up to 1 (package pystoi)")
 
 
 class Distances:
-    """Mel and STFT distance, as in training."""
+    """Mel and STFT distance, as in training, and whether the upper band is there."""
 
     name = "distances"
-    metrics = (MEL, STFT)
+    metrics = (MEL, STFT, BAND)
     absolute = False
 
     def __init__(self) -> None:
@@ -51,6 +60,9 @@ class Distances:
         pair = audio[None, None], clip.waveform[None, None]
         verdict.set("mel", float(self.mel(*pair)))
         verdict.set("stft", float(self.stft(*pair)))
+        over, original = (band_powers(sound.numpy(), SAMPLE_RATE)[1] for sound in (audio, clip.waveform))
+        # a sound without any such power, such as silence, has no level in decibels
+        verdict.set("band_level", 10 * math.log10(over / original) if over and original else -math.inf)
         return verdict
 
 

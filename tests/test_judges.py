@@ -9,6 +9,7 @@ from pathlib import Path
 import huggingface_hub.constants
 import pystoi
 import pytest
+import soxr
 import torch
 
 from data.reference import SAMPLE_RATE
@@ -62,6 +63,16 @@ def test_distances_of_a_clip_with_itself_are_0(clips: list[Speech]) -> None:
     assert values["mel"].value == values["stft"].value == 0
 
 
+def test_the_level_above_8_khz_is_that_of_the_upper_band_alone(clips: list[Speech]) -> None:
+    clip = clips[0]
+    half = Distances().score(clip, clip.waveform / 2).values["band_level"].value
+    assert half == pytest.approx(-6.02, abs=0.01)
+    low = torch.from_numpy(soxr.resample(soxr.resample(clip.waveform.numpy(), SAMPLE_RATE, 16000), 16000, SAMPLE_RATE))
+    assert Distances().score(clip, low).values["band_level"].value < -30
+    silence = Distances().score(clip, torch.zeros_like(clip.waveform))
+    assert "band_level" in silence.failed
+
+
 @pytest.mark.parametrize("name", ["distances", "pesq", "estoi", "resemblyzer", "ecapa", "quality"])
 def test_every_judge_prefers_little_noise_to_much_and_says_the_same_twice(name: str, clips: list[Speech]) -> None:
     judges, missing = open_judges([name], speaker_model=str(DEMO / "speaker"))
@@ -69,7 +80,7 @@ def test_every_judge_prefers_little_noise_to_much_and_says_the_same_twice(name: 
     (judge,) = judges
     little, much, again = (judge.score(clips[0], _noisy(clips[0], level)) for level in (0.003, 0.1, 0.003))
     assert little.values == again.values
-    for metric in judge.metrics:
+    for metric in (metric for metric in judge.metrics if metric.better):
         sign = -1 if metric.better == "lower" else 1
         assert sign * little.values[metric.name].value > sign * much.values[metric.name].value
 
@@ -184,5 +195,6 @@ def test_every_judge_has_a_name_and_a_definition_of_each_metric(words: Words) ->
     judges, missing = open_judges(names, speaker_model=str(DEMO / "speaker"))
     metrics = [metric for judge in (*judges, words) for metric in judge.metrics]
     assert len({metric.name for metric in metrics}) == len(metrics)
-    assert all(metric.definition and metric.better for metric in metrics)
+    assert all(metric.definition for metric in metrics)
+    assert [metric.name for metric in metrics if not metric.better] == ["band_level"]  # 0 is best, not most or least
     assert not missing
