@@ -12,7 +12,7 @@ import csv
 import json
 import shutil
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -46,7 +46,8 @@ def main() -> None:
     pq.write_table(pa.Table.from_pylist(seen), HERE / "seen.parquet")
     pq.write_table(pa.Table.from_pylist(unseen + real), HERE / "unseen.parquet")
     write_sources(seen, unseen, real, speech / "real_sources.csv")
-    add_voices(release, with_encoder(load_release(release), HERE / "withheld_encoder.safetensors"), seen[:VOICES])
+    codec = with_encoder(load_release(release), HERE / "withheld_encoder.safetensors")
+    add_voices(release, codec, [Clip(row["id"], row["audio"]["bytes"]) for row in seen[:VOICES]])
 
 
 def one_a_speaker(files: list[Path], count: int, start: str = "") -> Iterator[dict[str, Any]]:
@@ -78,13 +79,13 @@ def write_sources(seen: list, unseen: list, real: list, real_sources: Path) -> N
             table.writerow([row["id"], "unseen.parquet", row["speaker_id"], stated["source"], stated["licence"]])
 
 
-def add_voices(release: Path, codec: Codec, clips: list[dict[str, Any]]) -> None:
+def add_voices(release: Path, codec: Codec, clips: Sequence[Clip]) -> None:
     """Preset voices, as a real release has them: embeddings that its own encoder made."""
     (release / "voice_embedding").mkdir()
     params = json.loads((release / "params.json").read_text(encoding="utf-8"))
     voices = params["multimodal"]["audio_tokenizer_args"]["voice"]
-    for index, row in enumerate(clips):
-        waveform = decode(Clip(row["id"], row["audio"]["bytes"]), codec.sample_rate)
+    for index, clip in enumerate(clips):
+        waveform = decode(clip, codec.sample_rate)
         name = f"preset_{index + 1}"
         torch.save(codec.embed(codec.encode(waveform[None]))[0].clone(), release / "voice_embedding" / f"{name}.pt")
         voices[name] = index

@@ -1,0 +1,172 @@
+"""The benchmark at the release's dimensions: a codec is trained whole, its encoder withheld, and new ones are trained
+against the rest and measured beside it.
+
+    python -m tests.measure_benchmark OUT --speech SPEECH --validation SPEECH --unseen NAME=PATH ... --whisper MODEL
+        --speaker-model FOLDER --codec-minutes 7 --encoder-minutes 4
+
+Steps are chosen to fill the minutes, by a short run that measures a step. The new encoders are the recipe, from layers
+that mirror the decoder's, and the same from random ones; of the first, those in between are kept, for the curve of what
+is recovered over hours of audio. Each set of unseen speech becomes OUT/NAME.json, and all of them OUT/results.md, the
+tables of RESULTS.md. What OUT holds already is not made again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import yaml
+
+from codec import ReleaseError, load_release
+from codec.checkpoint import read_training, with_encoder
+from data import open_clips
+from data.clips import Clip
+from data.demo.build import add_voices
+
+ROOT = Path(__file__).parent.parent
+BENCHMARK = ROOT / "configs" / "benchmark"
+ENCODERS = {"recipe": "mirror", "random_start": "random"}  # and how their layers start
+MEASURED, LINE = 80, 20  # steps of the short run, and steps a line of its metrics
+WITH_DISCRIMINATOR = 0.05  # of the steps, the last ones, which take several times as long
+KEPT = 5  # encoders of the curve
+VOICES = 8
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("out", type=Path)
+    parser.add_argument("--speech", required=True, help="to train on: folder or parquet files")
+    parser.add_argument("--validation", required=True)
+    parser.add_argument("--unseen", required=True, nargs="+", metavar="NAME=PATH", help="speech to measure with")
+    parser.add_argument("--whisper", required=True)
+    parser.add_argument("--speaker-model", required=True)
+    parser.add_argument("--codec-minutes", type=float, default=7)
+    parser.add_argument("--encoder-minutes", type=float, default=4, help="for each")
+    parser.add_argument("--clips", type=int, default=32)
+    parser.add_argument("--descent", type=int, default=300, help="steps (default: %(default)s)")
+    parser.add_argument("--descent-clips", type=int, default=8)
+    parser.add_argument("--jobs", type=int, default=12)
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="settings of every run")
+    options = parser.parse_intermixed_args()
+    options.out.mkdir(parents=True, exist_ok=True)
+
+    common = [f"data.train={options.speech}", f"data.validation={options.validation}", *options.overrides]
+    common += [f"losses.asr_teacher={options.whisper}"]
+    codec = options.out / "codec"
+    steps = fitting(BENCHMARK / "codec.yaml", codec, common, options.codec_minutes)
+    train(BENCHMARK / "codec.yaml", codec, common, steps)
+    release, withheld = codec / "release", codec / "encoder.safetensors"
+    if not (release / "voice_embedding").exists():
+        add_voices(release, with_encoder(load_release(release), withheld), one_a_speaker(options.speech))
+    common += [f"model_dir={release}", f"losses.speaker_model={options.speaker_model}"]
+    steps = fitting(BENCHMARK / "encoder.yaml", options.out / "encoders", common, options.encoder_minutes)
+    for name, start in ENCODERS.items():
+        train(BENCHMARK / "encoder.yaml", options.out / name, [*common, f"init={start}"], steps)
+    for unseen in options.unseen:
+        evaluate(options, release, withheld, *unseen.split("=", 1))
+    figures = [str(options.out / f"{unseen.split('=')[0]}.json") for unseen in options.unseen]
+    tables = run("-m", "evaluation.results", *figures, "--curve", "step_*", next(iter(ENCODERS)))
+    (options.out / "results.md").write_text(tables, encoding="utf-8")
+    print(tables)
+    return 0
+
+
+def fitting(config: Path, folder: Path, settings: list[str], minutes: float) -> int:
+    """How many steps the minutes hold: a short run measures them. The number is kept beside `folder`."""
+    known = folder.with_name(f"{folder.name}_steps.txt")
+    if not known.exists():
+        short = folder.with_name(f"{folder.name}_short")
+        quick = (f"steps={MEASURED}", f"log_every={LINE}", f"validate_every={MEASURED}", f"save_every={MEASURED}")
+        until = f"discriminator.from_step={MEASURED // 2}"
+        command = ("train_encoder.py", "--config", str(config), *settings, *quick, until, f"output_dir={short}")
+        run(*command, "optimizer.warmup_steps=9")
+        plain, whole = seconds_a_step(short)
+        steps = int(60 * minutes / ((1 - WITH_DISCRIMINATOR) * plain + WITH_DISCRIMINATOR * whole))
+        print(f"{folder.name}: {plain:.4f} s a step, {whole:.4f} with the discriminator: {steps} steps", flush=True)
+        shutil.rmtree(short)
+        known.write_text(f"{steps}\n", encoding="utf-8")
+    return int(known.read_text(encoding="utf-8"))
+
+
+def train(config: Path, folder: Path, settings: list[str], steps: int) -> None:
+    """A run, the encoders in between kept beside its last one."""
+    if (folder / "encoder.safetensors").exists() and not (folder / "kept" / "newest").exists():
+        return
+    ended = threading.Event()
+    keeper = threading.Thread(target=keep_encoders, args=(folder, max(1, steps // KEPT), ended))
+    keeper.start()
+    length = (f"steps={steps}", f"discriminator.from_step={round((1 - WITH_DISCRIMINATOR) * steps)}")
+    often = f"save_every={max(1, steps // (2 * KEPT))}"
+    try:
+        run("train_encoder.py", "--config", str(config), *settings, *length, often, f"output_dir={folder}")
+    finally:
+        ended.set()
+        keeper.join()
+    (folder / "kept" / "newest").unlink(missing_ok=True)
+
+
+def seconds_a_step(short: Path) -> tuple[float, float]:
+    """Of a short run: without the discriminator, and with it. The lines before either are its warm-up."""
+    settings = yaml.safe_load((short / "config.yaml").read_text(encoding="utf-8"))
+    audio = settings["batch_size"] * settings["accumulate"] * settings["data"]["crop_seconds"]
+    lines = [json.loads(line) for line in (short / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+    speeds = {line["step"]: line["audio_seconds_per_second"] for line in lines if "mel" in line}
+    return audio / speeds[MEASURED // 2], audio / speeds[MEASURED]
+
+
+def keep_encoders(folder: Path, every: int, ended: threading.Event) -> None:
+    """Copies the encoders that a run leaves on its way, about one in `every` steps, to `kept/step_*.safetensors`."""
+    kept, last = folder / "kept", 0
+    kept.mkdir(parents=True, exist_ok=True)
+    while not ended.wait(0.5):
+        try:
+            copied = shutil.copyfile(folder / "encoder.safetensors", kept / "newest")
+            step = int(read_training(copied)["step"])
+        except (FileNotFoundError, ReleaseError):  # not written yet
+            continue
+        if step >= last + every:
+            last = step
+            copied.rename(kept / f"step_{step:06}.safetensors")
+
+
+def one_a_speaker(speech: str) -> list[Clip]:
+    """A clip each of some speakers."""
+    clips, found = open_clips([speech]), dict[str, Clip]()
+    for index in range(len(clips)):
+        clip = clips.read(index)
+        found.setdefault(clip.speaker, clip)
+        if len(found) == VOICES:
+            break
+    return list(found.values())
+
+
+def evaluate(options: argparse.Namespace, release: Path, withheld: Path, name: str, speech: str) -> None:
+    figures = options.out / f"{name}.json"
+    if figures.exists():
+        return
+    encoders = [f"{each}={options.out / each / 'encoder.safetensors'}" for each in ENCODERS]
+    first = options.out / next(iter(ENCODERS))
+    encoders += [f"{path.stem}={path}" for path in sorted(first.glob("kept/step_*.safetensors"))]
+    sides = ("--model-dir", str(release), "--against", str(withheld), "--data", speech, "--clips", str(options.clips))
+    descent = ("--descent", str(options.descent), "--descent-clips", str(options.descent_clips))
+    judges = ("--whisper", options.whisper, "--speaker-model", options.speaker_model, "--without", "wavlm")
+    report = ("--report", str(options.out / f"report_{name}"), "--metrics", str(first / "metrics.jsonl"))
+    more = ("--jobs", str(options.jobs), "--json", str(figures), *report)
+    print(run("evaluate_encoder.py", "--encoder", *encoders, *sides, *descent, *judges, *more), flush=True)
+
+
+def run(*arguments: str) -> str:
+    """A command of this repository. Ends this one with its last words where it fails."""
+    ended = subprocess.run([sys.executable, *arguments], cwd=ROOT, check=False, text=True, capture_output=True)
+    if ended.returncode:
+        sys.exit(f"{' '.join(arguments)}\nended with status {ended.returncode}:\n{ended.stderr[-3000:]}")
+    return ended.stdout
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,141 @@
+"""Shows what each part of the recipe is for: encoders trained with it and without it, everything else equal.
+
+    python -m tests.measure_walls OUT --speech SPEECH --unseen PATH ... --whisper MODEL [key=value ...]
+
+Trains an encoder by every configuration in configs/ablations and for every seed, several runs side by side (a network
+as small as the stand-in's does not fill a GPU), and `band_limited`: the recipe, on the same speech by way of 16 kHz.
+Then measures them all, beside the withheld and an untrained encoder, and prints a row for each wall: the mean over the
+seeds, and each seed. A run that OUT holds already is not made again. OUT/figures.json has everything.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import soundfile
+import soxr
+
+ROOT = Path(__file__).parent.parent
+CONFIGS = ROOT / "configs" / "ablations"
+DEMO = ROOT / "data" / "demo"
+RECIPE, BAND_LIMITED = "recipe", "band_limited"
+ENDS = ("against", "untrained")
+# what it breaks, shown by these metrics, the run without it
+WALLS = (
+    ("codebook collapse", ("sem_util", "distinct_codes"), "no_diversity"),
+    ("acoustic saturation", ("acoustic_to_target", "at_ends"), "no_shaping"),
+    ("speaker lost", ("speaker_resemblyzer",), "no_speaker"),
+    ("band-limited data", ("band_level",), BAND_LIMITED),
+    ("hand-set weights", ("mel",), "fixed_weights"),
+    ("words", ("wer", "cer"), "no_asr"),
+    ("quantization noise", ("mel",), "all_quantized"),
+    ("Adam's beta", ("mel",), "adam_09"),
+)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("out", type=Path)
+    parser.add_argument("--speech", required=True, type=Path, help="a folder of audio files to train on")
+    parser.add_argument("--unseen", required=True, nargs="+", help="speech of other speakers: files or folders")
+    parser.add_argument("--whisper", required=True, help="name or file: the teacher, and the judge of words")
+    parser.add_argument("--clips", type=int, default=24, help="of the unseen speech (default: %(default)s)")
+    parser.add_argument("--seeds", type=int, default=2)
+    parser.add_argument("--side-by-side", type=int, default=8, help="runs at a time (default: %(default)s)")
+    parser.add_argument("--jobs", type=int, default=8, help="judges at a time (default: %(default)s)")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="settings of every run, such as steps=500")
+    options = parser.parse_intermixed_args()
+
+    names = [*sorted(path.stem for path in CONFIGS.glob("*.yaml")), BAND_LIMITED]
+    lowered = options.out / "by_way_of_16_khz"
+    if not lowered.is_dir():
+        by_way_of_16_khz(options.speech, lowered)
+
+    def train(run: tuple[int, str]) -> None:
+        seed, name = run
+        speech, config = (lowered, RECIPE) if name == BAND_LIMITED else (options.speech, name)
+        folder = options.out / f"{name}_{seed}"
+        if (folder / "encoder.safetensors").exists():
+            return
+        folder.mkdir(parents=True, exist_ok=True)
+        settings = (f"output_dir={folder}", f"data.train={speech}", f"seed={seed}", *options.overrides)
+        teacher = f"losses.asr_teacher={options.whisper}"
+        with (folder / "log.txt").open("w", encoding="utf-8") as log:
+            command = ("train_encoder.py", "--config", str(CONFIGS / f"{config}.yaml"), *settings, teacher)
+            ended = subprocess.run([sys.executable, *command], stdout=log, stderr=log, cwd=ROOT, check=False)
+        print(f"{folder.name}: status {ended.returncode}", flush=True)
+
+    runs = [(seed, name) for seed in range(options.seeds) for name in names]
+    with ThreadPoolExecutor(options.side_by_side) as slots:
+        list(slots.map(train, runs))
+    found = evaluated(options, [f"{name}_{seed}" for name in names for seed in range(options.seeds)])
+    print(table(found, options.seeds))
+    return 0
+
+
+def by_way_of_16_khz(speech: Path, lowered: Path) -> None:
+    """The same clips, with nothing left above 8 kHz."""
+    partial = lowered.with_name(lowered.name + ".partial")
+
+    def lower(path: Path) -> None:
+        samples, rate = soundfile.read(path, dtype="float32")
+        target = partial / path.relative_to(speech).with_suffix(".wav")
+        target.parent.mkdir(parents=True, exist_ok=True)
+        narrow = soxr.resample(soxr.resample(samples, rate, 16000), 16000, rate)
+        soundfile.write(target, narrow.clip(-1, 1), rate, subtype="PCM_16")
+
+    with ThreadPoolExecutor(8) as threads:  # soxr lets go of the interpreter
+        list(threads.map(lower, sorted(path for path in speech.rglob("*") if path.is_file())))
+    partial.rename(lowered)
+
+
+def evaluated(options: argparse.Namespace, runs: Sequence[str]) -> dict[str, Any]:
+    """The evaluation's totals by run."""
+    encoders = [f"{run}={options.out / run / 'encoder.safetensors'}" for run in runs]
+    figures = options.out / "figures.json"
+    judges = ("--without", "wavlm", "quality", "speed", "--speaker-model", str(DEMO / "speaker"))
+    sides = ("--model-dir", str(DEMO / "release"), "--against", str(DEMO / "withheld_encoder.safetensors"))
+    speech = ("--data", *options.unseen, "--clips", str(options.clips), "--whisper", options.whisper)
+    more = ("--jobs", str(options.jobs), "--json", str(figures))
+    command = ("evaluate_encoder.py", "--encoder", *encoders, *sides, *judges, *speech, *more)
+    subprocess.run([sys.executable, *command], cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
+    return json.loads(figures.read_text(encoding="utf-8"))
+
+
+def table(found: dict[str, Any], seeds: int) -> str:
+    """The walls in Markdown."""
+    metrics, totals = found["metrics"], found["totals"]
+    rows = []
+    for wall, shown, without in WALLS:
+        for name in shown:
+            show = shower(metrics[name])
+            ends = [
+                show(totals[end][name]["value"]) if name in totals[end] else "–" for end in ("against", "untrained")
+            ]
+            cells = [of_seeds(totals, run, name, seeds, show) for run in (RECIPE, without)]
+            rows.append([wall, metrics[name]["title"], cells[0], f"{cells[1]}, `{without}`", *ends])
+    header = ["wall", "shown by", "recipe", "without its part", "withheld encoder", "untrained encoder"]
+    return "\n".join("| " + " | ".join(row) + " |" for row in (header, ["---"] * len(header), *rows))
+
+
+def of_seeds(totals: dict[str, Any], run: str, metric: str, seeds: int, show: Callable[[float], str]) -> str:
+    """`mean (each seed)`."""
+    values = [totals[f"{run}_{seed}"][metric]["value"] for seed in range(seeds)]
+    return f"{show(statistics.mean(values))} ({', '.join(map(show, values))})"
+
+
+def shower(metric: dict[str, Any]) -> Callable[[float], str]:
+    factor, digits, unit = (100, 1, " %") if metric["percent"] else (1, metric["digits"], "")
+    return lambda value: f"{factor * value:.{digits}f}{unit}"
+
+
+if __name__ == "__main__":
+    sys.exit(main())
