@@ -10,17 +10,20 @@ import signal
 import subprocess
 import sys
 import time
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+import torch.distributed as dist
 from safetensors.torch import load_file
 
 import train_encoder
 from data.crops import Crops, Item
 from tests.processes import start, statuses
 from tests.test_data import audio_bytes
+from training import distributed
 from training.checkpoints import CheckpointError
 from training.config import load_config
 from training.distributed import Ranks
@@ -102,6 +105,45 @@ def test_killed_at_random_moments_and_started_again_a_run_of_two_ranks_ends_with
         assert left == {path.name for path in (whole / "checkpoints").iterdir()}
 
 
+@pytest.mark.parametrize("dead", [0, 1])
+def test_a_rank_that_dies_before_it_joins_ends_the_other_with_the_reason(
+    settings: Path, tmp_path: Path, dead: int
+) -> None:
+    change = f"""
+import datetime, os
+import training.distributed
+training.distributed.START_LIMIT = datetime.timedelta(seconds=2)
+if rank == {dead}:
+    os._exit(9)
+"""
+    assert distributed.START_LIMIT.total_seconds() <= 60
+    expected = [9, 2] if dead == 0 else [2, 9]
+    assert statuses(start(2, ["--config", str(settings)], tmp_path / "log", change), WITHIN) == expected
+    log = (tmp_path / "log").read_text()
+    assert log.splitlines()[-1].startswith("error: another rank died or stopped answering"), log
+    assert "Traceback" not in log
+
+
+def test_a_first_rank_that_dies_in_a_restart_does_not_keep_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    store = dist.HashStore()
+    store.set("part", "of the run before")
+    monkeypatch.setattr(distributed, "START_LIMIT", timedelta(seconds=0.2))
+    with pytest.raises(dist.DistStoreError, match="has not answered since the restart"):
+        distributed._fresh(store, 1, 2)
+
+
+def test_a_connection_that_closes_while_ranks_meet_is_a_rank_that_died(settings: Path, tmp_path: Path) -> None:
+    change = """
+import os
+import training.distributed
+if rank == 0:
+    training.distributed._fresh = lambda *_: os._exit(9)  # it holds the store that the other waits for
+"""
+    assert statuses(start(2, ["--config", str(settings)], tmp_path / "log", change), WITHIN) == [9, 2]
+    log = (tmp_path / "log").read_text()
+    assert log.splitlines()[-1].startswith("error: another rank died or stopped answering"), log
+
+
 def test_ranks_whose_parameters_differ_stop_and_save_nothing(settings: Path, tmp_path: Path) -> None:
     strayed = """
 import train_encoder
@@ -148,7 +190,7 @@ def die(self, waveform, number):
         os.kill(os.getpid(), signal.SIGKILL)
     return step(self, waveform, number)
 train_encoder.Training.step = die
-sys.exit(train_encoder.main())
+train_encoder.leave(train_encoder.main())
 """)
     arguments = ["--config", str(settings), *ARGUMENTS]
     torchrun = [*("-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "--max-restarts=1"), str(script)]
@@ -209,11 +251,14 @@ def test_data_that_ends_a_worker_is_one_sentence(
     assert error.startswith("error: no usable clip among 50 tried; the last one: ")
 
 
-def test_a_damaged_checkpoint_is_named_with_the_way_on(settings: Path) -> None:
+@pytest.mark.parametrize("damage", ["cut short", "one bit"])
+def test_a_damaged_checkpoint_is_named_with_the_way_on(settings: Path, damage: str) -> None:
     config = load_config(settings, ["steps=2"])
     train_encoder.train(config, ALONE)
     state = Path(config.output_dir) / "checkpoints/step_0000002/state.pt"
-    state.write_bytes(state.read_bytes()[:5000])
+    content = bytearray(state.read_bytes())
+    content[len(content) // 2] ^= 1
+    state.write_bytes(content[:5000] if damage == "cut short" else content)
     with pytest.raises(CheckpointError, match=r"step_0000002 cannot be read .* delete this folder"):
         train_encoder.train(config, ALONE)
 
