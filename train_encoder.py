@@ -319,6 +319,7 @@ def train(config: Config, ranks: Ranks) -> None:
             save = done % config.save_every == 0 or done == config.steps or stopped
             if log or validate or save:
                 metrics = over_ranks(on_device, ranks)
+                progress.count_all()
                 broken = [one for one in ranks.collect(training.watch.broken()) if one]
                 if log:
                     seen = ranks.gather(training.entries_seen[None]).any(dim=0).sum()

@@ -17,6 +17,8 @@ from codec import load_release
 from codec.checkpoint import checkpoint_tensors, codec_fingerprint
 from codec.tensors import ENCODER_PREFIXES, expected_encoder
 from tests.releases import TINY, params_json
+from tests.test_data import audio_bytes
+from training.checkpoints import load_newest
 from training.config import Config, ConfigError, load_config
 from training.distributed import Ranks
 
@@ -80,6 +82,22 @@ def test_the_decoder_and_the_codebook_stay_as_released(settings: Path, tiny_rele
     assert changed == {f"encoder.{name}" for name in training.codec.get_submodule("encoder").state_dict()}
 
 
+class KilledError(Exception):
+    """Ends a run where a test wants it to."""
+
+
+def die_after(step: int, patch: pytest.MonkeyPatch) -> None:
+    """Lets a run end right after the checkpoint of that step."""
+    save = train_encoder.Training.save
+
+    def save_then_die(self: train_encoder.Training, folder: Path, at: int) -> None:
+        save(self, folder, at)
+        if at == step:
+            raise KilledError
+
+    patch.setattr(train_encoder.Training, "save", save_then_die)
+
+
 EVERYTHING = (
     "losses.feature_matching=1",
     "discriminator.channels=2",
@@ -93,17 +111,8 @@ EVERYTHING = (
 def test_a_resumed_run_ends_with_the_same_bits(settings: Path, tmp_path: Path, parts: tuple[str, ...]) -> None:
     whole = run(settings, f"output_dir={tmp_path / 'whole'}", *parts)
 
-    class KilledError(Exception):
-        pass
-
-    save = train_encoder.Training.save
-
-    def save_then_die(self: train_encoder.Training, folder: Path, step: int) -> None:
-        save(self, folder, step)
-        raise KilledError
-
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(train_encoder.Training, "save", save_then_die)
+        die_after(2, patch)
         with pytest.raises(KilledError):
             run(settings, *parts)
     resumed = run(settings, *parts)
@@ -111,6 +120,34 @@ def test_a_resumed_run_ends_with_the_same_bits(settings: Path, tmp_path: Path, p
     assert steps.count(1) == 1
     one, other = (read(Path(config.output_dir) / "encoder.safetensors")[0] for config in (whole, resumed))
     assert all(torch.equal(one[name], other[name]) for name in one)
+
+
+def test_what_was_seen_up_to_a_checkpoint_is_on_the_disk_with_it(
+    settings: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The run that goes on from there says nothing of these steps again."""
+    (tmp_path / "two").mkdir()
+    for name, seconds in (("whole", 0.5), ("short", 0.1)):
+        (tmp_path / f"two/{name}.wav").write_bytes(audio_bytes(seconds))
+    die_after(1, monkeypatch)
+    with pytest.raises(KilledError):
+        run(settings, f"data.train={tmp_path / 'two'}", "save_every=1", "validate_every=1", "log_every=100")
+    folder = Path(load_config(settings).output_dir)
+    assert "short.wav is shorter than a crop" in (folder / "skipped_clips.txt").read_text()
+    board = EventAccumulator(str(folder / "tensorboard")).Reload()
+    assert [event.step for event in board.Scalars("validation/mel")] == [0, 1]
+    assert board.Audio("clip_0/reconstruction")[-1].step == 1
+
+
+@pytest.mark.parametrize("file", ["metrics.jsonl", "skipped_clips.txt"])
+def test_a_line_that_a_killed_run_left_unfinished_is_taken_away(settings: Path, file: str) -> None:
+    config = run(settings, "steps=2")
+    path = Path(config.output_dir) / file
+    before = path.read_text()
+    path.write_bytes(path.read_bytes() + "{half a line é".encode()[:-1])
+    run(settings, "steps=3")
+    assert path.read_text().startswith(before)
+    assert "half" not in path.read_text()
 
 
 def test_a_run_can_start_from_the_weights_of_another(settings: Path, tmp_path: Path) -> None:
@@ -200,6 +237,45 @@ sys.exit(train_encoder.main())
     folders = list((Path(config.output_dir) / "checkpoints").iterdir())
     assert [folder.name for folder in folders] == ["step_0000002"]
     assert torch.load(folders[0] / "state.pt", weights_only=True)["step"] == 2
+
+
+def fill(path: Path, line: str, size: int) -> None:
+    """Makes a file of whole lines as large as that, within a line."""
+    with path.open("a") as file:
+        file.write(line * ((size - path.stat().st_size) // len(line)))
+
+
+@pytest.mark.parametrize(
+    ("file", "limit"), [("metrics.jsonl", 3_000_000), ("skipped_clips.txt", 3_000_000), ("tensorboard", 20_000)]
+)
+def test_a_report_that_cannot_be_written_is_one_sentence_and_the_checkpoint_is_kept(
+    settings: Path, tmp_path: Path, file: str, limit: int
+) -> None:
+    """A limit on the size of files, which this one has reached, stands in for the disk."""
+    config = run(settings, "steps=2")
+    folder = Path(config.output_dir)
+    if file == "metrics.jsonl":
+        fill(folder / file, json.dumps({"step": 1, "x": "y" * 60}) + "\n", limit)
+    if file == "skipped_clips.txt":
+        (folder / file).unlink()
+        fill(folder / file, "y" * 60 + "\n", limit)
+    script = f"""
+import resource, signal, sys
+resource.setrlimit(resource.RLIMIT_FSIZE, ({limit}, {limit}))
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+import train_encoder
+sys.argv = ["train_encoder.py", "--config", {str(settings)!r}, "steps=30", "save_every=100", "validate_every=100"]
+sys.exit(train_encoder.main())
+"""
+    result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+    assert result.returncode == 2, result.stderr
+    assert "Traceback" not in result.stderr
+    expected = (
+        f"error: {folder / file}: cannot be written (File too large): see to the disk; the last checkpoint is kept"
+    )
+    assert result.stderr.splitlines()[-1] == expected
+    assert [path.name for path in (folder / "checkpoints").iterdir()] == ["step_0000002"]
+    assert load_newest(folder / "checkpoints") is not None
 
 
 @pytest.mark.parametrize(
