@@ -151,7 +151,8 @@ class Progress:
             self.board.flush()
 
     def close(self, config: Config, best_step: int, best_mel: float) -> None:
-        """The end of a whole run: where the encoder is, how good it is, what to run next."""
+        """The end of a whole run: where the encoder is, how good it is, what to run next. All ranks have to call it."""
+        self.count_all()
         if not self.enabled:
             return
         self.bar.close()
