@@ -161,17 +161,18 @@ train_encoder.Training.step = stray
     assert [path.name for path in (tmp_path / "run/checkpoints").iterdir()] == ["step_0000001"]
 
 
-def test_a_run_goes_on_with_another_number_of_ranks(settings: Path, tmp_path: Path) -> None:
-    """The same crops and draws in other hands: what differs is the order of sums."""
+@pytest.mark.parametrize(("as_many", "limit"), [("batch_size=4", 0.05), ("accumulate=2", 0.2)])
+def test_a_run_goes_on_with_another_number_of_ranks(settings: Path, tmp_path: Path, as_many: str, limit: float) -> None:
+    """The same crops and draws in other hands: what differs is the order of sums, and in parts the norms' means."""
     constant = ["optimizer.warmup_steps=0", "optimizer.final_lr=0.0003", "save_every=2", "validate_every=2"]
     changed, whole = (["--config", str(settings), f"output_dir={tmp_path / name}", *constant] for name in "ab")
     assert statuses(start(2, [*changed, "steps=2"], tmp_path / "log"), WITHIN) == [0, 0]
-    assert statuses(start(1, [*changed, "steps=4", "batch_size=4"], tmp_path / "log"), WITHIN) == [0]
+    assert statuses(start(1, [*changed, "steps=4", as_many], tmp_path / "log"), WITHIN) == [0]
     assert statuses(start(2, [*whole, "steps=4"], tmp_path / "log"), WITHIN) == [0, 0]
     states = [state_of(tmp_path / name, step) for name, step in (("a", 2), ("a", 4), ("b", 4))]
     assert [state["place"] for state in states] == [8, 16, 16]
     before, after, other = (torch.cat([t.flatten() for t in state["trained"].values()]) for state in states)
-    assert (after - other).norm() < 0.05 * (other - before).norm()
+    assert (after - other).norm() < limit * (other - before).norm()
 
 
 def test_torchrun_restarts_a_run_that_lost_a_rank_and_it_ends_as_if_nothing_had_been(

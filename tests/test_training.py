@@ -16,6 +16,7 @@ import train_encoder
 from codec import load_release
 from codec.checkpoint import checkpoint_tensors, codec_fingerprint
 from codec.tensors import ENCODER_PREFIXES, expected_encoder
+from tests.processes import start, statuses
 from tests.releases import TINY, params_json
 from tests.test_data import audio_bytes
 from training.checkpoints import load_newest
@@ -202,6 +203,21 @@ def test_two_ranks_train_as_one_with_the_whole_batch(settings: Path, tmp_path: P
     begun = train_encoder.Training(one, ALONE).companions["discriminator"].network.state_dict()
     moved = max((own[name] - begun[name]).abs().max().item() for name in own)
     assert max((own[name] - theirs[name]).abs().max().item() for name in own) < 0.1 * moved
+
+
+def test_two_ranks_have_the_gradients_of_one_with_the_whole_batch(settings: Path, tmp_path: Path) -> None:
+    """Before Adam, which moves a weight as far for a gradient of rounding errors as for any other."""
+    parts = ["losses.feature_matching=1", "discriminator.channels=2", "losses.diversity=0.3", "steps=1"]
+    gradients = []
+    for ranks, batch_size in ((1, 4), (2, 2)):
+        folder = tmp_path / f"{ranks}"
+        command = ["--config", str(settings), f"output_dir={folder}", f"batch_size={batch_size}", *parts]
+        assert statuses(start(ranks, command, tmp_path / "log"), 60) == [0] * ranks
+        state = torch.load(folder / "checkpoints/step_0000001/state.pt", weights_only=True)
+        optimizers = [state["optimizer"], state["companions"]["discriminator"]["optimizer"]]
+        gradients.append([torch.cat([p["exp_avg"].flatten() for p in o["state"].values()]) for o in optimizers])
+    for one, two in zip(*gradients, strict=True):
+        assert (one - two).norm() < 2e-3 * one.norm()
 
 
 def test_values_that_are_not_finite_stop_the_run_with_their_name(
