@@ -240,6 +240,18 @@ def test_a_loader_worker_that_dies_is_named(
     assert re.match(r"error: DataLoader worker \(pid.*killed.*set data\.workers lower than 2", error), error
 
 
+def test_an_error_of_the_code_in_a_worker_is_not_taken_for_its_death(
+    settings: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def faulty(self: Crops, key: tuple[int, int]) -> Item:
+        raise RuntimeError("shapes that do not fit")
+
+    monkeypatch.setattr(Crops, "__getitem__", faulty)
+    monkeypatch.setattr(sys, "argv", ["train_encoder.py", "--config", str(settings), "data.workers=1"])
+    with pytest.raises(RuntimeError, match="shapes that do not fit"):
+        train_encoder.main()
+
+
 def test_data_that_ends_a_worker_is_one_sentence(
     settings: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
