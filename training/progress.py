@@ -144,8 +144,8 @@ class Progress:
 
     @contextmanager
     def _on_board(self) -> Iterator[SummaryWriter]:
-        """What is written in here is on the disk after it: the board's own thread would keep it for two minutes, and a
-        run that is killed goes on from a checkpoint behind it."""
+        """Waits for the board's own thread: what cannot be written fails here, and a run that is killed leaves nothing
+        in its queue."""
         with written(self.folder / "tensorboard"):
             yield self.board
             self.board.flush()
