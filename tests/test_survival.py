@@ -81,7 +81,7 @@ def test_killed_at_random_moments_and_started_again_a_run_of_two_ranks_ends_with
     kills = {"one": 0, "all": 0, "terminated": 0}
     runs = [tmp_path / "run0"]
     while sum(kills.values()) < KILLS:
-        kind = draws.choice(list(kills))
+        kind = min(kills, key=kills.__getitem__)  # in turn: how many a busy machine leaves to chance is no matter
         processes = start(2, command(runs[-1]), tmp_path / "log")
         time.sleep(draws.uniform(0.1, 0.9) * length)
         if any(process.exitcode is not None for process in processes):
@@ -95,7 +95,7 @@ def test_killed_at_random_moments_and_started_again_a_run_of_two_ranks_ends_with
         assert None not in ended, "a rank goes on without the other"
         kills[kind] += ended != [0, 0]
     finish(runs[-1])
-    assert min(kills.values()) > 3
+    assert set(kills.values()) == {KILLS // 3}
     assert "error: another rank died or stopped answering, this one ends too" in (tmp_path / "log").read_text()
     for folder in runs:
         assert differing(state_of(whole), state_of(folder)) == []
