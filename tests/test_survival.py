@@ -6,6 +6,7 @@ import json
 import os
 import random
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -262,6 +263,17 @@ def test_data_that_ends_a_worker_is_one_sentence(
     assert train_encoder.main() == 2
     error = capsys.readouterr().err.strip().splitlines()[-1]
     assert error.startswith("error: no usable clip among 50 tried; the last one: ")
+
+
+def test_checkpoints_that_a_killed_run_was_about_to_delete_are_deleted_by_the_next(settings: Path) -> None:
+    config = load_config(settings, ["steps=2"])
+    train_encoder.train(config, ALONE)
+    folder = Path(config.output_dir) / "checkpoints"
+    for name in ("step_0000001", "step_0000000"):
+        shutil.copytree(folder / "step_0000002", folder / name)
+    (folder / "step_0000000/state.pt").unlink()
+    train_encoder.train(load_config(settings, ["steps=2", "keep=1"]), ALONE)
+    assert [path.name for path in folder.iterdir()] == ["step_0000002"]
 
 
 @pytest.mark.parametrize("damage", ["cut short", "one bit"])

@@ -47,6 +47,12 @@ def save_checkpoint(folder: Path, step: int, state: dict[str, Any], keep: int, b
         raise CheckpointError(
             f"{target} cannot be written ({error}): see to the disk; the one before is kept"
         ) from error
+    delete_old(folder, keep, best)
+
+
+def delete_old(folder: Path, keep: int, best: int) -> None:
+    """Deletes all checkpoints but the newest `keep` and that of the step `best`, and what a killed run has left of
+    one."""
     for old in set(folder.glob("step_*")) - set(checkpoints(folder)[-keep:]) - {folder / f"step_{best:07}"}:
         shutil.rmtree(old)
 
