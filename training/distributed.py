@@ -24,7 +24,7 @@ T = TypeVar("T")
 # A rank that died is noticed by its closed connections, at once, once it had any: until then by not being there, when
 # torchrun has started all of them together. The other limits are for the living: one that hangs, or that compiles for
 # minutes; and one that waits for another's download, or for what the first does alone.
-START_LIMIT = timedelta(minutes=1)
+START_LIMIT = timedelta(seconds=45)
 STEP_LIMIT = timedelta(minutes=10)
 WAIT_LIMIT = timedelta(days=7)
 LOST = re.compile(r"connection (closed|reset|refused)|broken pipe|gloo|nccl|socket|timed out", re.IGNORECASE)
