@@ -30,7 +30,7 @@ from losses.shaping import Shaping, save_target, voices_target
 from losses.speaker import SpeakerModelError
 from training.adversary import Adversary
 from training.average import AveragedCodec
-from training.checkpoints import CheckpointError, check_same_run, load_newest, save_checkpoint, write_whole
+from training.checkpoints import CheckpointError, check_same_run, delete_old, load_newest, save_checkpoint, write_whole
 from training.companion import Companion
 from training.config import Config, ConfigError, dump_config, load_config
 from training.distributed import Ranks, RanksError, leave, start_ranks
@@ -307,6 +307,8 @@ def train(config: Config, ranks: Ranks) -> None:
     if state:
         check_same_run(state["config"], dump_config(config))
         training.load_state_dict(state)
+        # a run that was killed before it deleted them, after its last step, saves no more
+        delete_old(folder / "checkpoints", config.keep, training.best_step)
     elif ranks.main and config.start_from:
         training.start_from(Path(config.start_from))
     if ranks.count > 1:
@@ -336,6 +338,7 @@ def train(config: Config, ranks: Ranks) -> None:
             save = done % config.save_every == 0 or done == config.steps or stopped
             if log or validate or save:
                 metrics = over_ranks(on_device, ranks)
+                progress.count_all()
                 broken = [one for one in ranks.collect(training.watch.broken()) if one]
                 if log:
                     seen = ranks.gather(training.entries_seen[None]).any(dim=0).sum()

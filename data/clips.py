@@ -8,7 +8,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 import soundfile
@@ -16,7 +16,12 @@ import soxr
 import torch
 from torch import Tensor
 
+if TYPE_CHECKING:
+    from pyarrow import Schema
+
 AUDIO_SUFFIXES = (".wav", ".flac", ".ogg", ".mp3")
+UNKNOWN_SIZE = 0x7FFF0000  # bytes; from here on up, what programs that write into a pipe give as a WAV file's
+OGG_END = 4  # the flag of an OGG file's last page
 SILENCE = 1e-4  # peak under which a clip counts as silent (-80 dBFS)
 
 
@@ -108,35 +113,52 @@ class ParquetClips:
         from datasets import Audio, Dataset, concatenate_datasets  # takes seconds to import, for parquet alone
         from datasets.exceptions import DatasetGenerationError
         from datasets.utils.logging import disable_progress_bar
-        from pyarrow.parquet import read_schema
+        from pyarrow.parquet import read_metadata
 
         if not sys.stderr.isatty():  # bars of the copy into the cache are for terminals
             disable_progress_bar()
         parts = []
         for path in paths:
             try:
-                columns = read_schema(path).names
-                missing = [column for column in self.COLUMNS if column not in columns]
-                if missing:
-                    raise DataError(f"{path} lacks the columns {missing}; expected LibriTTS-R's: {list(self.COLUMNS)}")
-                rows = Dataset.from_parquet(str(path), cache_dir=cache or None, columns=list(self.COLUMNS))
+                about = read_metadata(path)
+                self._check(path, about.schema.to_arrow_schema())
             except (OSError, ValueError) as error:
                 raise DataError(f"{path} cannot be read as parquet: {error}") from error
-            except DatasetGenerationError as error:
-                reason = error.__cause__ or error  # a file that is cut short, or a cache without space
-                raise DataError(f"{path} could not be copied into the cache of memory-mapped rows: {reason}") from error
+            if not about.num_rows:
+                continue
+            try:
+                rows = Dataset.from_parquet(str(path), cache_dir=cache or None, columns=list(self.COLUMNS))
+            except (OSError, ValueError, DatasetGenerationError) as error:
+                reason = error.__cause__ or error  # a file with holes, or a cache without space
+                raise DataError(
+                    f"{path} could not be copied into the cache of memory-mapped rows ({reason}): HF_CACHE names a "
+                    "folder with room for it"
+                ) from error
             parts.append(rows.cast_column("audio", Audio(decode=False)))
-        self.rows = concatenate_datasets(parts)
+        self.rows = concatenate_datasets(parts) if parts else Dataset.from_dict({column: [] for column in self.COLUMNS})
+
+    def _check(self, path: Path, schema: Schema) -> None:
+        from pyarrow.types import is_struct
+
+        missing = [column for column in self.COLUMNS if column not in schema.names]
+        if missing:
+            raise DataError(f"{path} lacks the columns {missing}; expected LibriTTS-R's: {list(self.COLUMNS)}")
+        audio = schema.field("audio").type
+        if not is_struct(audio) or "bytes" not in {field.name for field in audio}:
+            raise DataError(f"{path} has audio of type {audio}, expected LibriTTS-R's: a struct of bytes and path")
 
     def __len__(self) -> int:
         return len(self.rows)
 
     def read(self, index: int) -> Clip:
         row = self.rows[index]
-        audio = row["audio"]["bytes"]
+        name, text = str(row["id"] or f"row {index}"), row["text_normalized"]
+        audio = row["audio"] and row["audio"]["bytes"]
         if not audio:
-            raise BadClipError(row["id"], "holds no audio")
-        return Clip(row["id"], audio, str(row["speaker_id"]), row["text_normalized"] or "")
+            raise BadClipError(name, "holds no audio")
+        if not text:
+            raise BadClipError(name, "has no transcript", "its text_normalized is empty")
+        return Clip(name, audio, str(row["speaker_id"]), str(text))
 
     def speakers(self) -> np.ndarray:
         return _numbered(np.array(self.rows["speaker_id"][:], dtype=np.str_))
@@ -190,10 +212,25 @@ def read_audio(clip: Clip) -> tuple[np.ndarray, int]:
     return channels, rate
 
 
+def is_cut_short(audio: bytes) -> bool:
+    """Whether a WAV or OGG file ends before it says it does, as an interrupted copy leaves it: what is there of these
+    is read without an error. A WAV file from a pipe says only that it does not know its size."""
+    if audio.startswith(b"RIFF"):
+        size = 8 + int.from_bytes(audio[4:8], "little")
+        return len(audio) + 1 < size < UNKNOWN_SIZE  # not every writer pads an odd number of bytes
+    if audio.startswith(b"OggS"):
+        page = audio[audio.rfind(b"OggS") :]  # the last one; its header: 27 bytes and the lengths of its segments
+        segments = page[27 : 27 + page[26]] if len(page) > 26 else b""
+        return not segments or not page[5] & OGG_END or len(page) < 27 + len(segments) + sum(segments)
+    return False
+
+
 def decode(clip: Clip, sample_rate: int, resample: bool = False) -> Tensor:
     """A clip's waveform [1, T] at `sample_rate`, mixed down to mono, for training. Raises BadClipError as `read_audio`
-    does, and for another sample rate where `resample` is off."""
+    does, for a file that is cut short, and for another sample rate where `resample` is off."""
     channels, rate = read_audio(clip)
+    if is_cut_short(clip.audio):
+        raise BadClipError(clip.name, "is cut short")
     samples = channels.mean(axis=1)
     if rate != sample_rate:
         if not resample:

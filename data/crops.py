@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import DataLoader, Dataset, Sampler, get_worker_info
 
 from data.bandwidth import is_band_limited
 from data.clips import BadClipError, Clip, Clips, DataError, decode
@@ -67,7 +67,7 @@ class Crops(Dataset[Item]):
         skipped = []
         for _ in range(ATTEMPTS):
             try:
-                clip, waveform, kept = self._usable(index)
+                clip, waveform, kept = self.usable(index)
             except BadClipError as reason:
                 skipped.append(Fault(reason.kind, str(reason)))
                 index = int(torch.randint(len(self.clips), (), generator=generator))
@@ -76,7 +76,9 @@ class Crops(Dataset[Item]):
             return Item(clip.name, waveform[:, start : start + self.length], tuple(skipped), kept)
         raise DataError(f"no usable clip among {ATTEMPTS} tried; the last one: {skipped[-1].message}")
 
-    def _usable(self, index: int) -> tuple[Clip, Tensor, tuple[Fault, ...]]:
+    def usable(self, index: int) -> tuple[Clip, Tensor, tuple[Fault, ...]]:
+        """A clip, its whole waveform [1, T] and what is wrong with it in spite of which it is used. Raises BadClipError
+        where it is not."""
         clip = self.clips.read(index)
         waveform = decode(clip, self.sample_rate, self.resample)
         if waveform.shape[-1] < self.length:
@@ -129,24 +131,31 @@ def fixed_clips(
     clips: Clips, count: int, length: int, sample_rate: int, resample: bool, drop_band_limited: bool = False
 ) -> Tensor:
     """The beginning of the first `count` clips that are long enough: [count, 1, length], the same every time."""
-    found = []
+    crops = Crops(clips, length, sample_rate, resample, 0, drop_band_limited)
+    found, last = [], ""
     for index in range(len(clips)):
         try:
-            waveform = decode(clips.read(index), sample_rate, resample)
-        except BadClipError:  # validation only looks for clips it can use; training is what counts its data
-            continue
-        dropped = drop_band_limited and is_band_limited(waveform[0].numpy(), sample_rate)
-        if waveform.shape[-1] >= length and not dropped:
-            found.append(waveform[:, :length])
+            found.append(crops.usable(index)[1][:, :length])
+        except BadClipError as reason:  # validation only looks for clips it can use; training is what counts its data
+            last = f"; the last one that is not: {reason}"
         if len(found) == count:
             return torch.stack(found)
     raise DataError(
         f"the validation data holds {len(found)} usable clips of {length / sample_rate} s, expected {count}: "
-        "set data.validation_clips or data.validation_seconds lower"
+        f"set data.validation_clips or data.validation_seconds lower{last}"
     )
 
 
 def _collate(items: list[Item]) -> Batch:
     skipped = tuple(fault for item in items for fault in item.skipped)
     kept = tuple(fault for item in items for fault in item.kept)
-    return Batch(tuple(item.name for item in items), torch.stack([item.waveform for item in items]), skipped, kept)
+    waveform = torch.stack([item.waveform for item in items])
+    if get_worker_info():
+        try:
+            waveform.share_memory_()  # the queue would do it, but where it fails there, the run waits for ever
+        except RuntimeError as error:
+            raise DataError(
+                "a worker finds no room for a batch in shared memory: make /dev/shm larger (docker run --shm-size), "
+                "or set data.workers lower"
+            ) from error
+    return Batch(tuple(item.name for item in items), waveform, skipped, kept)

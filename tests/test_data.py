@@ -99,6 +99,7 @@ BAD = {
     "short": audio_bytes(0.2),
     "other_rate": audio_bytes(1.0, rate=16000),
     "empty": b"",
+    "cut_short": audio_bytes(1.0)[:30000],
 }
 
 
@@ -115,7 +116,65 @@ def test_bad_clips_are_replaced_and_named_with_their_reason(tmp_path: Path) -> N
         "short": "is shorter than a crop",
         "other_rate": "is not at 24000 Hz",
         "empty": "holds no audio",
+        "cut_short": "is cut short",
     }
+
+
+@pytest.mark.parametrize("kind", ["WAV", "OGG", "FLAC"])
+def test_a_file_that_an_interrupted_copy_left_is_a_bad_clip(kind: str) -> None:
+    whole = audio_bytes(3.0, kind=kind)
+    assert decode(Clip("whole", whole), RATE).shape == (1, 72000)
+    for share in (0.3, 0.9, 0.99):
+        with pytest.raises(BadClipError, match=r"is (cut short|empty)|cannot be decoded"):
+            decode(Clip("part", whole[: int(share * len(whole))]), RATE)
+
+
+@pytest.mark.parametrize("size", [0, 0x7FFFF024, 0xFFFFFFFF])
+def test_a_wav_file_out_of_a_pipe_does_not_know_its_size_and_is_good(size: int) -> None:
+    whole = audio_bytes(1.0)
+    assert decode(Clip("pipe", whole[:4] + size.to_bytes(4, "little") + whole[8:]), RATE).shape == (1, 24000)
+
+
+def test_rows_without_sound_or_transcript_are_bad_clips(tmp_path: Path) -> None:
+    rows = pq.read_table(
+        write_parquet(tmp_path / "rows.parquet", {f"{i}": audio_bytes(1.0) for i in range(3)})
+    ).to_pylist()
+    rows[0]["audio"], rows[1]["text_normalized"] = None, None
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "rows.parquet")
+    clips = open_clips([str(tmp_path / "rows.parquet")], str(tmp_path / "cache"))
+    for index, reason in enumerate(("0 holds no audio", "1 has no transcript")):
+        with pytest.raises(BadClipError, match=reason):
+            clips.read(index)
+    assert clips.read(2).text == "words"
+
+
+@pytest.mark.parametrize(
+    "audio", [pa.array(["a.wav"]), pa.array([3]), pa.array([[0.1, 0.2]]), pa.array([{"array": [0.1]}])]
+)
+def test_audio_of_another_type_is_an_error_that_names_it(tmp_path: Path, audio: pa.Array) -> None:
+    columns = {"audio": audio, "text_normalized": ["words"], "speaker_id": ["1"], "id": ["a"]}
+    pq.write_table(pa.table(columns), tmp_path / "other.parquet")
+    with pytest.raises(DataError, match=r"other\.parquet has audio of type .*expected LibriTTS-R's: a struct of bytes"):
+        open_clips([str(tmp_path / "other.parquet")], str(tmp_path / "cache"))
+
+
+def test_an_empty_split_holds_no_clips(tmp_path: Path) -> None:
+    whole = write_parquet(tmp_path / "rows.parquet", {"a": audio_bytes(1.0)})
+    pq.write_table(pq.read_table(whole).slice(0, 0), tmp_path / "empty.parquet")
+    with pytest.raises(DataError, match=r"empty\.parquet holds no clips"):
+        open_clips([str(tmp_path / "empty.parquet")], str(tmp_path / "cache"))
+    assert len(open_clips([str(tmp_path)], str(tmp_path / "cache"))) == 1
+
+
+def test_shared_memory_without_room_ends_the_run_with_what_to_do(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(self: torch.Tensor) -> torch.Tensor:
+        raise RuntimeError("unable to allocate shared memory(shm)")
+
+    clips = open_clips([str(folder)])
+    monkeypatch.setattr(torch.Tensor, "share_memory_", full)
+    crops = Crops(clips, 12000, RATE, resample=False, seed=0)
+    with pytest.raises(DataError, match=r"^a worker finds no room .*make /dev/shm larger .*data\.workers lower$"):
+        next(crop_loader(crops, Stream(Shuffled(len(clips), seed=0), 2), 1, pin_memory=False))
 
 
 def test_another_sample_rate_is_resampled_when_allowed() -> None:
@@ -188,5 +247,5 @@ def test_validation_clips_are_the_same_every_time_and_long_enough(folder: Path) 
     first = fixed_clips(clips, 2, 28000, RATE, resample=False)
     assert first.shape == (2, 1, 28000)
     assert torch.equal(first, fixed_clips(clips, 2, 28000, RATE, resample=False))
-    with pytest.raises(DataError, match="expected 5"):
+    with pytest.raises(DataError, match=r"expected 5: .*the last one that is not: .* is shorter than a crop"):
         fixed_clips(clips, 5, 28000, RATE, resample=False)

@@ -6,21 +6,25 @@ import json
 import os
 import random
 import re
+import shutil
 import signal
 import subprocess
 import sys
 import time
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+import torch.distributed as dist
 from safetensors.torch import load_file
 
 import train_encoder
 from data.crops import Crops, Item
 from tests.processes import start, statuses
 from tests.test_data import audio_bytes
+from training import distributed
 from training.checkpoints import CheckpointError
 from training.config import load_config
 from training.distributed import Ranks
@@ -79,7 +83,7 @@ def test_killed_at_random_moments_and_started_again_a_run_of_two_ranks_ends_with
     kills = {"one": 0, "all": 0, "terminated": 0}
     runs = [tmp_path / "run0"]
     while sum(kills.values()) < KILLS:
-        kind = draws.choice(list(kills))
+        kind = min(kills, key=kills.__getitem__)  # in turn: how many a busy machine leaves to chance is no matter
         processes = start(2, command(runs[-1]), tmp_path / "log")
         time.sleep(draws.uniform(0.1, 0.9) * length)
         if any(process.exitcode is not None for process in processes):
@@ -93,7 +97,7 @@ def test_killed_at_random_moments_and_started_again_a_run_of_two_ranks_ends_with
         assert None not in ended, "a rank goes on without the other"
         kills[kind] += ended != [0, 0]
     finish(runs[-1])
-    assert min(kills.values()) > 3
+    assert set(kills.values()) == {KILLS // 3}
     assert "error: another rank died or stopped answering, this one ends too" in (tmp_path / "log").read_text()
     for folder in runs:
         assert differing(state_of(whole), state_of(folder)) == []
@@ -101,6 +105,45 @@ def test_killed_at_random_moments_and_started_again_a_run_of_two_ranks_ends_with
         assert mel_lines(folder) == mel_lines(whole)
         left = {path.name for path in (folder / "checkpoints").iterdir()}
         assert left == {path.name for path in (whole / "checkpoints").iterdir()}
+
+
+@pytest.mark.parametrize("dead", [0, 1])
+def test_a_rank_that_dies_before_it_joins_ends_the_other_with_the_reason(
+    settings: Path, tmp_path: Path, dead: int
+) -> None:
+    change = f"""
+import datetime, os
+import training.distributed
+training.distributed.START_LIMIT = datetime.timedelta(seconds=2)
+if rank == {dead}:
+    os._exit(9)
+"""
+    assert distributed.START_LIMIT.total_seconds() <= 60
+    expected = [9, 2] if dead == 0 else [2, 9]
+    assert statuses(start(2, ["--config", str(settings)], tmp_path / "log", change), WITHIN) == expected
+    log = (tmp_path / "log").read_text()
+    assert log.splitlines()[-1].startswith("error: another rank died or stopped answering"), log
+    assert "Traceback" not in log
+
+
+def test_a_first_rank_that_dies_in_a_restart_does_not_keep_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    store = dist.HashStore()
+    store.set("part", "of the run before")
+    monkeypatch.setattr(distributed, "START_LIMIT", timedelta(seconds=0.2))
+    with pytest.raises(dist.DistStoreError, match="has not answered since the restart"):
+        distributed._fresh(store, 1, 2)
+
+
+def test_a_connection_that_closes_while_ranks_meet_is_a_rank_that_died(settings: Path, tmp_path: Path) -> None:
+    change = """
+import os
+import training.distributed
+if rank == 0:
+    training.distributed._fresh = lambda *_: os._exit(9)  # it holds the store that the other waits for
+"""
+    assert statuses(start(2, ["--config", str(settings)], tmp_path / "log", change), WITHIN) == [9, 2]
+    log = (tmp_path / "log").read_text()
+    assert log.splitlines()[-1].startswith("error: another rank died or stopped answering"), log
 
 
 def test_ranks_whose_parameters_differ_stop_and_save_nothing(settings: Path, tmp_path: Path) -> None:
@@ -120,17 +163,18 @@ train_encoder.Training.step = stray
     assert [path.name for path in (tmp_path / "run/checkpoints").iterdir()] == ["step_0000001"]
 
 
-def test_a_run_goes_on_with_another_number_of_ranks(settings: Path, tmp_path: Path) -> None:
-    """The same crops and draws in other hands: what differs is the order of sums."""
+@pytest.mark.parametrize(("as_many", "limit"), [("batch_size=4", 0.05), ("accumulate=2", 0.2)])
+def test_a_run_goes_on_with_another_number_of_ranks(settings: Path, tmp_path: Path, as_many: str, limit: float) -> None:
+    """The same crops and draws in other hands: what differs is the order of sums, and in parts the norms' means."""
     constant = ["optimizer.warmup_steps=0", "optimizer.final_lr=0.0003", "save_every=2", "validate_every=2"]
     changed, whole = (["--config", str(settings), f"output_dir={tmp_path / name}", *constant] for name in "ab")
     assert statuses(start(2, [*changed, "steps=2"], tmp_path / "log"), WITHIN) == [0, 0]
-    assert statuses(start(1, [*changed, "steps=4", "batch_size=4"], tmp_path / "log"), WITHIN) == [0]
+    assert statuses(start(1, [*changed, "steps=4", as_many], tmp_path / "log"), WITHIN) == [0]
     assert statuses(start(2, [*whole, "steps=4"], tmp_path / "log"), WITHIN) == [0, 0]
     states = [state_of(tmp_path / name, step) for name, step in (("a", 2), ("a", 4), ("b", 4))]
     assert [state["place"] for state in states] == [8, 16, 16]
     before, after, other = (torch.cat([t.flatten() for t in state["trained"].values()]) for state in states)
-    assert (after - other).norm() < 0.05 * (other - before).norm()
+    assert (after - other).norm() < limit * (other - before).norm()
 
 
 def test_torchrun_restarts_a_run_that_lost_a_rank_and_it_ends_as_if_nothing_had_been(
@@ -149,7 +193,7 @@ def die(self, waveform, number):
         os.kill(os.getpid(), signal.SIGKILL)
     return step(self, waveform, number)
 train_encoder.Training.step = die
-sys.exit(train_encoder.main())
+train_encoder.leave(train_encoder.main())
 """)
     arguments = ["--config", str(settings), *ARGUMENTS]
     torchrun = [*("-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "--max-restarts=1"), str(script)]
@@ -198,6 +242,18 @@ def test_a_loader_worker_that_dies_is_named(
     assert re.match(r"error: DataLoader worker \(pid.*killed.*set data\.workers lower than 2", error), error
 
 
+def test_an_error_of_the_code_in_a_worker_is_not_taken_for_its_death(
+    settings: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def faulty(self: Crops, key: tuple[int, int]) -> Item:
+        raise RuntimeError("shapes that do not fit")
+
+    monkeypatch.setattr(Crops, "__getitem__", faulty)
+    monkeypatch.setattr(sys, "argv", ["train_encoder.py", "--config", str(settings), "data.workers=1"])
+    with pytest.raises(RuntimeError, match="shapes that do not fit"):
+        train_encoder.main()
+
+
 def test_data_that_ends_a_worker_is_one_sentence(
     settings: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -210,11 +266,25 @@ def test_data_that_ends_a_worker_is_one_sentence(
     assert error.startswith("error: no usable clip among 50 tried; the last one: ")
 
 
-def test_a_damaged_checkpoint_is_named_with_the_way_on(settings: Path) -> None:
+def test_checkpoints_that_a_killed_run_was_about_to_delete_are_deleted_by_the_next(settings: Path) -> None:
+    config = load_config(settings, ["steps=2"])
+    train_encoder.train(config, ALONE)
+    folder = Path(config.output_dir) / "checkpoints"
+    for name in ("step_0000001", "step_0000000"):
+        shutil.copytree(folder / "step_0000002", folder / name)
+    (folder / "step_0000000/state.pt").unlink()
+    train_encoder.train(load_config(settings, ["steps=2", "keep=1"]), ALONE)
+    assert [path.name for path in folder.iterdir()] == ["step_0000002"]
+
+
+@pytest.mark.parametrize("damage", ["cut short", "one bit"])
+def test_a_damaged_checkpoint_is_named_with_the_way_on(settings: Path, damage: str) -> None:
     config = load_config(settings, ["steps=2"])
     train_encoder.train(config, ALONE)
     state = Path(config.output_dir) / "checkpoints/step_0000002/state.pt"
-    state.write_bytes(state.read_bytes()[:5000])
+    content = bytearray(state.read_bytes())
+    content[len(content) // 2] ^= 1
+    state.write_bytes(content[:5000] if damage == "cut short" else content)
     with pytest.raises(CheckpointError, match=r"step_0000002 cannot be read .* delete this folder"):
         train_encoder.train(config, ALONE)
 

@@ -5,18 +5,23 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors import safe_open
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.summary.writer.record_writer import RecordWriter
 
 import train_encoder
 from codec import load_release
 from codec.checkpoint import checkpoint_tensors, codec_fingerprint
 from codec.tensors import ENCODER_PREFIXES, expected_encoder
+from tests.processes import start, statuses
 from tests.releases import TINY, params_json
+from tests.test_data import audio_bytes
+from training.checkpoints import load_newest
 from training.config import Config, ConfigError, load_config
 from training.distributed import Ranks
 
@@ -81,6 +86,22 @@ def test_the_decoder_and_the_codebook_stay_as_released(settings: Path, tiny_rele
     assert changed == {f"encoder.{name}" for name in training.codec.get_submodule("encoder").state_dict()}
 
 
+class KilledError(Exception):
+    """Ends a run where a test wants it to."""
+
+
+def die_after(step: int, patch: pytest.MonkeyPatch) -> None:
+    """Lets a run end right after the checkpoint of that step."""
+    save = train_encoder.Training.save
+
+    def save_then_die(self: train_encoder.Training, folder: Path, at: int) -> None:
+        save(self, folder, at)
+        if at == step:
+            raise KilledError
+
+    patch.setattr(train_encoder.Training, "save", save_then_die)
+
+
 EVERYTHING = (
     "losses.feature_matching=1",
     "discriminator.channels=2",
@@ -94,17 +115,8 @@ EVERYTHING = (
 def test_a_resumed_run_ends_with_the_same_bits(settings: Path, tmp_path: Path, parts: tuple[str, ...]) -> None:
     whole = run(settings, f"output_dir={tmp_path / 'whole'}", *parts)
 
-    class KilledError(Exception):
-        pass
-
-    save = train_encoder.Training.save
-
-    def save_then_die(self: train_encoder.Training, folder: Path, step: int) -> None:
-        save(self, folder, step)
-        raise KilledError
-
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(train_encoder.Training, "save", save_then_die)
+        die_after(2, patch)
         with pytest.raises(KilledError):
             run(settings, *parts)
     resumed = run(settings, *parts)
@@ -112,6 +124,41 @@ def test_a_resumed_run_ends_with_the_same_bits(settings: Path, tmp_path: Path, p
     assert steps.count(1) == 1
     one, other = (read(Path(config.output_dir) / "encoder.safetensors")[0] for config in (whole, resumed))
     assert all(torch.equal(one[name], other[name]) for name in one)
+
+
+def test_what_was_seen_up_to_a_checkpoint_is_on_the_disk_with_it(
+    settings: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The run that goes on from there says nothing of these steps again. TensorBoard's thread is made a slow one."""
+    write = RecordWriter.write
+
+    def write_slowly(self: RecordWriter, data: bytes) -> None:
+        time.sleep(0.01)
+        write(self, data)
+
+    monkeypatch.setattr(RecordWriter, "write", write_slowly)
+    (tmp_path / "two").mkdir()
+    for name, seconds in (("whole", 0.5), ("short", 0.1)):
+        (tmp_path / f"two/{name}.wav").write_bytes(audio_bytes(seconds))
+    die_after(1, monkeypatch)
+    with pytest.raises(KilledError):
+        run(settings, f"data.train={tmp_path / 'two'}", "save_every=1", "validate_every=1", "log_every=100")
+    folder = Path(load_config(settings).output_dir)
+    assert "short.wav is shorter than a crop" in (folder / "skipped_clips.txt").read_text()
+    board = EventAccumulator(str(folder / "tensorboard")).Reload()
+    assert [event.step for event in board.Scalars("validation/mel")] == [0, 1]
+    assert board.Images("clip_2/reconstruction_mel")[-1].step == 1
+
+
+@pytest.mark.parametrize("file", ["metrics.jsonl", "skipped_clips.txt"])
+def test_a_line_that_a_killed_run_left_unfinished_is_taken_away(settings: Path, file: str) -> None:
+    config = run(settings, "steps=2")
+    path = Path(config.output_dir) / file
+    before = path.read_text()
+    path.write_bytes(path.read_bytes() + "{half a line é".encode()[:-1])
+    run(settings, "steps=3")
+    assert path.read_text().startswith(before)
+    assert "half" not in path.read_text()
 
 
 def test_a_run_can_start_from_the_weights_of_another(settings: Path, tmp_path: Path) -> None:
@@ -168,6 +215,21 @@ def test_two_ranks_train_as_one_with_the_whole_batch(settings: Path, tmp_path: P
     assert max((own[name] - theirs[name]).abs().max().item() for name in own) < 0.1 * moved
 
 
+def test_two_ranks_have_the_gradients_of_one_with_the_whole_batch(settings: Path, tmp_path: Path) -> None:
+    """Before Adam, which moves a weight as far for a gradient of rounding errors as for any other."""
+    parts = ["losses.feature_matching=1", "discriminator.channels=2", "losses.diversity=0.3", "steps=1"]
+    gradients = []
+    for ranks, batch_size in ((1, 4), (2, 2)):
+        folder = tmp_path / f"{ranks}"
+        command = ["--config", str(settings), f"output_dir={folder}", f"batch_size={batch_size}", *parts]
+        assert statuses(start(ranks, command, tmp_path / "log"), 60) == [0] * ranks
+        state = torch.load(folder / "checkpoints/step_0000001/state.pt", weights_only=True)
+        optimizers = [state["optimizer"], state["companions"]["discriminator"]["optimizer"]]
+        gradients.append([torch.cat([p["exp_avg"].flatten() for p in o["state"].values()]) for o in optimizers])
+    for one, two in zip(*gradients, strict=True):
+        assert (one - two).norm() < 2e-3 * one.norm()
+
+
 def test_values_that_are_not_finite_stop_the_run_with_their_name(
     settings: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -201,6 +263,45 @@ sys.exit(train_encoder.main())
     folders = list((Path(config.output_dir) / "checkpoints").iterdir())
     assert [folder.name for folder in folders] == ["step_0000002"]
     assert torch.load(folders[0] / "state.pt", weights_only=True)["step"] == 2
+
+
+def fill(path: Path, line: str, size: int) -> None:
+    """Makes a file of whole lines as large as that, within a line."""
+    with path.open("a") as file:
+        file.write(line * ((size - path.stat().st_size) // len(line)))
+
+
+@pytest.mark.parametrize(
+    ("file", "limit"), [("metrics.jsonl", 3_000_000), ("skipped_clips.txt", 3_000_000), ("tensorboard", 20_000)]
+)
+def test_a_report_that_cannot_be_written_is_one_sentence_and_the_checkpoint_is_kept(
+    settings: Path, tmp_path: Path, file: str, limit: int
+) -> None:
+    """A limit on the size of files, which this one has reached, stands in for the disk."""
+    config = run(settings, "steps=2")
+    folder = Path(config.output_dir)
+    if file == "metrics.jsonl":
+        fill(folder / file, json.dumps({"step": 1, "x": "y" * 60}) + "\n", limit)
+    if file == "skipped_clips.txt":
+        (folder / file).unlink()
+        fill(folder / file, "y" * 60 + "\n", limit)
+    script = f"""
+import resource, signal, sys
+resource.setrlimit(resource.RLIMIT_FSIZE, ({limit}, {limit}))
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+import train_encoder
+sys.argv = ["train_encoder.py", "--config", {str(settings)!r}, "steps=30", "save_every=100", "validate_every=100"]
+sys.exit(train_encoder.main())
+"""
+    result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+    assert result.returncode == 2, result.stderr
+    assert "Traceback" not in result.stderr
+    expected = (
+        f"error: {folder / file}: cannot be written (File too large): see to the disk; the last checkpoint is kept"
+    )
+    assert result.stderr.splitlines()[-1] == expected
+    assert [path.name for path in (folder / "checkpoints").iterdir()] == ["step_0000002"]
+    assert load_newest(folder / "checkpoints") is not None
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,7 @@ import pickle
 import shutil
 from pathlib import Path
 from typing import Any
+from zipfile import BadZipFile, ZipFile
 
 import torch
 import yaml
@@ -46,6 +47,12 @@ def save_checkpoint(folder: Path, step: int, state: dict[str, Any], keep: int, b
         raise CheckpointError(
             f"{target} cannot be written ({error}): see to the disk; the one before is kept"
         ) from error
+    delete_old(folder, keep, best)
+
+
+def delete_old(folder: Path, keep: int, best: int) -> None:
+    """Deletes all checkpoints but the newest `keep` and that of the step `best`, and what a killed run has left of
+    one."""
     for old in set(folder.glob("step_*")) - set(checkpoints(folder)[-keep:]) - {folder / f"step_{best:07}"}:
         shutil.rmtree(old)
 
@@ -64,8 +71,11 @@ def load_newest(folder: Path) -> dict[str, Any] | None:
     if not found:
         return None
     try:
+        with ZipFile(found[-1] / STATE) as archive:  # torch writes checksums, and does not look at them
+            if damaged := archive.testzip():
+                raise BadZipFile(f"the checksum of {damaged} is wrong")
         return torch.load(found[-1] / STATE, map_location="cpu", weights_only=True)
-    except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
+    except (OSError, RuntimeError, EOFError, ValueError, BadZipFile, pickle.UnpicklingError) as error:
         raise CheckpointError(
             f"{found[-1]} cannot be read ({error}): delete this folder to go on from the one before"
         ) from error

@@ -21,8 +21,10 @@ from torch.nn.parallel import DistributedDataParallel
 
 T = TypeVar("T")
 
-# A rank that died is noticed by its closed connections, at once. The limits are for the living: one that hangs, or that
-# compiles for minutes; and one that waits for another's download, or for what the first does alone.
+# A rank that died is noticed by its closed connections, at once, once it had any: until then by not being there, when
+# torchrun has started all of them together. The other limits are for the living: one that hangs, or that compiles for
+# minutes; and one that waits for another's download, or for what the first does alone.
+START_LIMIT = timedelta(seconds=45)
 STEP_LIMIT = timedelta(minutes=10)
 WAIT_LIMIT = timedelta(days=7)
 LOST = re.compile(r"connection (closed|reset|refused)|broken pipe|gloo|nccl|socket|timed out", re.IGNORECASE)
@@ -149,16 +151,17 @@ def start_ranks() -> Iterator[Ranks]:
         yield Ranks(0, 1, device)
         return
     try:
-        store, rank, count = next(dist.rendezvous("env://", timeout=STEP_LIMIT))
+        store, rank, count = next(dist.rendezvous("env://", timeout=START_LIMIT))
         backend = "nccl" if device.type == "cuda" else "gloo"
         fresh = _fresh(store, rank, count)
+        fresh.set_timeout(STEP_LIMIT)
         dist.init_process_group(backend, store=fresh, rank=rank, world_size=count, timeout=STEP_LIMIT)
         control, patient = (dist.new_group(backend="gloo", timeout=limit) for limit in (STEP_LIMIT, WAIT_LIMIT))
         yield Ranks(rank, count, device, control, patient)
     except torch.OutOfMemoryError:
         raise
     except RuntimeError as error:
-        if not LOST.search(str(error)):
+        if not isinstance(error, dist.DistError) and not LOST.search(str(error)):
             raise
         reason = str(error).strip().splitlines()[0]
         raise RanksError(
@@ -173,19 +176,21 @@ def start_ranks() -> Iterator[Ranks]:
 def _fresh(store: dist.Store, rank: int, count: int) -> dist.Store:
     """A part of the ranks' store that none has written to. Where torchrun restarts a run, the store still holds the
     addresses of ranks that are gone. So the first rank names a new part, and only who gets an answer there from it
-    has not read the name of an old one."""
+    has not read the name of an old one. Raises DistStoreError where a rank does not come within `START_LIMIT`."""
     me = uuid.uuid4().hex
     if rank == 0:
         store.set("part", me)
         for other in range(1, count):
             store.set(f"{me}/{other}/seen", store.get(f"{me}/{other}/here").decode())
         return dist.PrefixStore(me, store)
-    while True:
+    until = time.monotonic() + START_LIMIT.total_seconds()
+    while time.monotonic() < until:
         part = store.get("part").decode()
         store.set(f"{part}/{rank}/here", me)
         if store.check([f"{part}/{rank}/seen"]) and store.get(f"{part}/{rank}/seen").decode() == me:
             return dist.PrefixStore(part, store)
         time.sleep(0.05)
+    raise dist.DistStoreError("the first rank has not answered since the restart")
 
 
 def leave(status: int) -> NoReturn:

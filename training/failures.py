@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import re
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -32,7 +33,8 @@ def explained(config: Config, ranks: Ranks, trial: Callable[[Config], object]) -
         found = _fitting(config, trial) if ranks.count == 1 else None
         raise MemoryFullError(sentence + _advice(config, found)) from error
     except RuntimeError as error:
-        if "DataLoader worker" not in str(error):
+        # what a worker raised itself comes with "Caught ... in DataLoader worker": its own traceback says more
+        if not re.match(r"DataLoader worker .*(killed|exited)", str(error)):
             raise
         raise DataError(
             f"{str(error).strip().splitlines()[0]} A worker that is killed was most often out of memory: set "

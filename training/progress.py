@@ -5,9 +5,11 @@ from __future__ import annotations
 import itertools
 import json
 import sys
+import threading
 import time
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -47,15 +49,20 @@ class Progress:
                 disable=not sys.stderr.isatty(),  # a log file gets a line per interval instead
             )
             kept = first_step if first_step else -1
-            keep_lines(folder / "metrics.jsonl", kept)
-            self.lines = (folder / "metrics.jsonl").open("a", encoding="utf-8")
+            with written(folder / "metrics.jsonl") as path:
+                keep_lines(path, kept)
+                self.lines = path.open("a", encoding="utf-8")
             self.named: set[str] = set()
             self.names = {}
             for fate in self.counts:
-                path = folder / f"{fate}_clips.txt"
-                self.named |= set(path.read_text(encoding="utf-8").splitlines()) if path.exists() else set()
-                self.names[fate] = path.open("a", encoding="utf-8", buffering=1)
-            self.board = SummaryWriter(str(folder / "tensorboard"), purge_step=kept + 1)
+                with written(folder / f"{fate}_clips.txt") as path:
+                    before = whole_lines(path) if path.exists() else []
+                    write_whole(path, "".join(before))
+                    self.named |= {line.rstrip("\n") for line in before}
+                    self.names[fate] = path.open("a", encoding="utf-8", buffering=1)
+            threading.excepthook = _report_of_thread
+            with written(folder / "tensorboard") as path:
+                self.board = SummaryWriter(str(path), purge_step=kept + 1)
 
     def say(self, text: str) -> None:
         if self.enabled:
@@ -69,21 +76,21 @@ class Progress:
         """Notes clips of this rank that were "skipped", or "kept" in spite of a fault."""
         self.uncounted += [(fate, clip) for clip in clips]
 
-    def _count_all(self) -> None:
+    def count_all(self) -> None:
         """Counts all ranks' clips. Each is named once in skipped_clips.txt or kept_clips.txt, the first of a kind here
-        too."""
+        too. All ranks have to call it: before a state is saved, or a run that goes on from there never names them."""
         for fate, clip in itertools.chain(*self.ranks.collect(self.uncounted)):
             if self.enabled and clip.message not in self.named:
                 self.named.add(clip.message)
-                self.names[fate].write(clip.message + "\n")
+                with written(self.folder / f"{fate}_clips.txt"):
+                    self.names[fate].write(clip.message + "\n")
                 if clip.kind not in self.counts[fate]:
                     self.say(f"{fate}: {clip.message}; every other one is named in {self.names[fate].name}")
             self.counts[fate][clip.kind] += 1
         self.uncounted = []
 
     def log(self, step: int, metrics: dict[str, float]) -> None:
-        """One line of metrics, `over_ranks`. All ranks have to call it."""
-        self._count_all()
+        """One line of metrics, `over_ranks`, with the clips that were counted."""
         if not self.enabled:
             return
         now = time.perf_counter()
@@ -116,25 +123,36 @@ class Progress:
         self._record(step, {f"validation/{name}": value for name, value in metrics.items()})
         described = "  ".join(f"{name} {value:.4g}" for name, value in metrics.items())
         self.say(f"step {step}: validation {described}")
-        self.board.add_histogram("validation/acoustic_codes", codes[:, 1:].flatten(), step)
-        self.board.add_histogram("validation/semantic_codes", codes[:, 0].flatten(), step)
         mel = MelDistance(rate).scales[1].to(original.device)
-        for i in range(min(4, len(original))):
-            for name, waveform in (("original", original[i]), ("reconstruction", reconstruction[i])):
-                self.board.add_audio(f"clip_{i}/{name}", waveform.float().cpu().clamp(-1, 1), step, rate)
-                logs = mel(waveform.float()).clamp(min=1e-5).log()[0].flip(0).cpu()  # [mels, frames], low bands below
-                picture = (logs - logs.min()) / (logs.max() - logs.min() + 1e-9)
-                self.board.add_image(f"clip_{i}/{name}_mel", picture, step, dataformats="HW")
+        with self._on_board() as board:
+            board.add_histogram("validation/acoustic_codes", codes[:, 1:].flatten(), step)
+            board.add_histogram("validation/semantic_codes", codes[:, 0].flatten(), step)
+            for i in range(min(4, len(original))):
+                for name, waveform in (("original", original[i]), ("reconstruction", reconstruction[i])):
+                    board.add_audio(f"clip_{i}/{name}", waveform.float().cpu().clamp(-1, 1), step, rate)
+                    logs = mel(waveform.float()).clamp(min=1e-5).log()[0].flip(0).cpu()  # [mels, frames], low below
+                    picture = (logs - logs.min()) / (logs.max() - logs.min() + 1e-9)
+                    board.add_image(f"clip_{i}/{name}_mel", picture, step, dataformats="HW")
 
     def _record(self, step: int, values: dict[str, Any]) -> None:
-        self.lines.write(json.dumps({"step": step, **values}) + "\n")
-        self.lines.flush()
-        for name, value in values.items():
-            self.board.add_scalar(name, value, step)
+        with written(self.folder / "metrics.jsonl"):
+            self.lines.write(json.dumps({"step": step, **values}) + "\n")
+            self.lines.flush()
+        with self._on_board() as board:
+            for name, value in values.items():
+                board.add_scalar(name, value, step)
+
+    @contextmanager
+    def _on_board(self) -> Iterator[SummaryWriter]:
+        """Waits for the board's own thread: what cannot be written fails here, and a run that is killed leaves nothing
+        in its queue."""
+        with written(self.folder / "tensorboard"):
+            yield self.board
+            self.board.flush()
 
     def close(self, config: Config, best_step: int, best_mel: float) -> None:
         """The end of a whole run: where the encoder is, how good it is, what to run next. All ranks have to call it."""
-        self._count_all()
+        self.count_all()
         if not self.enabled:
             return
         self.bar.close()
@@ -165,10 +183,27 @@ def over_ranks(metrics: Mapping[str, Tensor], ranks: Ranks) -> dict[str, float]:
 
 def keep_lines(path: Path, last_step: int) -> None:
     """Drops from a metrics file the lines of steps after `last_step`, and one that a killed run left unfinished."""
-    if not path.exists():
-        return
-    kept = []
-    for line in path.read_text(encoding="utf-8").splitlines(keepends=True):
-        if line.endswith("\n") and json.loads(line)["step"] <= last_step:
-            kept.append(line)
-    write_whole(path, "".join(kept))
+    if path.exists():
+        lines = whole_lines(path)
+        write_whole(path, "".join(line for line in lines if json.loads(line)["step"] <= last_step))
+
+
+def whole_lines(path: Path) -> list[str]:
+    """The lines of a text file, without a last one that a full disk or a killed run left unfinished."""
+    return [line + "\n" for line in path.read_text(encoding="utf-8", errors="replace").split("\n")[:-1]]
+
+
+@contextmanager
+def written(path: Path) -> Iterator[Path]:
+    """Raises OSError with the file's name and what is left of the run, where a write in here fails."""
+    try:
+        yield path
+    except OSError as error:
+        reason = f"cannot be written ({error.strerror}): see to the disk; the last checkpoint is kept"
+        raise OSError(error.errno, reason, str(path)) from error
+
+
+def _report_of_thread(failed: threading.ExceptHookArgs) -> None:
+    """Keeps a traceback off the terminal that comes again as one sentence: the board raises what its thread did."""
+    if failed.exc_type is None or not issubclass(failed.exc_type, OSError):
+        threading.__excepthook__(failed)
