@@ -284,7 +284,7 @@ def build_codec(config: Config) -> Codec:
         # no language model is trained here: any rows will do that give embeddings the norm of the release's, 3.7
         nn.init.normal_(codec.get_buffer("embedding_table"), std=0.6 * codec.config.embedding_dim**-0.5)
         return codec
-    return load_release(config.model_dir, torch.float32).with_new_encoder(mirror=config.init == "mirror")
+    return load_release(config.model_dir, torch.float32).with_new_encoder(config.init)
 
 
 def try_steps(config: Config, ranks: Ranks) -> None:

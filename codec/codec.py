@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from codec.config import CodecConfig
 from codec.decoder import Decoder
 from codec.encoder import Encoder
+from codec.inverse import start_as_inverse
 from codec.quantizer import Quantizer
 from codec.voices import embed_codes
 
@@ -59,11 +60,13 @@ class Codec(nn.Module):
     def dtype(self) -> torch.dtype:
         return self.decoder.output_proj.conv.weight.dtype
 
-    def with_new_encoder(self, mirror: bool = True) -> Codec:
-        """Gives this codec an untrained encoder, its transformers started from the decoder's or all at random.
-        Returns the codec."""
+    def with_new_encoder(self, start: str = "mirror") -> Codec:
+        """Gives this codec an untrained encoder. It starts as the decoder's "inverse", as far as that is a formula; or
+        its transformers "mirror" the decoder's; or all of it is "random". Returns the codec."""
         self.encoder = Encoder(self.config).to(self.decoder.output_proj.conv.weight.device, self.dtype).eval()
-        if mirror:
+        if start == "inverse":
+            start_as_inverse(self.encoder, self.decoder)
+        elif start == "mirror":
             self.encoder.mirror(self.decoder)
         return self
 

@@ -4,10 +4,10 @@ against the rest and measured beside it.
     python -m tests.measure_benchmark OUT --speech SPEECH --validation SPEECH --unseen NAME=PATH ... --whisper MODEL
         --speaker-model FOLDER --codec-minutes 7 --encoder-minutes 4
 
-Steps are chosen to fill the minutes, by a short run that measures a step. The new encoders are the recipe, from layers
-that mirror the decoder's, and the same from random ones; of the first, those in between are kept, for the curve of what
-is recovered over hours of audio. Each set of unseen speech becomes OUT/NAME.json, and all of them OUT/results.md, the
-tables of RESULTS.md. What OUT holds already is not made again.
+Steps are chosen to fill the minutes, by a short run that measures a step. The new encoders are the recipe, which starts
+as the decoder's inverse, and the same from layers that mirror the decoder's, and from random ones; of the first, those
+in between are kept, for the curve of what is recovered over hours of audio. Each set of unseen speech becomes
+OUT/NAME.json, and all of them OUT/results.md, the tables of RESULTS.md. What OUT holds already is not made again.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from data.demo.build import add_voices
 
 ROOT = Path(__file__).parent.parent
 BENCHMARK = ROOT / "configs" / "benchmark"
-ENCODERS = {"recipe": "mirror", "random_start": "random"}  # and how their layers start
+ENCODERS = {"recipe": "inverse", "mirror_start": "mirror", "random_start": "random"}  # and how they start
 MEASURED, LINE = 80, 20  # steps of the short run, and steps a line of its metrics
 WITH_DISCRIMINATOR = 0.05  # of the steps, the last ones, which take several times as long
 KEPT = 5  # encoders of the curve

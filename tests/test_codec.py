@@ -231,7 +231,7 @@ def test_a_folder_that_is_no_release_is_an_error(tmp_path: Path) -> None:
 
 
 def test_mirrored_encoder_layers_are_the_decoders(small_release: Path) -> None:
-    codec = load_release(small_release, torch.float32).with_new_encoder(mirror=True)
+    codec = load_release(small_release, torch.float32).with_new_encoder("mirror")
     encoder = codec.encoder
     assert encoder is not None
     first, last = encoder.encoder_blocks[0].layers[1], codec.decoder.decoder_blocks[7].layers[1]

@@ -126,7 +126,7 @@ class Config:
     output_dir: str = "runs/latest"  # OUTPUT_DIR: what the run writes
     hf_cache: str = ""  # HF_CACHE: where data sets are cached; empty takes the hub's own default
     stochastic: bool = True  # half of the samples quantized, the paper's way; false quantizes all, for comparison
-    init: str = "mirror"  # encoder layers start from the "mirror"ed decoder layers, or "random"
+    init: str = "inverse"  # the encoder starts as the decoder's, or its layers "mirror" the decoder's, or "random"
     start_from: str = ""  # output_dir of another run of the same kind: start from its weights, with fresh optimizers
     steps: int = 100_000
     batch_size: int = 32  # crops a GPU at a time
@@ -147,7 +147,7 @@ class Config:
 
     def __post_init__(self) -> None:
         _one_of("train", self.train, ("encoder", "codec"))
-        _one_of("init", self.init, ("mirror", "random"))
+        _one_of("init", self.init, ("inverse", "mirror", "random"))
         _one_of("precision", self.precision, ("bf16", "fp32"))
         for name in ("steps", "batch_size", "accumulate", "log_every", "validate_every", "save_every", "keep"):
             _at_least(name, getattr(self, name), 1)
