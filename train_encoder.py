@@ -44,7 +44,7 @@ from training.recompute import recompute
 from training.replay import Replay
 from training.speech import Speech
 from training.stopping import StoppedError, StopRequest
-from training.validation import Validation, validate
+from training.validation import validate
 from training.watch import FiniteWatch, Warnings, not_finite
 
 
@@ -146,8 +146,8 @@ class Training:
             for name, network in self.trained.items()
         }
         self.optimizer.step()
-        for companion in self.companions.values():
-            companion.update()
+        learnt = {f"gradient_norm/{name}": companion.update() for name, companion in self.companions.items()}
+        norms |= {name: norm for name, norm in learnt.items() if norm is not None}
         metrics = {name: torch.stack([one[name] for one in found]).mean(dim=0) for name in found[0]} | norms
         return metrics, {name: torch.cat([flag[name] for flag in flags]) for name in flags[0]}
 
@@ -220,8 +220,14 @@ class Training:
             values[name] = value.detach()
         return found
 
-    def validate(self, clips: Tensor) -> Validation:
-        return validate(self.averaged.codec, clips, self.config.batch_size, self.autocast)
+    def validate(self, clips: Tensor, step: int, progress: Progress) -> bool:
+        """Reports the averaged encoder on clips [N, 1, T]. Whether it is the best so far."""
+        found = validate(self.averaged.codec, clips, self.config.batch_size, self.autocast)
+        progress.log_validation(step, found, clips, self.codec.sample_rate)
+        better = step > 0 and found.metrics["mel"] < self.best_mel
+        if better:
+            self.best_step, self.best_mel = step, found.metrics["mel"]
+        return better
 
     def learning(self) -> dict[str, tuple[nn.Module, int]]:
         """Every network that learns, and how many steps it has made."""
@@ -298,8 +304,7 @@ def try_steps(config: Config, ranks: Ranks) -> None:
 def train(config: Config, ranks: Ranks) -> None:
     folder = Path(config.output_dir)
     training = Training(config, ranks)
-    codec = training.codec
-    speech = Speech(config, ranks, codec.sample_rate)
+    speech = Speech(config, ranks, training.codec.sample_rate)
 
     # where to begin is the first rank's to say: the others may have no part of its disk
     state = load_newest(folder / "checkpoints") if ranks.main else None
@@ -320,12 +325,13 @@ def train(config: Config, ranks: Ranks) -> None:
         if config.losses.shaping:
             save_target(folder / "acoustic_target.json", training.target)
     if ranks.main and first_step == 0:
-        progress.log_validation(0, training.validate(speech.validation), speech.validation, codec.sample_rate)
+        training.validate(speech.validation, 0, progress)
 
     # signals are taken before the loader's workers start, who inherit this
     with StopRequest() as stop, closing(speech.batches(training.place)) as batches:
         for step in range(first_step, config.steps):
-            batch = next(batches)
+            with progress.waiting():
+                batch = next(batches)
             progress.count("skipped", batch.skipped)
             progress.count("kept", batch.kept)
             training.watch.heard(step, batch.names)
@@ -349,16 +355,12 @@ def train(config: Config, ranks: Ranks) -> None:
                 if broken:
                     raise TrainingError(f"{min(broken)}; the last checkpoint in {folder} is still good")
             if validate or save:
-                ranks.check_same(training.state_dict())
-            if ranks.main and validate:
-                found = training.validate(speech.validation)
-                progress.log_validation(done, found, speech.validation, codec.sample_rate)
-                if found.metrics["mel"] < training.best_mel:
-                    training.best_step, training.best_mel, save = done, found.metrics["mel"], True
-            if ranks.main and save:
-                training.save(folder, done)
-            if validate or save:
-                ranks.wait()  # for the first one's reports, as long as they take
+                with progress.paused():
+                    ranks.check_same(training.state_dict())
+                    better = ranks.main and validate and training.validate(speech.validation, done, progress)
+                    if ranks.main and (save or better):
+                        training.save(folder, done)
+                    ranks.wait()  # for the first one's reports, as long as they take
             if stopped:
                 raise StoppedError(stopped, done)
     progress.close(config, training.best_step, training.best_mel)

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 
 from codec.codec import Codec
@@ -73,8 +74,9 @@ def save_target(path: Path, target: Target) -> None:
 
 
 class Shaping(nn.Module):
-    """Acoustic latents before the tanh [B, dims, F] to a scalar, 0 where each dimension's values are the target's
-    quantiles. Several ranks shape each its own batch."""
+    """Acoustic latents before the tanh [B, dims, F] to a scalar, 0 where each dimension's values, those of all ranks
+    together, are the target's quantiles. A rank's loss and gradient are those of its own values among all; batches are
+    of one size."""
 
     histogram: Tensor
 
@@ -83,8 +85,14 @@ class Shaping(nn.Module):
         self.register_buffer("histogram", target.histogram, persistent=False)
 
     def forward(self, acoustic: Tensor) -> Tensor:
-        values = acoustic.float().transpose(0, 1).flatten(1).sort(dim=1).values  # [dims, B·F]
-        return (values - self.quantiles(values.shape[1])).square().mean()
+        values = acoustic.float().transpose(0, 1).flatten(1)  # [dims, B·F]
+        everyones, first = values.detach(), 0
+        if dist.is_available() and dist.is_initialized():
+            parts = [torch.empty_like(everyones) for _ in range(dist.get_world_size())]
+            dist.all_gather(parts, everyones.contiguous())
+            everyones, first = torch.cat(parts, dim=1), dist.get_rank() * values.shape[1]
+        places = everyones.argsort(dim=1, stable=True).argsort(dim=1)[:, first : first + values.shape[1]]
+        return (values - self.quantiles(everyones.shape[1]).gather(1, places)).square().mean()
 
     def quantiles(self, count: int) -> Tensor:
         """The target's quantiles at (i + ½) / count, before the tanh: [dims, count]. A level stands for all values that

@@ -36,7 +36,13 @@ def test_every_loss_its_share_and_the_codes_are_logged(training: train_encoder.T
     ):
         assert sum(float(metrics[f"{place}/{name}"]) for name in names) == pytest.approx(1, abs=1e-4)
         assert set(names) - {"reconstruction"} <= set(metrics)
-    assert {"discriminator", "asr_silent_clips", "gradient_norm/encoder", "acoustic_mean"} <= set(metrics)
+    assert {
+        "discriminator",
+        "asr_silent_clips",
+        "gradient_norm/encoder",
+        "gradient_norm/discriminator",
+        "acoustic_mean",
+    } <= set(metrics)
     assert training.watch.broken() is None
 
 

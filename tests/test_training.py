@@ -42,7 +42,7 @@ def read(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
 def test_a_run_leaves_what_others_build_on(
     settings: Path, tiny_release: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    config = run(settings)
+    config = run(settings, "init=mirror")  # it is at its best in the middle
     folder = Path(config.output_dir)
     tensors, metadata = read(folder / "encoder.safetensors")
     assert {name: tuple(tensor.shape) for name, tensor in tensors.items()} == expected_encoder(TINY)
@@ -60,7 +60,8 @@ def test_a_run_leaves_what_others_build_on(
     assert [event.step for event in board.Histograms("validation/acoustic_codes")] == [0, 3, 6]
     assert {"clip_0/original", "clip_0/reconstruction"} <= set(board.Tags()["audio"])
     assert {"clip_0/original_mel", "clip_0/reconstruction_mel"} <= set(board.Tags()["images"])
-    assert {"mel", "share/mel", "gradient_norm/encoder", "learning_rate"} <= set(board.Tags()["scalars"])
+    scalars = {"mel", "share/mel", "gradient_norm/encoder", "learning_rate", "audio_seconds_per_second", "loader_wait"}
+    assert scalars <= set(board.Tags()["scalars"])
     summary = capsys.readouterr().out
     assert f"encoder after 6 steps: {folder / 'encoder.safetensors'}" in summary
     assert "validation mel 0." in summary
@@ -177,7 +178,7 @@ def test_a_run_can_start_from_the_weights_of_another(settings: Path, tmp_path: P
 
 
 def test_training_brings_the_reconstruction_nearer(settings: Path) -> None:
-    quick = ("optimizer.lr=0.003", "losses.balancer_decay=0.9", "validate_every=40", "save_every=40")
+    quick = ("init=mirror", "optimizer.lr=0.003", "losses.balancer_decay=0.9", "validate_every=40", "save_every=40")
     config = run(settings, "steps=40", *quick)
     lines = [json.loads(line) for line in (Path(config.output_dir) / "metrics.jsonl").read_text().splitlines()]
     mel = [line["validation/mel"] for line in lines if "validation/mel" in line]
@@ -206,9 +207,10 @@ def test_two_ranks_train_as_one_with_the_whole_batch(settings: Path, tmp_path: P
     states = [Path(where) / "checkpoints/step_0000006/state.pt" for where in (one.output_dir, folder)]
     single, double = (torch.load(path, weights_only=True)["trained"] for path in states)
     start = train_encoder.Training(one, ALONE).trained.state_dict()
-    moved = max((single[name] - start[name]).abs().max().item() for name in single)
-    apart = max((single[name] - double[name]).abs().max().item() for name in single)
-    assert apart < 0.03 * moved  # sums in another order; Adam makes much of the smallest gradients
+    moved, apart = (torch.cat([(single[name] - other[name]).flatten() for name in single]) for other in (start, double))
+    # sums in another order; Adam makes much of the smallest gradients
+    assert apart.norm() < 0.002 * moved.norm()
+    assert apart.abs().max() < 0.1 * moved.abs().max()
     own, theirs = (torch.load(path, weights_only=True)["companions"]["discriminator"]["network"] for path in states)
     begun = train_encoder.Training(one, ALONE).companions["discriminator"].network.state_dict()
     moved = max((own[name] - begun[name]).abs().max().item() for name in own)
@@ -217,7 +219,13 @@ def test_two_ranks_train_as_one_with_the_whole_batch(settings: Path, tmp_path: P
 
 def test_two_ranks_have_the_gradients_of_one_with_the_whole_batch(settings: Path, tmp_path: Path) -> None:
     """Before Adam, which moves a weight as far for a gradient of rounding errors as for any other."""
-    parts = ["losses.feature_matching=1", "discriminator.channels=2", "losses.diversity=0.3", "steps=1"]
+    parts = [
+        "losses.feature_matching=1",
+        "discriminator.channels=2",
+        "losses.diversity=0.3",
+        "losses.shaping=0.3",
+        "steps=1",
+    ]
     gradients = []
     for ranks, batch_size in ((1, 4), (2, 2)):
         folder = tmp_path / f"{ranks}"

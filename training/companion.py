@@ -33,15 +33,17 @@ class Companion:
             (self.loss / self.accumulate).backward(inputs=self.parameters)
             self.loss = None
 
-    def update(self) -> None:
-        """One step along the gradients that were added; none where nothing was."""
+    def update(self) -> Tensor | None:
+        """One step along the gradients that were added, whose norm it returns; none where nothing was."""
         gradients = [parameter.grad for parameter in self.parameters if parameter.grad is not None]
         if not gradients:
-            return
-        for parameter, gradient in zip(self.parameters, self.ranks.average(gradients), strict=True):
+            return None
+        averages = self.ranks.average(gradients)
+        for parameter, gradient in zip(self.parameters, averages, strict=True):
             parameter.grad = gradient
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
+        return nn.utils.get_total_norm(averages)
 
     def state_dict(self) -> dict[str, Any]:
         return {"network": self.network.state_dict(), "optimizer": self.optimizer.state_dict()}

@@ -38,6 +38,7 @@ class Progress:
         self.counts: dict[str, Counter[str]] = {"skipped": Counter(), "kept": Counter()}
         self.measured: dict[str, float] = {}
         self.since, self.step_since = time.perf_counter(), first_step
+        self.waited = 0.0  # seconds for the loader, since then
         if self.enabled:
             folder.mkdir(parents=True, exist_ok=True)
             self.bar = tqdm(
@@ -72,6 +73,20 @@ class Progress:
         if self.enabled:
             self.bar.update()
 
+    @contextmanager
+    def waiting(self) -> Iterator[None]:
+        """For the loader: the time in here is counted."""
+        before = time.perf_counter()
+        yield
+        self.waited += time.perf_counter() - before
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """The time in here is none of training's."""
+        before = time.perf_counter()
+        yield
+        self.since += time.perf_counter() - before
+
     def count(self, fate: str, clips: tuple[Fault, ...]) -> None:
         """Notes clips of this rank that were "skipped", or "kept" in spite of a fault."""
         self.uncounted += [(fate, clip) for clip in clips]
@@ -95,8 +110,9 @@ class Progress:
             return
         now = time.perf_counter()
         speed = (step - self.step_since) / (now - self.since)
-        self.since, self.step_since = now, step
         values = dict(metrics)
+        values["loader_wait"] = self.waited / (now - self.since)  # share of the time
+        self.since, self.step_since, self.waited = now, step, 0.0
         values["audio_seconds_per_second"] = speed * self.audio_seconds_a_step
         values |= {f"{fate}_clips": counts.total() for fate, counts in self.counts.items()}
         if torch.cuda.is_available():
