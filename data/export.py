@@ -1,0 +1,62 @@
+"""Writes clips as WAV files, which are read forty times as fast as Opus is decoded: where a GPU is fast and clips are
+heard again and again, decoding them once saves workers.
+
+    python -m data.export FOLDER SOURCE ...
+
+SOURCE is what `data.train` takes. FOLDER gets `speaker/number.wav`, 16 bit, 24 kHz as far as the clips are; a clip that
+cannot be read is named and left out. Exit status 2 where nothing can be read.
+"""
+
+from __future__ import annotations
+
+import argparse
+import multiprocessing
+import os
+import re
+import sys
+from pathlib import Path
+
+import soundfile
+
+from data.clips import BadClipError, Clips, DataError, read_audio
+from data.sources import open_clips
+
+
+class _Writer:
+    def __init__(self, clips: Clips, folder: Path):
+        self.clips, self.folder = clips, folder
+
+    def __call__(self, index: int) -> str:
+        """Writes one clip; says what is wrong with it, if anything."""
+        try:
+            clip = self.clips.read(index)
+            samples, rate = read_audio(clip)
+        except BadClipError as error:
+            return str(error)
+        speaker = self.folder / (re.sub(r"[^\w.-]", "_", clip.speaker) or "unknown")
+        speaker.mkdir(parents=True, exist_ok=True)
+        soundfile.write(speaker / f"{index:07}.wav", samples.mean(axis=1).clip(-1, 1), rate, subtype="PCM_16")
+        return ""
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("sources", nargs="+")
+    parser.add_argument("--workers", type=int, default=os.cpu_count())
+    options = parser.parse_args()
+    try:
+        clips = open_clips(options.sources)
+    except DataError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    with multiprocessing.get_context("spawn").Pool(options.workers) as pool:
+        problems = [text for text in pool.imap(_Writer(clips, options.folder), range(len(clips)), chunksize=16) if text]
+    for text in problems:
+        print(f"left out: {text}", file=sys.stderr)
+    print(f"{len(clips) - len(problems)} clips in {options.folder}")
+    return 0 if len(problems) < len(clips) else 2
+
+
+if __name__ == "__main__":
+    sys.exit(main())
