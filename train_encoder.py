@@ -38,7 +38,7 @@ from training.failures import MemoryFullError, explained
 from training.inputs import StepInputs, step_inputs
 from training.listener import Listener
 from training.objectives import balancers, waveform_losses
-from training.optimizer import adam, learning_rate
+from training.optimizer import adam, learning_rate, restore
 from training.progress import Progress, over_ranks
 from training.recompute import recompute
 from training.replay import Replay
@@ -251,7 +251,7 @@ class Training:
         self.trained.load_state_dict(state["trained"])
         self.averaged.networks.load_state_dict(state["average"])
         self.quantizer.load_state_dict(state["quantizer"])
-        self.optimizer.load_state_dict(state["optimizer"])
+        restore(self.optimizer, state["optimizer"])
         self.waveform_balancer.load_state_dict(state["waveform_balancer"], self.ranks.device)
         self.latent_balancer.load_state_dict(state["latent_balancer"], self.ranks.device)
         for name, companion in self.companions.items():

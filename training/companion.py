@@ -7,7 +7,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from training.distributed import Ranks
-from training.optimizer import adam
+from training.optimizer import adam, restore
 
 
 class Companion:
@@ -50,4 +50,4 @@ class Companion:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.network.load_state_dict(state["network"])
-        self.optimizer.load_state_dict(state["optimizer"])
+        restore(self.optimizer, state["optimizer"])

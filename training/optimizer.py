@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from typing import Any
 
 import torch
 from torch import nn
@@ -17,6 +18,14 @@ def adam(
     """Adam that on a GPU steps in a few kernels and can be recorded."""
     on_gpu = device.type == "cuda"
     return torch.optim.Adam(parameters, lr, betas, fused=on_gpu, capturable=on_gpu)
+
+
+def restore(optimizer: torch.optim.Optimizer, state: Mapping[str, Any]) -> None:
+    """Takes over a saved state, but not how the machine that saved it stepped: it may have had no GPU, or this has
+    none."""
+    how = [{name: group[name] for name in ("fused", "capturable")} for group in optimizer.param_groups]
+    groups = [dict(saved) | own for saved, own in zip(state["param_groups"], how, strict=True)]
+    optimizer.load_state_dict({**state, "param_groups": groups})
 
 
 def learning_rate(step: int, config: Config) -> float:
