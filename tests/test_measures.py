@@ -1,0 +1,58 @@
+"""The commands that measure the walls and the benchmark: what they make of a run's files."""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+from pathlib import Path
+
+import torch
+import yaml
+from safetensors.torch import save_file
+
+from tests import measure_benchmark, measure_walls
+
+
+def test_a_wall_is_a_row_of_means_and_each_seeds_figure() -> None:
+    shown = {name for _, names, _ in measure_walls.WALLS for name in names}
+    metrics = {name: {"title": name, "percent": name == "wer", "digits": 2} for name in shown}
+    runs = {run for _, _, run in measure_walls.WALLS} | {measure_walls.RECIPE}
+    totals = {f"{run}_{seed}": {name: {"value": 0.2 + 0.1 * seed} for name in shown} for run in runs for seed in (0, 1)}
+    totals |= {"against": {name: {"value": 0.5} for name in shown}, "untrained": {"mel": {"value": 7}}}
+    rows = measure_walls.table({"metrics": metrics, "totals": totals}, seeds=2).splitlines()
+    assert "| hand-set weights | mel | 0.25 (0.20, 0.30) | 0.25 (0.20, 0.30), `fixed_weights` | 0.50 | 7.00 |" in rows
+    assert "| words | wer | 25.0 % (20.0 %, 30.0 %) | 25.0 % (20.0 %, 30.0 %), `no_asr` | 50.0 % | – |" in rows
+
+
+def test_every_ablation_is_a_wall_and_the_other_way_round() -> None:
+    configs = {path.stem for path in measure_walls.CONFIGS.glob("*.yaml")}
+    walls = {run for _, _, run in measure_walls.WALLS}
+    assert configs - {measure_walls.RECIPE} == walls - {measure_walls.BAND_LIMITED}
+
+
+def test_steps_are_measured_behind_their_warm_up(tmp_path: Path) -> None:
+    settings = {"batch_size": 4, "accumulate": 2, "data": {"crop_seconds": 1.5}}
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(settings))
+    speeds = {20: 1.0, 40: 60.0, 60: 2.0, 80: 24.0}
+    lines = [{"step": step, "mel": 1.0, "audio_seconds_per_second": speed} for step, speed in speeds.items()]
+    lines.append({"step": 80, "validation/mel": 1.0})
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    assert measure_benchmark.seconds_a_step(tmp_path) == (0.2, 0.5)
+
+
+def test_the_encoders_of_the_curve_are_kept_while_a_run_overwrites_them(tmp_path: Path) -> None:
+    ended = threading.Event()
+    keeper = threading.Thread(target=measure_benchmark.keep_encoders, args=(tmp_path, 100, ended))
+    keeper.start()
+    for step in (90, 110, 150, 220):
+        partial = tmp_path / "partial"
+        save_file({"weight": torch.zeros(1)}, partial, {"step": f"{step}"})
+        partial.rename(tmp_path / "encoder.safetensors")
+        time.sleep(1.2)
+    ended.set()
+    keeper.join()
+    assert [path.name for path in sorted((tmp_path / "kept").glob("step_*"))] == [
+        "step_000110.safetensors",
+        "step_000220.safetensors",
+    ]
