@@ -49,7 +49,9 @@ def test_two_processes_say_the_same_to_the_bit_and_in_the_same_order(clips: list
         assert len(several.processes) == 2
     assert not any(process.is_alive() for process in several.processes)
     reconstruction, original = found[0]
-    assert {"mel", "stft", "pesq", "estoi", "speaker_resemblyzer", "distillmos"} == set(reconstruction.values)
+    assert {"band_level", "mel", "stft", "pesq", "estoi", "speaker_resemblyzer", "distillmos"} == set(
+        reconstruction.values
+    )
     assert set(original.values) == {"distillmos"}, "of an original only what needs none"
     assert set(found[3][0].failed) >= {"pesq", "estoi"}
 
