@@ -73,9 +73,13 @@ class Workers(Jury):
         try:
             for _ in range(jobs):  # all start now, and open their judges while the codec encodes
                 self.pool.submit(_ready)
+            self.processes = set(multiprocessing.active_children()) - others
         finally:
-            signal.pthread_sigmask(signal.SIG_SETMASK, mask)
-        self.processes = set(multiprocessing.active_children()) - others
+            try:
+                signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+            except KeyboardInterrupt:  # one that came meanwhile
+                self.end(at_once=True)
+                raise
 
     def hear(self, hearings: Iterable[Hearing]) -> Iterator[list[Verdict]]:
         waiting: deque[Future[list[Verdict]]] = deque()
