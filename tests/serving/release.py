@@ -23,7 +23,7 @@ DEMO = Path("data/demo")
 WITHHELD_ENCODER = DEMO / "withheld_encoder.safetensors"
 SEMANTIC_OUTPUT = "acoustic_transformer.semantic_codebook_output.weight"
 VOCABULARY_MULTIPLE = 128  # the semantic output is padded to it
-END_OF_AUDIO_GAIN = 3  # of random logits, the largest of 8194 is near 4: this one is it now and then, so speech ends
+END_OF_AUDIO_GAIN = 2  # of random logits, the largest of 8194 is near 4: this one is it now and then, so speech ends
 
 
 def write_served_release(folder: Path) -> Path:
