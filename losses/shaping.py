@@ -18,10 +18,9 @@ from torch import Tensor, nn
 
 from codec.codec import Codec
 from codec.config import ReleaseError
-from codec.voices import recover_codes
+from codec.voices import EXPLAINED, recover_codes
 
 DEFAULT_MEAN, DEFAULT_SPREAD = 10.0, 4.0  # of 21 levels, where a release has no voices to learn from
-WORST_RESIDUAL = 0.02  # bf16 sums of exact codes leave less
 
 
 class Target(NamedTuple):
@@ -57,7 +56,7 @@ def voices_target(codec: Codec, voices: Path) -> Target:
         embedding = torch.load(file, map_location="cpu", weights_only=True)[:-1]  # without the end-of-audio row
         recovered = recover_codes(embedding, codec.embedding_table.cpu(), codec.config.codebook_sizes)
         worst = max(worst, float(recovered.residual.max()))
-        if worst > WORST_RESIDUAL:
+        if worst > EXPLAINED:
             raise ReleaseError(
                 f"{file}: no codes explain this voice (relative residual {worst:.3f}); is it this release's?"
             )
