@@ -4,10 +4,11 @@ against the rest and measured beside it.
     python -m tests.measure_benchmark OUT --speech SPEECH --validation SPEECH --unseen NAME=PATH ... --whisper MODEL
         --speaker-model FOLDER --codec-minutes 7 --encoder-minutes 4
 
-Steps are chosen to fill the minutes, by a short run that measures a step. The new encoders are the recipe, which starts
-as the decoder's inverse, and the same from layers that mirror the decoder's, and from random ones; of the first, those
-in between are kept, for the curve of what is recovered over hours of audio. Each set of unseen speech becomes
-OUT/NAME.json, and all of them OUT/results.md, the tables of RESULTS.md. What OUT holds already is not made again.
+Steps are chosen to fill the minutes, by a short run that measures a step; OUT/codec_steps.txt and
+OUT/encoders_steps.txt keep their numbers. The new encoders are the recipe, which starts as the decoder's inverse, and
+the same from layers that mirror the decoder's, and from random ones; of the first, those in between are kept, for the
+curve of what is recovered over hours of audio. Each set of unseen speech becomes OUT/NAME.json, and all of them
+OUT/results.md, the tables of RESULTS.md. What OUT holds already is not made again.
 """
 
 from __future__ import annotations
@@ -18,11 +19,12 @@ import shutil
 import subprocess
 import sys
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import yaml
 
-from codec import ReleaseError, load_release
+from codec import load_release
 from codec.checkpoint import read_training, with_encoder
 from data import open_clips
 from data.clips import Clip
@@ -33,7 +35,7 @@ BENCHMARK = ROOT / "configs" / "benchmark"
 ENCODERS = {"recipe": "inverse", "mirror_start": "mirror", "random_start": "random"}  # and how they start
 MEASURED, LINE = 80, 20  # steps of the short run, and steps a line of its metrics
 WITH_DISCRIMINATOR = 0.05  # of the steps, the last ones, which take several times as long
-KEPT = 5  # encoders of the curve
+KEPT = 5  # encoders of the curve, the last one among them
 VOICES = 8
 
 
@@ -42,11 +44,12 @@ def main() -> int:
     parser.add_argument("out", type=Path)
     parser.add_argument("--speech", required=True, help="to train on: folder or parquet files")
     parser.add_argument("--validation", required=True)
-    parser.add_argument("--unseen", required=True, nargs="+", metavar="NAME=PATH", help="speech to measure with")
+    parser.add_argument("--unseen", required=True, nargs="+", type=named, metavar="NAME=PATH", help="to measure with")
     parser.add_argument("--whisper", required=True)
     parser.add_argument("--speaker-model", required=True)
     parser.add_argument("--codec-minutes", type=float, default=7)
     parser.add_argument("--encoder-minutes", type=float, default=4, help="for each")
+    parser.add_argument("--encoders", nargs="+", choices=ENCODERS, default=[*ENCODERS], help="default: all of them")
     parser.add_argument("--clips", type=int, default=32)
     parser.add_argument("--descent", type=int, default=300, help="steps (default: %(default)s)")
     parser.add_argument("--descent-clips", type=int, default=8)
@@ -59,18 +62,18 @@ def main() -> int:
     common += [f"losses.asr_teacher={options.whisper}"]
     codec = options.out / "codec"
     steps = fitting(BENCHMARK / "codec.yaml", codec, common, options.codec_minutes)
-    train(BENCHMARK / "codec.yaml", codec, common, steps)
+    train(BENCHMARK / "codec.yaml", codec, common, steps, 2)
     release, withheld = codec / "release", codec / "encoder.safetensors"
     if not (release / "voice_embedding").exists():
         add_voices(release, with_encoder(load_release(release), withheld), one_a_speaker(options.speech))
     common += [f"model_dir={release}", f"losses.speaker_model={options.speaker_model}"]
     steps = fitting(BENCHMARK / "encoder.yaml", options.out / "encoders", common, options.encoder_minutes)
-    for name, start in ENCODERS.items():
-        train(BENCHMARK / "encoder.yaml", options.out / name, [*common, f"init={start}"], steps)
-    for unseen in options.unseen:
-        evaluate(options, release, withheld, *unseen.split("=", 1))
-    figures = [str(options.out / f"{unseen.split('=')[0]}.json") for unseen in options.unseen]
-    tables = run("-m", "evaluation.results", *figures, "--curve", "step_*", next(iter(ENCODERS)))
+    for name in options.encoders:
+        start = f"init={ENCODERS[name]}"
+        train(BENCHMARK / "encoder.yaml", options.out / name, [*common, start], steps, KEPT)
+    with ThreadPoolExecutor() as sets:  # side by side: the GPU waits for the judges
+        figures = list(sets.map(lambda unseen: evaluate(options, release, withheld, *unseen), options.unseen))
+    tables = run("-m", "evaluation.results", *map(str, figures), "--curve", "step_*", options.encoders[0])
     (options.out / "results.md").write_text(tables, encoding="utf-8")
     print(tables)
     return 0
@@ -93,21 +96,28 @@ def fitting(config: Path, folder: Path, settings: list[str], minutes: float) -> 
     return int(known.read_text(encoding="utf-8"))
 
 
-def train(config: Path, folder: Path, settings: list[str], steps: int) -> None:
-    """A run, the encoders in between kept beside its last one."""
-    if (folder / "encoder.safetensors").exists() and not (folder / "kept" / "newest").exists():
+def train(config: Path, folder: Path, settings: list[str], steps: int, times: int) -> None:
+    """A run that saves so many times, since a checkpoint has 5 GB; the encoders in between are kept beside its last."""
+    encoder = folder / "encoder.safetensors"
+    if encoder.exists() and int(read_training(encoder)["step"]) == steps:
         return
     ended = threading.Event()
-    keeper = threading.Thread(target=keep_encoders, args=(folder, max(1, steps // KEPT), ended))
+    keeper = threading.Thread(target=keep_encoders, args=(folder, ended))
     keeper.start()
     length = (f"steps={steps}", f"discriminator.from_step={round((1 - WITH_DISCRIMINATOR) * steps)}")
-    often = f"save_every={max(1, steps // (2 * KEPT))}"
+    every = -(-steps // times)
+    often = (f"save_every={every}", f"validate_every={every}")
     try:
-        run("train_encoder.py", "--config", str(config), *settings, *length, often, f"output_dir={folder}")
+        run("train_encoder.py", "--config", str(config), *settings, *length, *often, f"output_dir={folder}")
     finally:
         ended.set()
         keeper.join()
-    (folder / "kept" / "newest").unlink(missing_ok=True)
+    for left in ("newest", f"{step_name(steps)}.safetensors"):  # the last one is the run's encoder itself
+        (folder / "kept" / left).unlink(missing_ok=True)
+
+
+def step_name(step: int) -> str:
+    return f"step_{step:06}"
 
 
 def seconds_a_step(short: Path) -> tuple[float, float]:
@@ -119,19 +129,20 @@ def seconds_a_step(short: Path) -> tuple[float, float]:
     return audio / speeds[MEASURED // 2], audio / speeds[MEASURED]
 
 
-def keep_encoders(folder: Path, every: int, ended: threading.Event) -> None:
-    """Copies the encoders that a run leaves on its way, about one in `every` steps, to `kept/step_*.safetensors`."""
-    kept, last = folder / "kept", 0
+def keep_encoders(folder: Path, ended: threading.Event) -> None:
+    """Copies each encoder that a run leaves on its way to `kept/step_*.safetensors`."""
+    kept, last = folder / "kept", 0.0
     kept.mkdir(parents=True, exist_ok=True)
     while not ended.wait(0.5):
         try:
+            written = (folder / "encoder.safetensors").stat().st_mtime
+            if written == last:
+                continue
             copied = shutil.copyfile(folder / "encoder.safetensors", kept / "newest")
-            step = int(read_training(copied)["step"])
-        except (FileNotFoundError, ReleaseError):  # not written yet
+        except FileNotFoundError:  # not written yet
             continue
-        if step >= last + every:
-            last = step
-            copied.rename(kept / f"step_{step:06}.safetensors")
+        last = written
+        copied.rename(kept / f"{step_name(int(read_training(copied)['step']))}.safetensors")
 
 
 def one_a_speaker(speech: str) -> list[Clip]:
@@ -145,19 +156,26 @@ def one_a_speaker(speech: str) -> list[Clip]:
     return list(found.values())
 
 
-def evaluate(options: argparse.Namespace, release: Path, withheld: Path, name: str, speech: str) -> None:
+def named(text: str) -> tuple[str, str]:
+    name, _, path = text.partition("=")
+    return name, path
+
+
+def evaluate(options: argparse.Namespace, release: Path, withheld: Path, name: str, speech: str) -> Path:
+    """The figures of a set of unseen speech."""
     figures = options.out / f"{name}.json"
     if figures.exists():
-        return
-    encoders = [f"{each}={options.out / each / 'encoder.safetensors'}" for each in ENCODERS]
-    first = options.out / next(iter(ENCODERS))
+        return figures
+    encoders = [f"{each}={options.out / each / 'encoder.safetensors'}" for each in options.encoders]
+    first = options.out / options.encoders[0]
     encoders += [f"{path.stem}={path}" for path in sorted(first.glob("kept/step_*.safetensors"))]
     sides = ("--model-dir", str(release), "--against", str(withheld), "--data", speech, "--clips", str(options.clips))
     descent = ("--descent", str(options.descent), "--descent-clips", str(options.descent_clips))
     judges = ("--whisper", options.whisper, "--speaker-model", options.speaker_model, "--without", "wavlm")
     report = ("--report", str(options.out / f"report_{name}"), "--metrics", str(first / "metrics.jsonl"))
-    more = ("--jobs", str(options.jobs), "--json", str(figures), *report)
+    more = ("--jobs", str(max(1, options.jobs // len(options.unseen))), "--json", str(figures), *report)
     print(run("evaluate_encoder.py", "--encoder", *encoders, *sides, *descent, *judges, *more), flush=True)
+    return figures
 
 
 def run(*arguments: str) -> str:

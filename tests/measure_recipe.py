@@ -1,0 +1,82 @@
+"""Runs configs/v3.yaml at the release's dimensions for some steps; shows its speed, its memory and all that it logs.
+
+    python -m tests.measure_recipe --speech SPEECH --whisper MODEL [key=value ...]
+
+The release and a speaker network of the published one's size have random weights: what is measured does not depend on
+them. SPEECH is what `data.train` takes, MODEL a Whisper by name or file.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import torch
+
+from losses.speaker import HYPERPARAMETERS, WEIGHTS, SpeakerNetwork
+from tests.releases import REAL, random_codec, write_release
+
+ROOT = Path(__file__).parent.parent
+STEPS, LINE = 60, 10
+# of speechbrain/spkrec-ecapa-voxceleb
+PUBLISHED_SIZE = """\
+compute_features: !new:speechbrain.lobes.features.Fbank
+    n_mels: 80
+mean_var_norm: !new:speechbrain.processing.features.InputNormalization
+    norm_type: sentence
+    std_norm: False
+embedding_model: !new:speechbrain.lobes.models.ECAPA_TDNN.ECAPA_TDNN
+    input_size: 80
+    channels: [1024, 1024, 1024, 1024, 3072]
+    kernel_sizes: [5, 3, 3, 3, 1]
+    dilations: [1, 2, 3, 4, 1]
+    attention_channels: 128
+    lin_neurons: 192
+"""
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--speech", required=True)
+    parser.add_argument("--whisper", required=True)
+    parser.add_argument("overrides", nargs="*", metavar="key=value")
+    options = parser.parse_intermixed_args()
+    with tempfile.TemporaryDirectory(prefix="measure_recipe_") as work:
+        release = write_release(Path(work) / "release", random_codec(REAL), with_encoder=False)
+        run = Path(work) / "run"
+        settings = (
+            *(f"steps={STEPS}", f"log_every={LINE}", f"validate_every={STEPS}", f"save_every={STEPS}"),
+            *(f"data.train={options.speech}", f"data.validation={options.speech}", f"model_dir={release}"),
+            *(f"losses.asr_teacher={options.whisper}", f"losses.speaker_model={speaker(Path(work) / 'speaker')}"),
+            *(f"output_dir={run}", *options.overrides),
+        )
+        command = [sys.executable, "train_encoder.py", "--config", "configs/v3.yaml", *settings]
+        subprocess.run(command, cwd=ROOT, check=True)
+        lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+    print("\n".join(report([line for line in lines if "mel" in line])))
+    return 0
+
+
+def speaker(folder: Path) -> Path:
+    folder.mkdir()
+    (folder / HYPERPARAMETERS).write_text(PUBLISHED_SIZE, encoding="utf-8")
+    torch.manual_seed(0)
+    torch.save(SpeakerNetwork(folder / HYPERPARAMETERS).embedding.state_dict(), folder / WEIGHTS)
+    return folder
+
+
+def report(lines: list[dict[str, float]]) -> list[str]:
+    """The last line of metrics, and the speed of every stretch but the first, which compiles."""
+    speeds = [line["audio_seconds_per_second"] for line in lines[1:]]
+    shown = [f"{name:32}{value:.4g}" for name, value in lines[-1].items()]
+    median = f"{statistics.median(speeds):.0f} ({min(speeds):.0f} to {max(speeds):.0f})"
+    return [*shown, f"audio seconds a second, median of {len(speeds)} stretches of {LINE} steps: {median}"]
+
+
+if __name__ == "__main__":
+    sys.exit(main())
