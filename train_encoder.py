@@ -37,9 +37,10 @@ from training.distributed import Ranks, RanksError, leave, start_ranks
 from training.failures import MemoryFullError, explained
 from training.inputs import StepInputs, step_inputs
 from training.listener import Listener
+from training.metrics import combined, over_ranks
 from training.objectives import balancers, waveform_losses
 from training.optimizer import adam, learning_rate, restore
-from training.progress import Progress, over_ranks
+from training.progress import Progress
 from training.recompute import recompute
 from training.replay import Replay
 from training.speech import Speech
@@ -60,9 +61,10 @@ ERRORS = (
 
 
 class Training:
-    """Everything a step needs and a checkpoint holds."""
+    """Everything a step needs and a checkpoint holds. `begins`: whether the networks start here, as `config.init` has
+    it, or a state will be loaded, for which any start will do."""
 
-    def __init__(self, config: Config, ranks: Ranks):
+    def __init__(self, config: Config, ranks: Ranks, begins: bool = True):
         self.config, self.ranks = config, ranks
         recording = config.cuda_graph and ranks.device.type == "cuda"
         if recording and ranks.count > 1:
@@ -72,7 +74,7 @@ class Training:
         self.replay = Replay(self.compute) if recording else None
         self.bf16 = config.precision == "bf16" and ranks.device.type == "cuda"
         torch.manual_seed(config.seed)
-        self.codec = build_codec(config).to(ranks.device)
+        self.codec = build_codec(config, config.init if begins else "random").to(ranks.device)
         names = ("encoder", "decoder") if config.train == "codec" else ("encoder",)
         self.trained = nn.ModuleDict({name: self.codec.get_submodule(name) for name in names}).requires_grad_(True)
         self.averaged = AveragedCodec(self.codec, names, config.optimizer.average_decay)
@@ -148,8 +150,7 @@ class Training:
         self.optimizer.step()
         learnt = {f"gradient_norm/{name}": companion.update() for name, companion in self.companions.items()}
         norms |= {name: norm for name, norm in learnt.items() if norm is not None}
-        metrics = {name: torch.stack([one[name] for one in found]).mean(dim=0) for name in found[0]} | norms
-        return metrics, {name: torch.cat([flag[name] for flag in flags]) for name in flags[0]}
+        return combined(found) | norms, {name: torch.cat([flag[name] for flag in flags]) for name in flags[0]}
 
     def backward(
         self, inputs: StepInputs, losses: frozenset[str], part: int
@@ -260,13 +261,20 @@ class Training:
         self.best_step, self.best_mel = state["best"]["step"], state["best"]["mel"]
 
     def start_from(self, folder: Path) -> None:
-        """Takes over the averaged weights, and the codebook, of another run's newest checkpoint."""
+        """Takes over the averaged weights of another run's newest checkpoint; of a whole codec, the codebook too."""
         state = load_newest(folder / "checkpoints")
         if state is None:
             raise ConfigError(f"start_from is {folder}, expected the output_dir of a run with checkpoints")
-        for networks in (self.trained, self.averaged.networks):
-            networks.load_state_dict(state["average"])
-        self.quantizer.load_state_dict(state["quantizer"])
+        try:
+            for networks in (self.trained, self.averaged.networks):
+                networks.load_state_dict(state["average"])
+            if self.config.train == "codec":  # an encoder is trained for its own release's codebook
+                self.quantizer.load_state_dict(state["quantizer"])
+        except RuntimeError as error:
+            raise ConfigError(
+                f"start_from is {folder}, a run of other networks than train={self.config.train} has here: "
+                f"{str(error).splitlines()[1].strip()}"
+            ) from error
 
     def save(self, folder: Path, step: int) -> None:
         """What the run is for, the encoder (of a whole codec, the release too), and then a checkpoint to go on from:
@@ -283,14 +291,14 @@ class Training:
         save_checkpoint(folder / "checkpoints", step, state, self.config.keep, self.best_step)
 
 
-def build_codec(config: Config) -> Codec:
+def build_codec(config: Config, init: str) -> Codec:
     """The codec to train, in float32: a release's, its encoder new, or one from scratch."""
     if config.train == "codec":
         codec = Codec(CodecConfig.from_params(read_params_file(Path(config.params)))).requires_grad_(False)
         # no language model is trained here: any rows will do that give embeddings the norm of the release's, 3.7
         nn.init.normal_(codec.get_buffer("embedding_table"), std=0.6 * codec.config.embedding_dim**-0.5)
         return codec
-    return load_release(config.model_dir, torch.float32).with_new_encoder(config.init)
+    return load_release(config.model_dir, torch.float32).with_new_encoder(init)
 
 
 def try_steps(config: Config, ranks: Ranks) -> None:
@@ -303,14 +311,14 @@ def try_steps(config: Config, ranks: Ranks) -> None:
 
 def train(config: Config, ranks: Ranks) -> None:
     folder = Path(config.output_dir)
-    training = Training(config, ranks)
-    speech = Speech(config, ranks, training.codec.sample_rate)
-
     # where to begin is the first rank's to say: the others may have no part of its disk
     state = load_newest(folder / "checkpoints") if ranks.main else None
     first_step = ranks.largest(state["step"] if state else 0)
     if state:
         check_same_run(state["config"], dump_config(config))
+    training = Training(config, ranks, begins=ranks.main and not state and not config.start_from)
+    speech = Speech(config, ranks, training.codec.sample_rate)
+    if state:
         training.load_state_dict(state)
         # a run that was killed before it deleted them, after its last step, saves no more
         delete_old(folder / "checkpoints", config.keep, training.best_step)

@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler, get_worker_info
 
 from data.bandwidth import is_band_limited
 from data.clips import BadClipError, Clip, Clips, DataError, decode
-from data.order import Order
+from data.order import Order, Shuffled
 from data.seeds import derive_seed
 
 ATTEMPTS = 50  # clips tried in a row before the data is called unusable
@@ -43,19 +43,20 @@ class Batch(NamedTuple):
 
 class Crops(Dataset[Item]):
     """A crop of `length` samples for (epoch, index), drawn by (seed, epoch, index). A clip that cannot be used gives
-    its place to another one, also drawn, and its reason goes with the item. One that is band-limited, judged by the
-    whole of it, is used and goes with the item as kept, unless `drop_band_limited`."""
+    its place to another one, drawn by the order, and its reason goes with the item. One that is band-limited, judged
+    by the whole of it, is used and goes with the item as kept, unless `drop_band_limited`."""
 
     def __init__(
         self,
         clips: Clips,
+        order: Order,
         length: int,
         sample_rate: int,
         resample: bool,
         seed: int,
         drop_band_limited: bool = False,
     ):
-        self.clips, self.length, self.sample_rate = clips, length, sample_rate
+        self.clips, self.order, self.length, self.sample_rate = clips, order, length, sample_rate
         self.resample, self.seed, self.drop_band_limited = resample, seed, drop_band_limited
 
     def __len__(self) -> int:
@@ -65,12 +66,12 @@ class Crops(Dataset[Item]):
         epoch, index = key
         generator = torch.Generator().manual_seed(derive_seed(self.seed, epoch, index))
         skipped = []
-        for _ in range(ATTEMPTS):
+        for attempt in range(ATTEMPTS):
             try:
                 clip, waveform, kept = self.usable(index)
             except BadClipError as reason:
                 skipped.append(Fault(reason.kind, str(reason)))
-                index = int(torch.randint(len(self.clips), (), generator=generator))
+                index = self.order.instead(index, attempt, generator)
                 continue
             start = int(torch.randint(waveform.shape[-1] - self.length + 1, (), generator=generator))
             return Item(clip.name, waveform[:, start : start + self.length], tuple(skipped), kept)
@@ -130,10 +131,12 @@ def crop_loader(crops: Crops, stream: Stream, workers: int, pin_memory: bool) ->
 def fixed_clips(
     clips: Clips, count: int, length: int, sample_rate: int, resample: bool, drop_band_limited: bool = False
 ) -> Tensor:
-    """The beginning of the first `count` clips that are long enough: [count, 1, length], the same every time."""
-    crops = Crops(clips, length, sample_rate, resample, 0, drop_band_limited)
+    """The beginning of `count` clips that are long enough, spread evenly over all of them, since a corpus is sorted by
+    speaker: [count, 1, length], the same every time."""
+    crops = Crops(clips, Shuffled(len(clips), seed=0), length, sample_rate, resample, 0, drop_band_limited)
     found, last = [], ""
-    for index in range(len(clips)):
+    # the first of each of `count` parts of the corpus, then the second of each, and so on
+    for index in sorted(range(len(clips)), key=lambda index: index * count % len(clips) // count):
         try:
             found.append(crops.usable(index)[1][:, :length])
         except BadClipError as reason:  # validation only looks for clips it can use; training is what counts its data

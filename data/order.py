@@ -1,5 +1,6 @@
 """In which order clips are heard. An order is endless and a pure function: any place of it can be asked for, so a run
-goes on in the middle of an epoch without replaying it."""
+goes on in the middle of an epoch without replaying it. It also says which clip is heard instead of one that cannot be
+used, so that sources and speakers keep their shares."""
 
 from __future__ import annotations
 
@@ -13,12 +14,16 @@ from data.clips import DataError
 from data.seeds import derive_seed
 
 BLOCK = 1000  # places among which sources have exactly their shares
+OF_SPEAKER = 20  # clips of a speaker tried in a row before another speaker's are
 ROUND, SPEAKER, SHARES = -2, -3, -4  # keep the seeds of different permutations apart; -1 is an epoch's
 
 
 class Order(Protocol):
     def __call__(self, place: int) -> tuple[int, int]:
         """The clip at a place from 0 on: how often it was heard before, and its index."""
+
+    def instead(self, index: int, attempt: int, generator: torch.Generator) -> int:
+        """A clip drawn to be heard instead of `index`, before which `attempt` others were drawn in vain."""
 
 
 class Shuffled:
@@ -34,13 +39,16 @@ class Shuffled:
             self.epoch, self.order = epoch, _permutation(self.clips, self.seed, epoch, -1)
         return epoch, int(self.order[position])
 
+    def instead(self, index: int, attempt: int, generator: torch.Generator) -> int:
+        return _below(self.clips, generator)
+
 
 class BySpeaker:
     """Round after round of all speakers; at each of their turns a speaker's next clip, in an order of their own that
     changes when all were heard. `speakers` [clips] numbers the clips' speakers from 0."""
 
     def __init__(self, speakers: np.ndarray, seed: int):
-        self.seed = seed
+        self.speakers, self.seed = speakers, seed
         self.members = np.argsort(speakers, kind="stable").astype(np.int32)  # clips, speaker by speaker
         self.counts = np.bincount(speakers)
         self.begins = np.cumsum(self.counts) - self.counts
@@ -54,6 +62,14 @@ class BySpeaker:
         epoch, position = divmod(turn, int(self.counts[speaker]))
         within = int(_permutation(int(self.counts[speaker]), self.seed, epoch, SPEAKER, speaker)[position])
         return epoch, int(self.members[self.begins[speaker] + within])
+
+    def instead(self, index: int, attempt: int, generator: torch.Generator) -> int:
+        """A clip of the same speaker; after many in vain, of any."""
+        speaker = self.speakers[index]
+        clips = int(self.counts[speaker])
+        if attempt >= min(OF_SPEAKER, clips - 1):
+            return _below(len(self.members), generator)
+        return int(self.members[self.begins[speaker] + _below(clips, generator)])
 
 
 class Mixed:
@@ -83,6 +99,16 @@ class Mixed:
         source = int(self.sources[position])
         epoch, index = self.orders[source](block * int(self.quotas[source]) + int(self.before[position]))
         return epoch, int(self.begins[source]) + index
+
+    def instead(self, index: int, attempt: int, generator: torch.Generator) -> int:
+        """A clip of the same source."""
+        source = int(np.searchsorted(self.begins, index, side="right")) - 1
+        begin = int(self.begins[source])
+        return begin + self.orders[source].instead(index - begin, attempt, generator)
+
+
+def _below(limit: int, generator: torch.Generator) -> int:
+    return int(torch.randint(limit, (), generator=generator))
 
 
 def _permutation(size: int, *numbers: int) -> torch.Tensor:

@@ -46,7 +46,7 @@ def main() -> int:
     with tempfile.TemporaryDirectory(prefix="measure_loader_") as work:
         source = arguments.data or str(make(Path(work), arguments.coding))
         clips = open_clips([source], work)
-        crops = Crops(clips, round(CROP * RATE), RATE, resample=False, seed=0)
+        crops = Crops(clips, Shuffled(len(clips), seed=0), round(CROP * RATE), RATE, resample=False, seed=0)
         order = Shuffled(len(clips), seed=0)
         print(f"{len(clips)} clips, {os.cpu_count()} CPU cores, crops of {CROP:g} s in batches of {BATCH}")
         print(f"{'workers':>7}{'clips/s':>24}{'audio s/s':>26}")

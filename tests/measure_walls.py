@@ -4,14 +4,16 @@
 
 Trains an encoder by every configuration in configs/ablations and for every seed, several runs side by side (a network
 as small as the stand-in's does not fill a GPU), and `band_limited`: the recipe, on the same speech by way of 16 kHz.
-Then measures them all, beside the withheld and an untrained encoder, and prints a row for each wall: the mean over the
-seeds, and each seed. A run that OUT holds already is not made again. OUT/figures.json has everything.
+`--without` names some of them, which are trained beside the recipe alone. Then measures all, beside the withheld and
+an untrained encoder, and prints a row for each wall: the mean over the seeds, and each seed. A run that OUT holds
+already is not made again. OUT/figures.json has everything.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
 import statistics
 import subprocess
 import sys
@@ -49,14 +51,16 @@ def main() -> int:
     parser.add_argument("--whisper", required=True, help="name or file: the teacher, and the judge of words")
     parser.add_argument("--clips", type=int, default=24, help="of the unseen speech (default: %(default)s)")
     parser.add_argument("--seeds", type=int, default=2)
+    every = [*sorted({path.stem for path in CONFIGS.glob("*.yaml")} - {RECIPE}), BAND_LIMITED]
+    parser.add_argument("--without", nargs="+", choices=every, default=every, metavar="NAME", help="default: all")
     parser.add_argument("--side-by-side", type=int, default=8, help="runs at a time (default: %(default)s)")
     parser.add_argument("--jobs", type=int, default=8, help="judges at a time (default: %(default)s)")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="settings of every run, such as steps=500")
     options = parser.parse_intermixed_args()
 
-    names = [*sorted(path.stem for path in CONFIGS.glob("*.yaml")), BAND_LIMITED]
+    names = [RECIPE, *options.without]
     lowered = options.out / "by_way_of_16_khz"
-    if not lowered.is_dir():
+    if BAND_LIMITED in names and not lowered.is_dir():
         by_way_of_16_khz(options.speech, lowered)
 
     def train(run: tuple[int, str]) -> None:
@@ -70,7 +74,8 @@ def main() -> int:
         teacher = f"losses.asr_teacher={options.whisper}"
         with (folder / "log.txt").open("w", encoding="utf-8") as log:
             command = ("train_encoder.py", "--config", str(CONFIGS / f"{config}.yaml"), *settings, teacher)
-            ended = subprocess.run([sys.executable, *command], stdout=log, stderr=log, cwd=ROOT, check=False)
+            alone = os.environ | {"OMP_NUM_THREADS": "1"}  # each with all cores, they would wait for one another
+            ended = subprocess.run([sys.executable, *command], stdout=log, stderr=log, cwd=ROOT, env=alone, check=False)
         print(f"{folder.name}: status {ended.returncode}", flush=True)
 
     runs = [(seed, name) for seed in range(options.seeds) for name in names]
@@ -115,6 +120,8 @@ def table(found: dict[str, Any], seeds: int) -> str:
     metrics, totals = found["metrics"], found["totals"]
     rows = []
     for wall, shown, without in WALLS:
+        if f"{without}_0" not in totals:
+            continue
         for name in shown:
             show = shower(metrics[name])
             ends = [

@@ -95,7 +95,7 @@ def test_the_whole_clip_is_judged_and_not_the_crop(native: list[np.ndarray], tmp
     samples = np.concatenate([tone, native[0], tone])
     assert is_band_limited(tone, RATE)
     clips = open_clips([str(write_parquet(tmp_path / "rows.parquet", {"a": wav(samples)}))], str(tmp_path / "cache"))
-    crops = Crops(clips, RATE, RATE, resample=False, seed=0, drop_band_limited=True)
+    crops = Crops(clips, Shuffled(len(clips), seed=0), RATE, RATE, resample=False, seed=0, drop_band_limited=True)
     items = [crops[epoch, 0] for epoch in range(20)]
     assert any(is_band_limited(item.waveform[0].numpy(), RATE) for item in items)
     assert not any(item.skipped or item.kept for item in items)
@@ -116,7 +116,8 @@ def mixed(native: list[np.ndarray], tmp_path: Path) -> str:
 
 @pytest.mark.parametrize("drop", [False, True], ids=["keep", "drop"])
 def test_band_limited_clips_are_named_and_dropped_when_asked_for(mixed: str, drop: bool, tmp_path: Path) -> None:
-    crops = Crops(open_clips([mixed], str(tmp_path / "cache")), RATE, RATE, True, seed=0, drop_band_limited=drop)
+    clips = open_clips([mixed], str(tmp_path / "cache"))
+    crops = Crops(clips, Shuffled(4, seed=0), RATE, RATE, True, seed=0, drop_band_limited=drop)
     items = [crops[0, i] for i in range(4)]
     for item, name in zip(items, ("upsampled", "at_16_khz"), strict=False):
         found, other = (item.skipped, item.kept) if drop else (item.kept, item.skipped)
@@ -125,8 +126,8 @@ def test_band_limited_clips_are_named_and_dropped_when_asked_for(mixed: str, dro
         assert fault.message.startswith(f"{name} has nothing above 8 kHz (data.band_limited=")
         assert drop or other == ()
     assert not any(item.skipped or item.kept for item in items[2:])
-    with_validation = fixed_clips(open_clips([mixed], str(tmp_path / "cache")), 2, RATE, RATE, True, drop)
-    first = decode(crops.clips.read(2 if drop else 0), RATE)
+    with_validation = fixed_clips(clips, 2, RATE, RATE, True, drop)
+    first = decode(clips.read(2 if drop else 0), RATE)
     assert torch.equal(with_validation[0], first[:, :RATE])
 
 
@@ -136,7 +137,8 @@ def test_a_run_counts_them_and_names_each_once(mixed: str, tmp_path: Path) -> No
         folder = tmp_path / fate
         progress = Progress(folder, 0, 3, 1.0, Ranks(0, 1, torch.device("cpu")))
         stream = Stream(Shuffled(4, seed=0), 4)
-        batches = crop_loader(Crops(clips, RATE, RATE, True, 0, drop), stream, 0, pin_memory=False)
+        crops = Crops(clips, Shuffled(4, seed=0), RATE, RATE, True, 0, drop)
+        batches = crop_loader(crops, stream, 0, pin_memory=False)
         for _ in range(3):
             batch = next(batches)
             progress.count("skipped", batch.skipped)
@@ -151,5 +153,7 @@ def test_a_run_counts_them_and_names_each_once(mixed: str, tmp_path: Path) -> No
 
 def test_data_of_nothing_but_band_limited_clips_ends_with_the_reason(native: list[np.ndarray], tmp_path: Path) -> None:
     path = write_parquet(tmp_path / "rows.parquet", {"a": wav(by_soxr(native[0]))})
+    clips = open_clips([str(path)], str(tmp_path / "cache"))
+    crops = Crops(clips, Shuffled(1, seed=0), 9600, RATE, False, 0, drop_band_limited=True)
     with pytest.raises(DataError, match=r"nothing above 8 kHz \(data.band_limited=keep uses it\)"):
-        Crops(open_clips([str(path)], str(tmp_path / "cache")), 9600, RATE, False, 0, drop_band_limited=True)[0, 0]
+        crops[0, 0]

@@ -69,7 +69,7 @@ def test_folders_and_parquet_files_give_the_same_clips_joined(folder: Path, tmp_
 
 def test_crops_repeat_for_a_seed_on_any_number_of_workers(folder: Path) -> None:
     clips = open_clips([str(folder)])
-    crops = Crops(clips, 12000, RATE, resample=False, seed=5)
+    crops = Crops(clips, Shuffled(len(clips), seed=0), 12000, RATE, resample=False, seed=5)
 
     def batches(workers: int, first_step: int) -> list[torch.Tensor]:
         order = Shuffled(len(clips), seed=5)
@@ -106,7 +106,7 @@ BAD = {
 def test_bad_clips_are_replaced_and_named_with_their_reason(tmp_path: Path) -> None:
     good = {f"good{i}": audio_bytes(1.0 + i / 100) for i in range(5)}
     clips = open_clips([str(write_parquet(tmp_path / "rows.parquet", good | BAD))], str(tmp_path / "cache"))
-    crops = Crops(clips, 12000, RATE, resample=False, seed=0)
+    crops = Crops(clips, Shuffled(len(clips), seed=0), 12000, RATE, resample=False, seed=0)
     items = [crops[0, i] for i in range(len(clips))]
     assert all(item.waveform.shape == (1, 12000) for item in items)
     kinds = {skipped.message.split()[0]: skipped.kind for item in items for skipped in item.skipped}
@@ -172,7 +172,7 @@ def test_shared_memory_without_room_ends_the_run_with_what_to_do(folder: Path, m
 
     clips = open_clips([str(folder)])
     monkeypatch.setattr(torch.Tensor, "share_memory_", full)
-    crops = Crops(clips, 12000, RATE, resample=False, seed=0)
+    crops = Crops(clips, Shuffled(len(clips), seed=0), 12000, RATE, resample=False, seed=0)
     with pytest.raises(DataError, match=r"^a worker finds no room .*make /dev/shm larger .*data\.workers lower$"):
         next(crop_loader(crops, Stream(Shuffled(len(clips), seed=0), 2), 1, pin_memory=False))
 
@@ -201,7 +201,7 @@ def test_stereo_is_mixed_down() -> None:
 def test_data_of_nothing_but_bad_clips_ends_with_the_reason(tmp_path: Path) -> None:
     clips = open_clips([str(write_parquet(tmp_path / "rows.parquet", BAD))], str(tmp_path / "cache"))
     with pytest.raises(DataError, match="no usable clip among 50"):
-        Crops(clips, 12000, RATE, resample=False, seed=0)[0, 0]
+        Crops(clips, Shuffled(len(clips), seed=0), 12000, RATE, resample=False, seed=0)[0, 0]
 
 
 def test_unusable_sources_say_what_is_accepted(tmp_path: Path) -> None:
@@ -247,5 +247,7 @@ def test_validation_clips_are_the_same_every_time_and_long_enough(folder: Path) 
     first = fixed_clips(clips, 2, 28000, RATE, resample=False)
     assert first.shape == (2, 1, 28000)
     assert torch.equal(first, fixed_clips(clips, 2, 28000, RATE, resample=False))
+    # of both speakers, though two clips of the first would do
+    assert torch.equal(fixed_clips(clips, 2, 12000, RATE, resample=False)[1], decode(clips.read(2), RATE)[:, :12000])
     with pytest.raises(DataError, match=r"expected 5: .*the last one that is not: .* is shorter than a crop"):
         fixed_clips(clips, 5, 28000, RATE, resample=False)

@@ -13,9 +13,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import torch
 
-from data import Crops, DataError, Order, Shuffled, Stream, crop_loader, open_clips, open_sources, order_of
-from data.order import BLOCK, BySpeaker, Mixed
+from data import Crops, DataError, JoinedClips, Order, Shuffled, Stream, crop_loader, open_clips, open_sources, order_of
+from data.order import BLOCK, OF_SPEAKER, BySpeaker, Mixed
 from data.sources import Source
 from tests.test_data import audio_bytes, write_parquet
 
@@ -70,6 +71,31 @@ def test_sources_have_their_shares_and_each_walks_its_own_epochs() -> None:
         Mixed([Shuffled(5, 0), Shuffled(5, 0)], [5, 5], [1.0, 0.0001], seed=0)
 
 
+def test_a_clip_is_replaced_by_one_of_its_speaker_and_after_many_in_vain_by_any() -> None:
+    order, generator = BySpeaker(SPEAKERS, seed=0), torch.Generator().manual_seed(0)
+    assert {order.instead(2, 0, generator) for _ in range(100)} == {0, 1, 2, 3, 4}
+    assert {order.instead(5, 0, generator) for _ in range(100)} == {5, 6}
+    assert {order.instead(7, 0, generator) for _ in range(200)} == set(range(8))  # the speaker's only one
+    assert {order.instead(2, OF_SPEAKER, generator) for _ in range(200)} == set(range(8))
+
+
+def test_a_clip_is_replaced_by_one_of_its_source(tmp_path: Path) -> None:
+    """A source of short clips would lose its share to the others, and one of long clips be heard instead."""
+    clips = {f"long{i}": audio_bytes(0.5 + i / 100) for i in range(20)}
+    write_parquet(tmp_path / "long.parquet", clips)
+    write_parquet(tmp_path / "mostly.parquet", {f"s{i}": audio_bytes(0.5 if i < 3 else 0.1) for i in range(12)})
+    parts = open_sources(
+        [Source(str(tmp_path / f"{name}.parquet")) for name in ("long", "mostly")], str(tmp_path / "c")
+    )
+    order = order_of(parts, [1.0, 1.0], "clips", seed=0)
+    crops = Crops(JoinedClips(parts), order, 12000, 24000, resample=False, seed=0)
+    items = [crops[order(place)] for place in range(200)]
+    assert any(item.skipped for item in items)
+    short = sum(order(place)[1] >= 20 for place in range(200))
+    assert sum(item.name.startswith("s") for item in items) == short
+    assert 80 < short < 120
+
+
 def test_balance_needs_more_than_one_speaker(tmp_path: Path) -> None:
     (tmp_path / "a.wav").write_bytes(audio_bytes(0.5))
     parts = open_sources([Source(str(tmp_path))])
@@ -89,7 +115,7 @@ def test_the_corpus_in_its_own_layout_gives_speakers_and_transcripts(tmp_path: P
     read = [clips.read(i) for i in (0, 3)]
     assert [(clip.speaker, clip.text) for clip in read] == [("174", "It is 174."), ("84", "It is 84.")]
     assert clips.speakers().tolist() == [0, 1, 1, 1]
-    crops = Crops(clips, 4000, 24000, resample=False, seed=0)
+    crops = Crops(clips, Shuffled(len(clips), seed=0), 4000, 24000, resample=False, seed=0)
     assert [skipped.kind for skipped in crops[0, 2].skipped][:1] == ["has no transcript"]
 
 
@@ -138,7 +164,7 @@ def test_an_epoch_of_the_real_corpus_is_walked_in_constant_memory_interrupted_an
         begin += count
     clips = open_clips([str(tmp_path / "corpus" / split) for split in SPLITS], str(tmp_path / "cache"))
     assert len(clips) == begin == 354_729
-    crops = Crops(clips, 3, 24000, resample=False, seed=0)
+    crops = Crops(clips, Shuffled(len(clips), seed=0), 3, 24000, resample=False, seed=0)
     order = Shuffled(len(clips), seed=0)
     batch_size, ranks = 512, 2
     heard = np.zeros(begin, dtype=np.int32)

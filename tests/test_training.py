@@ -19,9 +19,9 @@ from codec import load_release
 from codec.checkpoint import checkpoint_tensors, codec_fingerprint
 from codec.tensors import ENCODER_PREFIXES, expected_encoder
 from tests.processes import start, statuses
-from tests.releases import TINY, params_json
+from tests.releases import TINY, params_json, random_codec, write_release
 from tests.test_data import audio_bytes
-from training.checkpoints import load_newest
+from training.checkpoints import STATE, checkpoints, load_newest
 from training.config import Config, ConfigError, load_config
 from training.distributed import Ranks
 
@@ -37,6 +37,10 @@ def run(settings: Path, *overrides: str) -> Config:
 def read(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
     with safe_open(path, framework="pt") as file:
         return {name: file.get_tensor(name) for name in file.keys()}, file.metadata()  # noqa: SIM118
+
+
+def newest(config: Config) -> Path:
+    return checkpoints(Path(config.output_dir) / "checkpoints")[-1] / STATE
 
 
 def test_a_run_leaves_what_others_build_on(
@@ -175,6 +179,43 @@ def test_a_run_can_start_from_the_weights_of_another(settings: Path, tmp_path: P
     assert lines[1][0]["validation/mel"] == lines[0][-1]["validation/mel"]
     with pytest.raises(ConfigError, match="start_from"):
         run(settings, "start_from=/nowhere", f"output_dir={tmp_path / 'other'}")
+
+
+def test_an_encoder_started_from_another_keeps_to_its_own_releases_codebook(settings: Path, tmp_path: Path) -> None:
+    other = write_release(tmp_path / "other", random_codec(TINY, seed=7))
+    first = run(settings, f"model_dir={other}")
+    second = load_config(settings, [f"output_dir={tmp_path / 'next'}"])
+    training = train_encoder.Training(second, ALONE)
+    own = training.quantizer.semantic_codebook.embedding.clone()
+    training.start_from(Path(first.output_dir))
+    assert torch.equal(training.quantizer.semantic_codebook.embedding, own)
+    expected = torch.load(newest(first), weights_only=True)["average"]
+    assert all(torch.equal(tensor, expected[name]) for name, tensor in training.trained.state_dict().items())
+
+
+def test_an_encoder_cannot_start_from_a_whole_codec(settings: Path, tmp_path: Path) -> None:
+    params = tmp_path / "params.json"
+    params.write_text(json.dumps(params_json(TINY)))
+    codec = run(settings, "train=codec", f"params={params}", f"output_dir={tmp_path / 'codec'}")
+    with pytest.raises(ConfigError, match=r"start_from is .*codec, a run of other networks than train=encoder has"):
+        run(settings, f"start_from={codec.output_dir}")
+
+
+def test_a_resumed_run_does_not_compute_its_start_again(settings: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run(settings, "steps=2")
+    monkeypatch.setattr("codec.codec.start_as_inverse", None)
+    run(settings, "steps=4")
+    with pytest.raises(TypeError):
+        run(settings, f"output_dir={settings.parent / 'anew'}")
+
+
+@pytest.mark.parametrize("off", ["mel", "l1", "stft", "commitment"])
+def test_any_one_loss_can_be_switched_off(settings: Path, off: str) -> None:
+    config = run(settings, f"losses.{off}=0", "steps=2")
+    lines = [json.loads(line) for line in (Path(config.output_dir) / "metrics.jsonl").read_text().splitlines()]
+    logged = next(line for line in lines if "sem_util" in line)
+    assert off not in logged
+    assert {"mel", "l1", "stft", "commitment"} - {off} <= set(logged)
 
 
 def test_training_brings_the_reconstruction_nearer(settings: Path) -> None:

@@ -23,7 +23,7 @@ STATE = "state.pt"
 # How long to run, where, on how many GPUs, and what to report
 FREE_TO_CHANGE = (
     *("steps", "output_dir", "hf_cache", "log_every", "validate_every", "save_every", "keep", "compile", "cuda_graph"),
-    *("batch_size", "accumulate", "data.workers", "losses.asr_cache"),
+    *("batch_size", "accumulate", "recompute", "data.workers", "losses.asr_cache"),
 )
 
 

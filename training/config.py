@@ -32,7 +32,7 @@ class Data:
     resample: bool = False  # accept other sample rates than the codec's; otherwise such a clip is skipped and counted
     band_limited: str = "keep"  # clips with nothing above 8 kHz: "keep" or "drop" them; counted and named either way
     workers: int = 4  # processes that read and decode; 0 decodes in the training process
-    validation_clips: int = 32  # the first clips of the validation data that are long enough
+    validation_clips: int = 32  # spread evenly over those of the validation data that are long enough
     validation_seconds: float = 4.0  # their beginning, of this length
 
     def __post_init__(self) -> None:

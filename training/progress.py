@@ -8,7 +8,7 @@ import sys
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
@@ -118,8 +118,8 @@ class Progress:
         if torch.cuda.is_available():
             values["memory_gb"] = torch.cuda.max_memory_allocated() / 1e9
         self._record(step, values)
-        shown = {
-            "mel": f"{values['mel']:.3f}",
+        shown = {"mel": f"{values['mel']:.3f}"} if "mel" in values else {}
+        shown |= {
             "sem_util": f"{values['sem_util']:.0f}",
             "acoustic": f"{values['acoustic_min']:.0f}-{values['acoustic_max']:.0f}",
             "audio s/s": f"{values['audio_seconds_per_second']:.3g}",
@@ -186,15 +186,6 @@ class Progress:
             print(f"  the best was step {best_step}, mel {best_mel:.4g}: {self.folder / 'encoder_best.safetensors'}")
         release = config.model_dir if config.train == "encoder" else self.folder / "release"
         print(f"next: python inject_encoder.py --model-dir {release} --encoder {encoder}")
-
-
-def over_ranks(metrics: Mapping[str, Tensor], ranks: Ranks) -> dict[str, float]:
-    """All ranks' mean of each metric; of a `_min` the smallest, of a `_max` the largest. This is where values are read
-    from the device."""
-    found = ranks.gather(torch.stack([value.float() for value in metrics.values()])[None]).cpu()
-    ways = {"min": lambda column: column.amin(), "max": lambda column: column.amax()}
-    columns = zip(metrics, found.T, strict=True)
-    return {name: float(ways.get(name.rpartition("_")[2], Tensor.mean)(column)) for name, column in columns}
 
 
 def keep_lines(path: Path, last_step: int) -> None:

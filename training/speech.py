@@ -20,7 +20,7 @@ class Speech:
         weights = [source.weight for source in data.train]
         self.order = order_of(sources, weights, data.sampling, config.seed)
         length, drop = round(data.crop_seconds * sample_rate), data.band_limited == "drop"
-        self.crops = Crops(JoinedClips(sources), length, sample_rate, data.resample, config.seed, drop)
+        self.crops = Crops(JoinedClips(sources), self.order, length, sample_rate, data.resample, config.seed, drop)
         held_out = JoinedClips(open_sources(data.validation, config.hf_cache))
         length = round(data.validation_seconds * sample_rate)
         self.validation = fixed_clips(held_out, data.validation_clips, length, sample_rate, data.resample, drop)
