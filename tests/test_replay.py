@@ -100,7 +100,7 @@ def test_a_step_with_a_teacher_is_never_recorded(settings: Path, monkeypatch: py
 def test_inputs_are_a_function_of_the_seed_and_the_steps_number(settings: Path) -> None:
     config = load_config(settings, SETTINGS)
     ranks = Ranks(0, 1, torch.device("cpu"))
-    codec = train_encoder.build_codec(config)
+    codec = train_encoder.build_codec(config, config.init)
 
     def inputs(step: int, seed: int = 0) -> list[Tensor]:
         return list(step_inputs(replace(config, seed=seed), ranks, codec, CROPS[0], step))
