@@ -8,20 +8,26 @@ Steps are chosen to fill the minutes, by a short run that measures a step; OUT/c
 OUT/encoders_steps.txt keep their numbers. The new encoders are the recipe, which starts as the decoder's inverse, and
 the same from layers that mirror the decoder's, and from random ones; of the first, those in between are kept, for the
 curve of what is recovered over hours of audio. Each set of unseen speech becomes OUT/NAME.json, and all of them
-OUT/results.md, the tables of RESULTS.md. What OUT holds already is not made again.
+OUT/results.md, the tables of RESULTS.md. What OUT holds already is not made again. Of several GPUs each trains an
+encoder, and measures.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
 import shutil
 import subprocess
 import sys
 import threading
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from queue import SimpleQueue
+from typing import TypeVar
 
+import torch
 import yaml
 
 from codec import load_release
@@ -37,6 +43,7 @@ MEASURED, LINE = 80, 20  # steps of the short run, and steps a line of its metri
 WITH_DISCRIMINATOR = 0.05  # of the steps, the last ones, which take several times as long
 KEPT = 5  # encoders of the curve, the last one among them
 VOICES = 8
+Given, Made = TypeVar("Given"), TypeVar("Made")
 
 
 def main() -> int:
@@ -68,11 +75,14 @@ def main() -> int:
         add_voices(release, with_encoder(load_release(release), withheld), one_a_speaker(options.speech))
     common += [f"model_dir={release}", f"losses.speaker_model={options.speaker_model}"]
     steps = fitting(BENCHMARK / "encoder.yaml", options.out / "encoders", common, options.encoder_minutes)
-    for name in options.encoders:
+
+    def train_encoder(name: str, gpu: str) -> None:
         start = f"init={ENCODERS[name]}"
-        train(BENCHMARK / "encoder.yaml", options.out / name, [*common, start], steps, KEPT)
-    with ThreadPoolExecutor() as sets:  # side by side: the GPU waits for the judges
-        figures = list(sets.map(lambda unseen: evaluate(options, release, withheld, *unseen), options.unseen))
+        train(BENCHMARK / "encoder.yaml", options.out / name, [*common, start], steps, KEPT, gpu)
+
+    on_gpus(train_encoder, options.encoders)
+    # side by side, also on one: a GPU waits for the judges
+    figures = on_gpus(lambda unseen, gpu: evaluate(options, release, withheld, *unseen, gpu), options.unseen, at_once=2)
     tables = run("-m", "evaluation.results", *map(str, figures), "--curve", "step_*", options.encoders[0])
     (options.out / "results.md").write_text(tables, encoding="utf-8")
     print(tables)
@@ -96,7 +106,7 @@ def fitting(config: Path, folder: Path, settings: list[str], minutes: float) -> 
     return int(known.read_text(encoding="utf-8"))
 
 
-def train(config: Path, folder: Path, settings: list[str], steps: int, times: int) -> None:
+def train(config: Path, folder: Path, settings: list[str], steps: int, times: int, gpu: str = "") -> None:
     """A run that saves so many times, since a checkpoint has 5 GB; the encoders in between are kept beside its last."""
     encoder = folder / "encoder.safetensors"
     if encoder.exists() and int(read_training(encoder)["step"]) == steps:
@@ -108,7 +118,7 @@ def train(config: Path, folder: Path, settings: list[str], steps: int, times: in
     every = -(-steps // times)
     often = (f"save_every={every}", f"validate_every={every}")
     try:
-        run("train_encoder.py", "--config", str(config), *settings, *length, *often, f"output_dir={folder}")
+        run("train_encoder.py", "--config", str(config), *settings, *length, *often, f"output_dir={folder}", gpu=gpu)
     finally:
         ended.set()
         keeper.join()
@@ -161,7 +171,7 @@ def named(text: str) -> tuple[str, str]:
     return name, path
 
 
-def evaluate(options: argparse.Namespace, release: Path, withheld: Path, name: str, speech: str) -> Path:
+def evaluate(options: argparse.Namespace, release: Path, withheld: Path, name: str, speech: str, gpu: str) -> Path:
     """The figures of a set of unseen speech."""
     figures = options.out / f"{name}.json"
     if figures.exists():
@@ -174,13 +184,35 @@ def evaluate(options: argparse.Namespace, release: Path, withheld: Path, name: s
     judges = ("--whisper", options.whisper, "--speaker-model", options.speaker_model, "--without", "wavlm")
     report = ("--report", str(options.out / f"report_{name}"), "--metrics", str(first / "metrics.jsonl"))
     more = ("--jobs", str(max(1, options.jobs // len(options.unseen))), "--json", str(figures), *report)
-    print(run("evaluate_encoder.py", "--encoder", *encoders, *sides, *descent, *judges, *more), flush=True)
+    print(run("evaluate_encoder.py", "--encoder", *encoders, *sides, *descent, *judges, *more, gpu=gpu), flush=True)
     return figures
 
 
-def run(*arguments: str) -> str:
-    """A command of this repository. Ends this one with its last words where it fails."""
-    ended = subprocess.run([sys.executable, *arguments], cwd=ROOT, check=False, text=True, capture_output=True)
+def on_gpus(task: Callable[[Given, str], Made], given: Sequence[Given], at_once: int = 1) -> list[Made]:
+    """`task(each, gpu)` for each of what is given, side by side: so many at once on every GPU. A GPU is named as
+    CUDA_VISIBLE_DEVICES names it."""
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES") or ",".join(map(str, range(torch.cuda.device_count())))
+    free = SimpleQueue[str]()
+    for gpu in visible.split(",") * at_once:
+        free.put(gpu)
+
+    def done(each: Given) -> Made:
+        gpu = free.get()
+        try:
+            return task(each, gpu)
+        finally:
+            free.put(gpu)
+
+    with ThreadPoolExecutor(free.qsize()) as threads:
+        return list(threads.map(done, given))
+
+
+def run(*arguments: str, gpu: str = "") -> str:
+    """A command of this repository, on one GPU or on all. Ends this one with its last words where it fails."""
+    alone = {"CUDA_VISIBLE_DEVICES": gpu} if gpu else {}
+    ended = subprocess.run(
+        [sys.executable, *arguments], cwd=ROOT, env=os.environ | alone, check=False, text=True, capture_output=True
+    )
     if ended.returncode:
         sys.exit(f"{' '.join(arguments)}\nended with status {ended.returncode}:\n{ended.stderr[-3000:]}")
     return ended.stdout

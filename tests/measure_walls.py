@@ -74,10 +74,12 @@ def main() -> int:
         teacher = f"losses.asr_teacher={options.whisper}"
         with (folder / "log.txt").open("w", encoding="utf-8") as log:
             command = ("train_encoder.py", "--config", str(CONFIGS / f"{config}.yaml"), *settings, teacher)
-            alone = os.environ | {"OMP_NUM_THREADS": "1"}  # each with all cores, they would wait for one another
-            ended = subprocess.run([sys.executable, *command], stdout=log, stderr=log, cwd=ROOT, env=alone, check=False)
+            ended = subprocess.run([sys.executable, *command], stdout=log, stderr=log, cwd=ROOT, env=share, check=False)
         print(f"{folder.name}: status {ended.returncode}", flush=True)
 
+    # each with all cores, they would wait for one another; and trying cuDNN's algorithms, one takes what memory it finds
+    memory = f"per_process_memory_fraction:{0.95 / options.side_by_side:.3f}"
+    share = os.environ | {"OMP_NUM_THREADS": "1", "PYTORCH_CUDA_ALLOC_CONF": memory}
     runs = [(seed, name) for seed in range(options.seeds) for name in names]
     with ThreadPoolExecutor(options.side_by_side) as slots:
         list(slots.map(train, runs))
