@@ -30,16 +30,17 @@ CONFIGS = ROOT / "configs" / "ablations"
 DEMO = ROOT / "data" / "demo"
 RECIPE, BAND_LIMITED = "recipe", "band_limited"
 ENDS = ("against", "untrained")
-# what it breaks, shown by these metrics, the run without it
+# what it breaks, shown by these metrics, the runs with its part and without it
 WALLS = (
-    ("codebook collapse", ("sem_util", "distinct_codes"), "no_diversity"),
-    ("acoustic saturation", ("acoustic_to_target", "at_ends"), "no_shaping"),
-    ("speaker lost", ("speaker_resemblyzer",), "no_speaker"),
-    ("band-limited data", ("band_level",), BAND_LIMITED),
-    ("hand-set weights", ("mel",), "fixed_weights"),
-    ("words", ("wer", "cer"), "no_asr"),
-    ("quantization noise", ("mel",), "all_quantized"),
-    ("Adam's beta", ("mel",), "adam_09"),
+    ("codebook collapse", ("sem_util", "distinct_codes"), RECIPE, "no_diversity"),
+    ("the same, from a random start", ("sem_util", "distinct_codes"), "random_start", "random_start_no_diversity"),
+    ("acoustic saturation", ("acoustic_to_target", "at_ends"), RECIPE, "no_shaping"),
+    ("speaker lost", ("speaker_resemblyzer",), RECIPE, "no_speaker"),
+    ("band-limited data", ("band_level",), RECIPE, BAND_LIMITED),
+    ("hand-set weights", ("mel",), RECIPE, "fixed_weights"),
+    ("words", ("wer", "cer"), RECIPE, "no_asr"),
+    ("quantization noise", ("mel",), RECIPE, "all_quantized"),
+    ("Adam's beta", ("mel",), RECIPE, "adam_09"),
 )
 
 
@@ -77,7 +78,7 @@ def main() -> int:
             ended = subprocess.run([sys.executable, *command], stdout=log, stderr=log, cwd=ROOT, env=share, check=False)
         print(f"{folder.name}: status {ended.returncode}", flush=True)
 
-    # each with all cores, they would wait for one another; and trying cuDNN's algorithms, one takes what memory it finds
+    # each with all cores, they would wait for one another; and one that tries cuDNN's algorithms takes all memory
     memory = f"per_process_memory_fraction:{0.95 / options.side_by_side:.3f}"
     share = os.environ | {"OMP_NUM_THREADS": "1", "PYTORCH_CUDA_ALLOC_CONF": memory}
     runs = [(seed, name) for seed in range(options.seeds) for name in names]
@@ -121,17 +122,17 @@ def table(found: dict[str, Any], seeds: int) -> str:
     """The walls in Markdown."""
     metrics, totals = found["metrics"], found["totals"]
     rows = []
-    for wall, shown, without in WALLS:
-        if f"{without}_0" not in totals:
+    for wall, shown, *runs in WALLS:
+        if not {f"{run}_0" for run in runs} <= totals.keys():
             continue
         for name in shown:
             show = shower(metrics[name])
             ends = [
                 show(totals[end][name]["value"]) if name in totals[end] else "–" for end in ("against", "untrained")
             ]
-            cells = [of_seeds(totals, run, name, seeds, show) for run in (RECIPE, without)]
-            rows.append([wall, metrics[name]["title"], cells[0], f"{cells[1]}, `{without}`", *ends])
-    header = ["wall", "shown by", "recipe", "without its part", "withheld encoder", "untrained encoder"]
+            cells = [f"{of_seeds(totals, run, name, seeds, show)}, `{run}`" for run in runs]
+            rows.append([wall, metrics[name]["title"], *cells, *ends])
+    header = ["wall", "shown by", "with its part", "without", "withheld encoder", "untrained encoder"]
     return "\n".join("| " + " | ".join(row) + " |" for row in (header, ["---"] * len(header), *rows))
 
 
