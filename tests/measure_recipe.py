@@ -1,6 +1,6 @@
 """Runs configs/v3.yaml at the release's dimensions for some steps; shows its speed, its memory and all that it logs.
 
-    python -m tests.measure_recipe --speech SPEECH --whisper MODEL [--gpus 1 2] [key=value ...]
+    python -m tests.measure_recipe [--gpus 1 2] --speech SPEECH --whisper MODEL [key=value ...]
 
 Several numbers of GPUs are run one after the other, each GPU with as many crops as the only one has (weak scaling).
 The release and a speaker network of the published one's size have random weights: what is measured does not depend on
