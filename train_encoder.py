@@ -74,7 +74,7 @@ class Training:
         self.replay = Replay(self.compute) if recording else None
         self.bf16 = config.precision == "bf16" and ranks.device.type == "cuda"
         torch.manual_seed(config.seed)
-        self.codec = build_codec(config, config.init if begins else "random").to(ranks.device)
+        self.codec = build_codec(config, config.init if begins else "random", ranks.device)
         names = ("encoder", "decoder") if config.train == "codec" else ("encoder",)
         self.trained = nn.ModuleDict({name: self.codec.get_submodule(name) for name in names}).requires_grad_(True)
         self.averaged = AveragedCodec(self.codec, names, config.optimizer.average_decay)
@@ -291,14 +291,15 @@ class Training:
         save_checkpoint(folder / "checkpoints", step, state, self.config.keep, self.best_step)
 
 
-def build_codec(config: Config, init: str) -> Codec:
+def build_codec(config: Config, init: str, device: torch.device) -> Codec:
     """The codec to train, in float32: a release's, its encoder new, or one from scratch."""
     if config.train == "codec":
         codec = Codec(CodecConfig.from_params(read_params_file(Path(config.params)))).requires_grad_(False)
         # no language model is trained here: any rows will do that give embeddings the norm of the release's, 3.7
         nn.init.normal_(codec.get_buffer("embedding_table"), std=0.6 * codec.config.embedding_dim**-0.5)
-        return codec
-    return load_release(config.model_dir, torch.float32).with_new_encoder(init)
+        return codec.to(device)
+    # on its device: at the release's dimensions, a start as the inverse takes two CPU cores 13 seconds
+    return load_release(config.model_dir, torch.float32, device).with_new_encoder(init)
 
 
 def try_steps(config: Config, ranks: Ranks) -> None:

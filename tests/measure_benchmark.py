@@ -39,7 +39,7 @@ from data.demo.build import add_voices
 ROOT = Path(__file__).parent.parent
 BENCHMARK = ROOT / "configs" / "benchmark"
 ENCODERS = {"recipe": "inverse", "mirror_start": "mirror", "random_start": "random"}  # and how they start
-MEASURED, LINE = 80, 20  # steps of the short run, and steps a line of its metrics
+MEASURED, LINE = 200, 50  # steps of the short run, and steps a line of its metrics
 WITH_DISCRIMINATOR = 0.05  # of the steps, the last ones, which take several times as long
 KEPT = 5  # encoders of the curve, the last one among them
 VOICES = 8

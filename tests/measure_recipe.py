@@ -23,7 +23,7 @@ from losses.speaker import HYPERPARAMETERS, WEIGHTS, SpeakerNetwork
 from tests.releases import REAL, random_codec, write_release
 
 ROOT = Path(__file__).parent.parent
-STEPS, LINE = 120, 20
+STEPS, LINE = 80, 20
 # of speechbrain/spkrec-ecapa-voxceleb
 PUBLISHED_SIZE = """\
 compute_features: !new:speechbrain.lobes.features.Fbank

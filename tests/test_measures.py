@@ -39,9 +39,10 @@ def test_every_ablation_is_a_wall_and_the_other_way_round() -> None:
 def test_steps_are_measured_behind_their_warm_up(tmp_path: Path) -> None:
     settings = {"batch_size": 4, "accumulate": 2, "data": {"crop_seconds": 1.5}}
     (tmp_path / "config.yaml").write_text(yaml.safe_dump(settings))
-    speeds = {20: 1.0, 40: 60.0, 60: 2.0, 80: 24.0}
+    half, whole, line = measure_benchmark.MEASURED // 2, measure_benchmark.MEASURED, measure_benchmark.LINE
+    speeds = {line: 1.0, half: 60.0, half + line: 2.0, whole: 24.0}
     lines = [{"step": step, "mel": 1.0, "audio_seconds_per_second": speed} for step, speed in speeds.items()]
-    lines.append({"step": 80, "validation/mel": 1.0})
+    lines.append({"step": whole, "validation/mel": 1.0})
     (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     assert measure_benchmark.seconds_a_step(tmp_path) == (0.2, 0.5)
 

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from torch.nn.utils import parameters_to_vector
 
 import train_encoder
 from tests.teachers import use_random_teacher
@@ -100,7 +101,7 @@ def test_a_step_with_a_teacher_is_never_recorded(settings: Path, monkeypatch: py
 def test_inputs_are_a_function_of_the_seed_and_the_steps_number(settings: Path) -> None:
     config = load_config(settings, SETTINGS)
     ranks = Ranks(0, 1, torch.device("cpu"))
-    codec = train_encoder.build_codec(config, config.init)
+    codec = train_encoder.build_codec(config, config.init, ranks.device)
 
     def inputs(step: int, seed: int = 0) -> list[Tensor]:
         return list(step_inputs(replace(config, seed=seed), ranks, codec, CROPS[0], step))
@@ -112,21 +113,22 @@ def test_inputs_are_a_function_of_the_seed_and_the_steps_number(settings: Path) 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU: only there a step can be recorded")
 def test_replayed_steps_are_the_steps_computed_one_by_one(settings: Path) -> None:
-    def trained(cuda_graph: bool) -> tuple[list[dict[str, float]], list[Tensor]]:
-        config = load_config(
-            settings, (*SETTINGS, f"cuda_graph={str(cuda_graph).lower()}", "discriminator.from_step=6")
-        )
+    # sums in another order are a millionth off; in bfloat16, or after large steps of Adam, that grows beyond any limit
+    still = ("precision=fp32", "optimizer.lr=1e-5", "discriminator.from_step=6")
+
+    def trained(cuda_graph: bool) -> tuple[list[dict[str, float]], Tensor]:
+        config = load_config(settings, (*SETTINGS, *still, f"cuda_graph={str(cuda_graph).lower()}"))
         training = train_encoder.Training(config, Ranks(0, 1, torch.device("cuda")))
+        before = parameters_to_vector(training.trained.parameters()).detach()
         seen = []
         for step in range(12):
             metrics = training.step(CROPS[step].cuda(), step)
             seen.append({name: float(value) for name, value in metrics.items()})
         assert training.watch.broken() is None
         assert (training.replay is not None) == cuda_graph
-        return seen, [parameter.detach().clone() for parameter in training.trained.parameters()]
+        return seen, parameters_to_vector(training.trained.parameters()).detach() - before
 
-    (one_by_one, weights), (replayed, replayed_weights) = trained(False), trained(True)
+    (one_by_one, moved), (replayed, replayed_moved) = trained(False), trained(True)
     for left, right in zip(one_by_one, replayed, strict=True):
         assert right == pytest.approx(left, rel=0.02, abs=1e-3)
-    for left, right in zip(weights, replayed_weights, strict=True):
-        assert torch.allclose(left, right, atol=2e-3)
+    assert (replayed_moved - moved).norm() < 0.02 * moved.norm()
