@@ -26,7 +26,7 @@ from codec.config import CodecConfig, ReleaseError, read_params_file
 from data import DataError
 from losses import Diversity, commitment
 from losses.asr_distillation import TeacherError
-from losses.shaping import Shaping, save_target, voices_target
+from losses.shaping import Shaping, target_as_json, voices_target
 from losses.speaker import SpeakerModelError
 from training.adversary import Adversary
 from training.average import AveragedCodec
@@ -119,7 +119,8 @@ class Training:
         # a teacher writes its transcripts one token after the other, until the device says that they end
         compute = self.replay if self.replay and "asr" not in losses else self.compute
         metrics, flags = compute(inputs, losses)
-        self.watch.look(step, flags)
+        norms = {name: norm for name, norm in metrics.items() if name.startswith("gradient_norm/")}
+        self.watch.look(step, flags, norms)
         self.averaged.update(step)
         self.place += len(waveform) * self.ranks.count
         self.latest |= metrics  # a loss that is not in every step keeps its last value
@@ -280,13 +281,12 @@ class Training:
         """What the run is for, the encoder (of a whole codec, the release too), and then a checkpoint to go on from:
         killed in between, the run makes the encoder again."""
         codec = self.averaged.codec
-        if self.config.train == "codec":
-            save_release(folder / "release", codec, Path(self.config.params))
         heard = self.place * self.config.data.crop_seconds
         about = {"step": step, "audio_seconds": heard, "averaged_weights": True}
-        save_encoder(folder / "encoder.safetensors", codec, about)
-        if self.best_step == step:
-            save_encoder(folder / "encoder_best.safetensors", codec, about)
+        for kind in ("", "_best") if self.best_step == step else ("",):
+            if self.config.train == "codec":
+                save_release(folder / f"release{kind}", codec, Path(self.config.params))
+            save_encoder(folder / f"encoder{kind}.safetensors", codec, about)
         state = {"step": step, "config": dump_config(self.config), **self.state_dict()}
         save_checkpoint(folder / "checkpoints", step, state, self.config.keep, self.best_step)
 
@@ -303,10 +303,12 @@ def build_codec(config: Config, init: str, device: torch.device) -> Codec:
 
 
 def try_steps(config: Config, ranks: Ranks) -> None:
-    """Two steps on noise: the second has the optimizers' memory too."""
+    """Two steps on noise with every loss: the second has the optimizers' memory too."""
     training = Training(config, ranks)
     samples = round(config.data.crop_seconds * training.codec.sample_rate)
-    for step in range(2):
+    every = config.losses.asr_every
+    first = -(-config.discriminator.from_step // every) * every
+    for step in (first, first + every):
         training.step(0.1 * torch.randn(config.batch_size * config.accumulate, 1, samples, device=ranks.device), step)
 
 
@@ -332,7 +334,7 @@ def train(config: Config, ranks: Ranks) -> None:
     if ranks.main:
         write_whole(folder / "config.yaml", dump_config(config))
         if config.losses.shaping:
-            save_target(folder / "acoustic_target.json", training.target)
+            write_whole(folder / "acoustic_target.json", target_as_json(training.target))
     if ranks.main and first_step == 0:
         training.validate(speech.validation, 0, progress)
 
@@ -352,17 +354,19 @@ def train(config: Config, ranks: Ranks) -> None:
             validate = done % config.validate_every == 0 or done == config.steps
             save = done % config.save_every == 0 or done == config.steps or stopped
             if log or validate or save:
-                metrics = over_ranks(on_device, ranks)
                 progress.count_all()
                 broken = [one for one in ranks.collect(training.watch.broken()) if one]
                 if log:
+                    metrics = over_ranks(on_device, ranks)
                     seen = ranks.gather(training.entries_seen[None]).any(dim=0).sum()
                     training.entries_seen.zero_()
                     progress.log(done, {**metrics, "sem_util": int(seen), "learning_rate": learning_rate(step, config)})
                     for text in training.warnings.of(done, metrics, training.learning()):
                         progress.say(text)
                 if broken:
-                    raise TrainingError(f"{min(broken)}; the last checkpoint in {folder} is still good")
+                    # where one rank knows the clips, the others know only that their sum with its is none
+                    first = min(broken, key=lambda one: (one.step, len(one.clips)))
+                    raise TrainingError(f"{first}; the last checkpoint in {folder} is still good")
             if validate or save:
                 with progress.paused():
                     ranks.check_same(training.state_dict())

@@ -140,7 +140,8 @@ def save_release(folder: Path, codec: Codec, params: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     tensors = {name: t for name, t in checkpoint_tensors(codec).items() if not name.startswith(ENCODER_PREFIXES)}
     _write(folder / "consolidated.safetensors", tensors, {"format": "pt"})
-    shutil.copyfile(params, folder / "params.json")
+    partial = Path(shutil.copyfile(params, folder / ".params.json.partial"))
+    partial.replace(folder / "params.json")
 
 
 def read_encoder(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:

@@ -68,7 +68,7 @@ class FolderClips:
     def __init__(self, folder: Path):
         self.folder = folder
         names, self.transcribed = [], False
-        for parent, _, files in os.walk(folder, followlinks=True):
+        for parent, _, files in os.walk(folder, followlinks=True, onerror=_unreadable):
             names += [
                 os.path.relpath(Path(parent, file), folder) for file in files if file.lower().endswith(AUDIO_SUFFIXES)
             ]
@@ -185,6 +185,10 @@ class JoinedClips:
             numbered.append(part.speakers() + known)
             known = int(numbered[-1].max()) + 1
         return np.concatenate(numbered)
+
+
+def _unreadable(error: OSError) -> None:
+    raise DataError(f"{error.filename} cannot be read ({error.strerror})") from error
 
 
 def _numbered(names: np.ndarray) -> np.ndarray:

@@ -20,6 +20,7 @@ import soundfile
 
 from data.clips import BadClipError, Clips, DataError, read_audio
 from data.sources import open_clips
+from training.environment import from_environment
 
 
 class _Writer:
@@ -46,7 +47,7 @@ def main() -> int:
     parser.add_argument("--workers", type=int, default=os.cpu_count())
     options = parser.parse_args()
     try:
-        clips = open_clips(options.sources)
+        clips = open_clips(options.sources, from_environment("HF_CACHE"))
     except DataError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

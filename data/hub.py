@@ -61,7 +61,7 @@ def download(name: str, split: str, cache: str, endpoint: str | None = None) -> 
         raise DataError(
             f"{name} cannot be had from the hub ({_reason(error.__cause__ or error)}). {LOCAL_FORMS}"
         ) from error
-    except (OSError, HTTPError) as error:
+    except (OSError, HTTPError, RuntimeError) as error:  # the last is what the hub's own transfer library raises
         raise DataError(
             f"{name} was not downloaded into {root} ({_reason(error)}); the same command goes on with what is missing. "
             f"{LOCAL_FORMS}"

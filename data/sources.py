@@ -50,7 +50,10 @@ def open_clips(paths: Sequence[str], cache: str = "") -> Clips:
 
 def order_of(parts: Sequence[Clips], weights: Sequence[float], sampling: str, seed: int) -> Order:
     """The endless order in which the joined clips of `parts` are heard. `sampling` is "clips": each as often as any
-    other; or "speakers": each speaker as often as any other. Weights, where they are not 0, are the parts' shares."""
+    other; or "speakers": each speaker as often as any other. Weights, where they are not 0, are the parts' shares.
+    Raises DataError where speakers are to be balanced and there is one alone."""
+    if sampling == "speakers" and not np.any(JoinedClips(parts).speakers()):
+        raise DataError("data.sampling is speakers, and the clips are all of one speaker: set it to clips")
     if not any(weights):
         return _order(JoinedClips(parts), sampling, seed)
     orders = [_order(part, sampling, seed + i) for i, part in enumerate(parts)]
@@ -58,12 +61,7 @@ def order_of(parts: Sequence[Clips], weights: Sequence[float], sampling: str, se
 
 
 def _order(clips: Clips, sampling: str, seed: int) -> Order:
-    if sampling == "clips":
-        return Shuffled(len(clips), seed)
-    speakers = clips.speakers()
-    if not np.any(speakers):
-        raise DataError("data.sampling is speakers, and the clips are all of one speaker: set it to clips")
-    return BySpeaker(speakers, seed)
+    return Shuffled(len(clips), seed) if sampling == "clips" else BySpeaker(clips.speakers(), seed)
 
 
 def _open(source: Source, cache: str) -> Clips:

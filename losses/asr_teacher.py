@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 import whisper
+from filelock import FileLock
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils.rnn import pad_sequence
@@ -89,8 +90,15 @@ class Teacher:
         """The teacher of that name ("base"; downloaded once), or of a `.pt` file in openai-whisper's format; float16
         on a GPU, float32 on the CPU. `options` are the class's own. Raises TeacherError."""
         root = str(download_folder) if download_folder else None
+        lock = (download_folder or Path.home() / ".cache" / "whisper") / "download.lock"
         try:
-            model = whisper.load_model(name, device="cpu", download_root=root)
+            if name in whisper.available_models():  # processes that download at once would write into one file
+                lock.parent.mkdir(parents=True, exist_ok=True)
+                with FileLock(lock):
+                    model = whisper.load_model(name, device="cpu", download_root=root)
+            else:
+                model = whisper.load_model(name, device="cpu")
+                set_alignment_heads(model)
         except (OSError, RuntimeError, EOFError, KeyError, TypeError, pickle.UnpicklingError) as error:
             reason = (str(error) or repr(error)).splitlines()[0]
             raise TeacherError(
@@ -98,8 +106,6 @@ class Teacher:
                 "losses.asr_teacher is a name such as base, or the path of a .pt file that openai-whisper reads; "
                 "losses.asr=0 switches the loss off"
             ) from error
-        if name not in whisper.available_models():
-            set_alignment_heads(model)
         model = model.to(device)
         return cls(in_half(model) if model.device.type == "cuda" else model, **options)
 

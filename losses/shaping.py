@@ -65,11 +65,11 @@ def voices_target(codec: Codec, voices: Path) -> Target:
     return Target(counts / frames, frames, worst)
 
 
-def save_target(path: Path, target: Target) -> None:
-    """Keeps a target, readable, with what it was made from."""
+def target_as_json(target: Target) -> str:
+    """A target, readable, with what it was made from."""
     stated = {"frames": target.frames, "residual": target.residual, "mean": target.mean.tolist()}
     stated |= {"spread": target.spread.tolist(), "histogram": target.histogram.tolist()}
-    path.write_text(json.dumps(stated) + "\n", encoding="utf-8")
+    return json.dumps(stated) + "\n"
 
 
 class Shaping(nn.Module):

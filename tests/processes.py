@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import multiprocessing
 import os
 import socket
@@ -9,6 +10,7 @@ import sys
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 
+STARTS = itertools.count()
 CONTEXT = multiprocessing.get_context("forkserver")
 CONTEXT.set_forkserver_preload(["train_encoder", "torch._dynamo"])  # the second is imported by the first optimizer
 
@@ -16,9 +18,7 @@ CONTEXT.set_forkserver_preload(["train_encoder", "torch._dynamo"])  # the second
 def start(ranks: int, arguments: list[str], log: Path, change: str = "") -> list[BaseProcess]:
     """Starts `train_encoder.py` with these arguments as torchrun would. All write to `log`. `change` is code that runs
     before, with `rank` at hand."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = _free_port()
     processes: list[BaseProcess] = []
     for rank in range(ranks):
         environment = {
@@ -33,6 +33,15 @@ def start(ranks: int, arguments: list[str], log: Path, change: str = "") -> list
         process.start()
         processes.append(process)
     return processes
+
+
+def _free_port() -> int:
+    """One below those that the system gives to whoever asks for any, so that nobody else is given it meanwhile."""
+    while True:
+        port = 20000 + (101 * os.getpid() + next(STARTS)) % 10000
+        with socket.socket() as tried:
+            if tried.connect_ex(("127.0.0.1", port)):
+                return port
 
 
 def statuses(processes: list[BaseProcess], within: float) -> list[int | None]:

@@ -11,7 +11,7 @@ import torch
 
 from codec import Codec, ReleaseError
 from codec.voices import recover_codes
-from losses.shaping import Shaping, Target, save_target, voices_target
+from losses.shaping import Shaping, Target, target_as_json, voices_target
 from tests.releases import SMALL, random_codec
 
 WIDE = replace(SMALL, embedding_dim=512)
@@ -67,8 +67,7 @@ def test_the_target_is_the_voices_histogram(codec: Codec, tmp_path: Path) -> Non
     assert target.frames == 90
     assert torch.allclose(target.mean, together.mean(dim=1), atol=1e-4)
     assert torch.allclose(target.spread, together.std(dim=1, correction=0), atol=1e-3)
-    save_target(tmp_path / "target.json", target)
-    assert json.loads((tmp_path / "target.json").read_text())["frames"] == 90
+    assert json.loads(target_as_json(target))["frames"] == 90
 
 
 def test_a_voice_of_another_release_is_refused(codec: Codec, tmp_path: Path) -> None:

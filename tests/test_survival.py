@@ -71,8 +71,11 @@ def test_killed_at_random_moments_and_started_again_a_run_of_two_ranks_ends_with
 
     def finish(folder: Path) -> float:
         began = time.monotonic()
-        assert statuses(start(2, command(folder), tmp_path / "log"), WITHIN) == [0, 0]
+        assert statuses(start(2, command(folder), tmp_path / "log"), WITHIN) == [0, 0], last_words()
         return time.monotonic() - began
+
+    def last_words() -> str:
+        return (tmp_path / "log").read_text()[-4000:]
 
     whole = tmp_path / "whole"
     finish(whole)
@@ -87,14 +90,14 @@ def test_killed_at_random_moments_and_started_again_a_run_of_two_ranks_ends_with
         processes = start(2, command(runs[-1]), tmp_path / "log")
         time.sleep(draws.uniform(0.1, 0.9) * length)
         if any(process.exitcode is not None for process in processes):
-            assert statuses(processes, WITHIN) == [0, 0]
+            assert statuses(processes, WITHIN) == [0, 0], last_words()
             runs.append(tmp_path / f"run{len(runs)}")
             continue
         chosen = [draws.choice(processes)] if kind == "one" else processes
         for process in chosen:
             os.kill(process.pid, signal.SIGTERM if kind == "terminated" else signal.SIGKILL)
         ended = statuses(processes, WITHIN)
-        assert None not in ended, "a rank goes on without the other"
+        assert None not in ended, f"after {kind}, a rank goes on without the other: {ended}\n{last_words()}"
         kills[kind] += ended != [0, 0]
     finish(runs[-1])
     assert set(kills.values()) == {KILLS // 3}
@@ -124,6 +127,41 @@ if rank == {dead}:
     log = (tmp_path / "log").read_text()
     assert log.splitlines()[-1].startswith("error: another rank died or stopped answering"), log
     assert "Traceback" not in log
+
+
+@pytest.mark.parametrize("connected", [0, 1, 2])
+def test_a_rank_that_dies_while_groups_connect_ends_the_other(settings: Path, tmp_path: Path, connected: int) -> None:
+    change = f"""
+import datetime, os
+import torch.distributed as dist
+import training.distributed
+training.distributed.START_LIMIT = datetime.timedelta(seconds=2)
+new_group, made = dist.new_group, []
+def connect(*options, **more):
+    if rank == 1 and len(made) == {connected}:
+        os._exit(9)
+    made.append(new_group(*options, **more))
+    return made[-1]
+dist.new_group = connect
+"""
+    began = time.monotonic()
+    assert statuses(start(2, ["--config", str(settings)], tmp_path / "log", change), WITHIN) == [2, 9]
+    assert time.monotonic() - began < 20
+    assert (tmp_path / "log").read_text().splitlines()[-1].startswith("error: another rank died or stopped answering")
+
+
+def test_a_rank_that_waits_for_its_gpu_ends_when_another_has_died(settings: Path, tmp_path: Path) -> None:
+    change = """
+import os, time
+import train_encoder
+def step(self, waveform, number):
+    if rank == 1:
+        os._exit(9)
+    time.sleep(1000)  # as in a collective of GPUs, of which one is gone
+train_encoder.Training.step = step
+"""
+    assert statuses(start(2, ["--config", str(settings)], tmp_path / "log", change), WITHIN) == [2, 9]
+    assert (tmp_path / "log").read_text().splitlines()[-1].startswith("error: another rank died or stopped answering")
 
 
 def test_a_first_rank_that_dies_in_a_restart_does_not_keep_the_others(monkeypatch: pytest.MonkeyPatch) -> None:

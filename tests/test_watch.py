@@ -16,11 +16,11 @@ def _gradients(**broken: tuple[int, ...]) -> dict[str, torch.Tensor]:
     return found
 
 
-def _watch(steps: list[dict[str, torch.Tensor]]) -> FiniteWatch:
+def _watch(steps: list[dict[str, torch.Tensor]], norms: dict[int, torch.Tensor] | None = None) -> FiniteWatch:
     watch = FiniteWatch(steps=10)
     for step, gradients in enumerate(steps):
         watch.heard(step, [f"clip_{step}_{i}" for i in range(4)])
-        watch.look(step, not_finite(gradients))
+        watch.look(step, not_finite(gradients), {"encoder": (norms or {}).get(step, torch.ones(()))})
     return watch
 
 
@@ -39,6 +39,13 @@ def test_many_broken_clips_are_counted_after_three() -> None:
 def test_a_run_of_numbers_has_nothing_to_tell() -> None:
     assert _watch([_gradients()] * 3).broken() is None
     assert FiniteWatch(steps=10).broken() is None
+
+
+def test_a_gradient_that_overflows_behind_the_losses_is_told_with_its_network() -> None:
+    broken = _watch([_gradients()] * 3, {1: torch.tensor(torch.inf)}).broken()
+    assert broken == (2, ("encoder",), tuple(f"clip_1_{i}" for i in range(4)))
+    both = _watch([_gradients(), _gradients(mel=(1,))], {1: torch.tensor(torch.nan)}).broken()
+    assert both == (2, ("mel",), ("clip_1_1",)), "the loss is what says more"
 
 
 def test_infinity_is_no_number_either() -> None:

@@ -6,6 +6,7 @@ import io
 import os
 import re
 import sys
+import threading
 import time
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
@@ -27,6 +28,7 @@ T = TypeVar("T")
 START_LIMIT = timedelta(seconds=45)
 STEP_LIMIT = timedelta(minutes=10)
 WAIT_LIMIT = timedelta(days=7)
+GRACE = timedelta(seconds=5)  # to end in the ordinary way, after another rank has
 LOST = re.compile(r"connection (closed|reset|refused)|broken pipe|gloo|nccl|socket|timed out", re.IGNORECASE)
 BITS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}  # by the size of an element, bytes
 
@@ -154,23 +156,45 @@ def start_ranks() -> Iterator[Ranks]:
         store, rank, count = next(dist.rendezvous("env://", timeout=START_LIMIT))
         backend = "nccl" if device.type == "cuda" else "gloo"
         fresh = _fresh(store, rank, count)
+        dist.init_process_group(backend, store=fresh, rank=rank, world_size=count, timeout=START_LIMIT)
+        control, patient, guard = (dist.new_group(backend="gloo", timeout=START_LIMIT) for _ in range(3))
+        # all are connected: from here on a death is seen, and the limits are for the living
         fresh.set_timeout(STEP_LIMIT)
-        dist.init_process_group(backend, store=fresh, rank=rank, world_size=count, timeout=STEP_LIMIT)
-        control, patient = (dist.new_group(backend="gloo", timeout=limit) for limit in (STEP_LIMIT, WAIT_LIMIT))
-        yield Ranks(rank, count, device, control, patient)
+        limits = ((None, STEP_LIMIT), (control, STEP_LIMIT), (patient, WAIT_LIMIT), (guard, WAIT_LIMIT))
+        for group, limit in limits:
+            dist.distributed_c10d._set_pg_timeout(limit, group)
+        ended = threading.Event()
+        threading.Thread(target=_guard, args=(guard, (rank + 1) % count, ended), daemon=True).start()
+        try:
+            yield Ranks(rank, count, device, control, patient)
+            dist.barrier()
+        finally:
+            ended.set()
     except torch.OutOfMemoryError:
         raise
     except RuntimeError as error:
         if not isinstance(error, dist.DistError) and not LOST.search(str(error)):
             raise
-        reason = str(error).strip().splitlines()[0]
-        raise RanksError(
-            f"another rank died or stopped answering, this one ends too ({reason}): the log of the one that ended "
-            "first says why, and the same command goes on from the last checkpoint"
-        ) from error
-    # not after a failure: both could wait for ranks that are gone
-    dist.barrier()
-    dist.destroy_process_group()
+        raise RanksError(_lost(error)) from error
+    dist.destroy_process_group()  # not after a failure: it could wait for ranks that are gone
+
+
+def _lost(error: RuntimeError) -> str:
+    return (
+        f"another rank died or stopped answering, this one ends too ({str(error).strip().splitlines()[0]}): the log of "
+        "the one that ended first says why, and the same command goes on from the last checkpoint"
+    )
+
+
+def _guard(group: dist.ProcessGroup, other: int, ended: threading.Event) -> None:
+    """Waits for a word from another rank that never comes. What comes is the end of the connection, and then this
+    process ends, which else would wait for its GPU, and that for the other's, until the limit of a step."""
+    try:
+        dist.recv(torch.zeros(1), src=other, group=group)
+    except RuntimeError as error:
+        if not ended.wait(GRACE.total_seconds()):
+            print(f"error: {_lost(error)}", file=sys.stderr, flush=True)
+            os._exit(2)
 
 
 def _fresh(store: dist.Store, rank: int, count: int) -> dist.Store:

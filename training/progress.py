@@ -183,7 +183,9 @@ class Progress:
         if self.measured:
             print(f"  validation mel {self.measured['mel']:.4g}, {self.measured['sem_util']:.0f} semantic codes in use")
         if best_step and (best_step != config.steps or not self.measured):
-            print(f"  the best was step {best_step}, mel {best_mel:.4g}: {self.folder / 'encoder_best.safetensors'}")
+            best = self.folder / "encoder_best.safetensors"
+            of = f" of {self.folder / 'release_best'}" if config.train == "codec" else ""
+            print(f"  the best was step {best_step}, mel {best_mel:.4g}: {best}{of}")
         release = config.model_dir if config.train == "encoder" else self.folder / "release"
         print(f"next: python inject_encoder.py --model-dir {release} --encoder {encoder}")
 

@@ -24,7 +24,9 @@ class StopRequest:
         self.number = 0
 
     def __enter__(self) -> StopRequest:
-        self.before: dict[int, Any] = {number: signal.signal(number, self._note) for number in SIGNALS}
+        self.before: dict[int, Any] = {}  # there before the first signal can come
+        for number in SIGNALS:
+            self.before[number] = signal.signal(number, self._note)
         return self
 
     def __exit__(self, *failure: object) -> None:

@@ -17,7 +17,8 @@ NAMED = 3  # clips, in a message
 
 
 class Broken(NamedTuple):
-    """The first step with a gradient that is not finite: of which losses, in which clips."""
+    """The first step with a gradient that is not finite: of which losses, in which clips. Where all losses' are, and it
+    is a network's own that is not: of which networks, in all clips."""
 
     step: int
     losses: tuple[str, ...]
@@ -35,20 +36,25 @@ class FiniteWatch:
     def __init__(self, steps: int):
         self.names: deque[tuple[int, Sequence[str]]] = deque(maxlen=steps)
         self.flags: dict[str, Tensor] = {}  # [B], True where a clip's gradient was not finite, of the first such step
+        self.norms: dict[str, Tensor] = {}  # True where a network's was not
         self.step: Tensor | None = None  # -1 until then
 
     def heard(self, step: int, names: Sequence[str]) -> None:
         self.names.append((step, names))
 
-    def look(self, step: int, flags: Mapping[str, Tensor]) -> None:
-        """By loss, True [B] for the clips whose gradient is not finite in this step."""
-        now = torch.stack(list(flags.values())).any()
+    def look(self, step: int, flags: Mapping[str, Tensor], norms: Mapping[str, Tensor]) -> None:
+        """By loss, True [B] for the clips whose gradient is not finite in this step; and the norms of the networks'
+        gradients, which can overflow behind the losses'."""
+        beside = {name: ~norm.isfinite() for name, norm in norms.items()}
+        now = torch.stack([*(flag.any() for flag in flags.values()), *beside.values()]).any()
         if self.step is None:
             self.step = torch.full((), -1, device=now.device)
         first = now & (self.step < 0)
         self.step = torch.where(first, step, self.step)
         for name, flag in flags.items():
             self.flags[name] = torch.where(first, flag, self.flags.get(name, torch.zeros_like(flag)))
+        for name, flag in beside.items():
+            self.norms[name] = torch.where(first, flag, self.norms.get(name, torch.zeros_like(flag)))
 
     def broken(self) -> Broken | None:
         """What was found on this rank. Reads from the device."""
@@ -58,6 +64,8 @@ class FiniteWatch:
         losses = tuple(name for name, flags in self.flags.items() if bool(flags.any()))
         places = torch.stack(list(self.flags.values())).any(dim=0).nonzero().flatten().tolist()
         names = dict(self.names).get(step, ())
+        if not losses:
+            return Broken(step + 1, tuple(name for name, flag in self.norms.items() if bool(flag)), tuple(names))
         return Broken(step + 1, losses, tuple(names[place] for place in places if place < len(names)))
 
 
