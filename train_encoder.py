@@ -98,6 +98,7 @@ class Training:
         self.waveform_balancer, self.latent_balancer = balancers(config, self.waveform_losses)
         self.watch, self.warnings = FiniteWatch(config.log_every), Warnings()
         self.latest: dict[str, Tensor] = {}  # metrics; of a loss that is not in every step the last ones
+        self.shares: list[dict[str, Tensor]] = []  # by step, of the losses that were in it
         if config.recompute:
             recompute(self.codec, *([self.adversary.network] if self.adversary else []))
         self.entries_seen = torch.zeros(self.codec.config.semantic_codebook_size, dtype=torch.bool, device=ranks.device)
@@ -123,8 +124,18 @@ class Training:
         self.watch.look(step, flags, norms)
         self.averaged.update(step)
         self.place += len(waveform) * self.ranks.count
-        self.latest |= metrics  # a loss that is not in every step keeps its last value
+        # a loss that is not in every step keeps its last value, and has no share in the others; clips are counted
+        counted = {name: self.latest.get(name, 0) + value for name, value in metrics.items() if name.endswith("_clips")}
+        shares = {name: value.clone() for name, value in metrics.items() if name.startswith("share")}
+        self.shares.append(shares)
+        self.latest |= metrics | counted
         return dict(self.latest)
+
+    def mean_shares(self) -> dict[str, Tensor]:
+        """Each loss's real share of the gradient since this was asked before."""
+        steps, self.shares = self.shares, []
+        names = {name for shares in steps for name in shares}
+        return {name: torch.stack([s[name] for s in steps if name in s]).sum() / len(steps) for name in sorted(names)}
 
     def losses_in(self, step: int) -> frozenset[str]:
         """Those of the losses that are not in every step which are in this one."""
@@ -357,16 +368,15 @@ def train(config: Config, ranks: Ranks) -> None:
                 progress.count_all()
                 broken = [one for one in ranks.collect(training.watch.broken()) if one]
                 if log:
-                    metrics = over_ranks(on_device, ranks)
+                    metrics = over_ranks(on_device | training.mean_shares(), ranks)
                     seen = ranks.gather(training.entries_seen[None]).any(dim=0).sum()
                     training.entries_seen.zero_()
                     progress.log(done, {**metrics, "sem_util": int(seen), "learning_rate": learning_rate(step, config)})
                     for text in training.warnings.of(done, metrics, training.learning()):
                         progress.say(text)
                 if broken:
-                    # where one rank knows the clips, the others know only that their sum with its is none
-                    first = min(broken, key=lambda one: (one.step, len(one.clips)))
-                    raise TrainingError(f"{first}; the last checkpoint in {folder} is still good")
+                    first = min(broken, key=lambda one: (one.step, one.behind))
+                    raise TrainingError(f"{first}; nothing of it was saved, go on from the last checkpoint in {folder}")
             if validate or save:
                 with progress.paused():
                     ranks.check_same(training.state_dict())

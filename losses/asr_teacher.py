@@ -87,8 +87,10 @@ class Teacher:
     def load(
         cls, name: str, device: str | torch.device = "cpu", download_folder: Path | None = None, **options: Any
     ) -> Teacher:
-        """The teacher of that name ("base"; downloaded once), or of a `.pt` file in openai-whisper's format; float16
-        on a GPU, float32 on the CPU. `options` are the class's own. Raises TeacherError."""
+        """The teacher of that name ("base", or the hub's "openai/whisper-base"; downloaded once), or of a `.pt` file in
+        openai-whisper's format; float16 on a GPU, float32 on the CPU. `options` are the class's own. Raises
+        TeacherError."""
+        name = name.removeprefix("openai/whisper-")  # the hub's names of the same weights
         root = str(download_folder) if download_folder else None
         lock = (download_folder or Path.home() / ".cache" / "whisper") / "download.lock"
         try:
@@ -99,7 +101,7 @@ class Teacher:
             else:
                 model = whisper.load_model(name, device="cpu")
                 set_alignment_heads(model)
-        except (OSError, RuntimeError, EOFError, KeyError, TypeError, pickle.UnpicklingError) as error:
+        except (OSError, RuntimeError, EOFError, LookupError, TypeError, pickle.UnpicklingError) as error:
             reason = (str(error) or repr(error)).splitlines()[0]
             raise TeacherError(
                 f"the Whisper teacher {name!r} cannot be loaded ({reason}): "

@@ -51,11 +51,12 @@ class Diversity(nn.Module):
 @torch.no_grad()
 def spacing(entries: Tensor) -> Tensor:
     """Mean squared distance of an entry to its nearest neighbour, over an even sample of the codebook. Entries that
-    coincide, as dead ones do, do not count."""
+    coincide, as dead ones do, do not count; 1 where all of them do."""
     sample = entries[:: max(1, len(entries) // SAMPLE)]
     # by way of matrix products, an entry's distance to itself would be a rounding error and pass for a neighbour's
     distances = torch.cdist(sample, entries, compute_mode="donot_use_mm_for_euclid_dist")
     distances = torch.where(distances < 1e-6, torch.inf, distances)
     nearest = distances.amin(dim=1)
     counted = nearest.isfinite()
-    return torch.where(counted, nearest, 0).square().sum() / counted.sum()
+    mean = torch.where(counted, nearest, 0).square().sum() / counted.sum().clamp(min=1)
+    return torch.where(counted.any(), mean, 1.0)

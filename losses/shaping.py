@@ -9,6 +9,7 @@ the end of the range still has a gradient.
 from __future__ import annotations
 
 import json
+import pickle
 from pathlib import Path
 from typing import NamedTuple
 
@@ -53,16 +54,27 @@ def voices_target(codec: Codec, voices: Path) -> Target:
         return Target(torch.softmax(-0.5 * (centred / DEFAULT_SPREAD) ** 2, dim=0).expand(dims, -1).clone(), 0, 0.0)
     counts, frames, worst = torch.zeros(dims, levels), 0, 0.0
     for file in files:
-        embedding = torch.load(file, map_location="cpu", weights_only=True)[:-1]  # without the end-of-audio row
+        embedding = _voice(file, codec.config.embedding_dim)[:-1]  # without the end-of-audio row
         recovered = recover_codes(embedding, codec.embedding_table.cpu(), codec.config.codebook_sizes)
         worst = max(worst, float(recovered.residual.max()))
         if worst > EXPLAINED:
             raise ReleaseError(
-                f"{file}: no codes explain this voice (relative residual {worst:.3f}); is it this release's?"
+                f"{file}: no codes explain this voice (relative residual {worst:.3f}); is it this release's? "
+                "losses.shaping=0 trains without the voices"
             )
         counts += nn.functional.one_hot(recovered.codes[:, 1:], levels).sum(dim=0)
         frames += len(embedding)
     return Target(counts / frames, frames, worst)
+
+
+def _voice(file: Path, dim: int) -> Tensor:
+    try:
+        embedding = torch.load(file, map_location="cpu", weights_only=True)
+    except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
+        raise ReleaseError(f"{file} cannot be read ({str(error).splitlines()[0]})") from error
+    if not isinstance(embedding, Tensor) or embedding.ndim != 2 or embedding.shape[1] != dim or len(embedding) < 2:
+        raise ReleaseError(f"{file} is no voice of this release, expected a tensor [frames + 1, {dim}]")
+    return embedding
 
 
 def target_as_json(target: Target) -> str:

@@ -29,14 +29,16 @@ class TranscriptCache:
         self.writing = True
 
     def get(self, clip: str) -> list[int] | None:
-        """The tokens kept for a clip's key, None if there are none. Raises RuntimeError for a damaged file."""
+        """The tokens kept for a clip's key, None if there are none. A damaged file is named, and made again."""
         path = self._path(clip)
         try:
             return load_file(path)["tokens"].tolist()
         except FileNotFoundError:
             return None
         except (SafetensorError, KeyError) as error:
-            raise RuntimeError(f"{path} is damaged ({error}): delete it, it is made again") from error
+            warnings.warn(f"{path} is damaged ({error}): this transcript is made again", stacklevel=2)
+            path.unlink(missing_ok=True)
+            return None
 
     def put(self, clip: str, tokens: Sequence[int]) -> None:
         """Keeps a clip's tokens; the file appears whole or not at all. On a disk that cannot be written it warns and

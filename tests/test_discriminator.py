@@ -41,6 +41,16 @@ def test_equal_waveforms_match_and_different_ones_do_not(discriminator: Discrimi
     assert feature_matching(a, b) > 0
 
 
+def test_feature_matching_is_of_every_layer_of_every_resolution(discriminator: Discriminator) -> None:
+    features = discriminator(_waveform(0))[1]
+    layers = [(scale, layer) for scale, of_scale in enumerate(features) for layer in range(len(of_scale))]
+    assert len(layers) == 8 * 5
+    for scale, layer in layers:
+        other = [list(of_scale) for of_scale in features]
+        other[scale][layer] = other[scale][layer] + 0.1
+        assert feature_matching(features, other) > 0, (scale, layer)
+
+
 def test_feature_matching_moves_the_reconstruction_and_not_the_original(discriminator: Discriminator) -> None:
     original, reconstruction = _waveform(0).requires_grad_(), _waveform(1).requires_grad_()
     feature_matching(discriminator(original)[1], discriminator(reconstruction)[1]).backward()

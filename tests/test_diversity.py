@@ -106,3 +106,4 @@ def test_spacing_is_the_mean_squared_distance_to_the_nearest_neighbour() -> None
     grid = torch.stack([torch.arange(10.0) * 3, torch.zeros(10)], dim=1)
     assert spacing(grid).item() == pytest.approx(9.0)
     assert spacing(torch.cat([grid, grid])).item() == pytest.approx(9.0)
+    assert spacing(torch.zeros(5, 2)).item() == 1, "a fresh codebook: there is none to find"

@@ -70,6 +70,15 @@ def test_the_target_is_the_voices_histogram(codec: Codec, tmp_path: Path) -> Non
     assert json.loads(target_as_json(target))["frames"] == 90
 
 
+@pytest.mark.parametrize("voice", [{"embedding": torch.zeros(3, 512)}, torch.zeros(3, 300), torch.zeros(512), None])
+def test_what_is_no_voice_is_named(codec: Codec, tmp_path: Path, voice: object) -> None:
+    torch.save(voice, tmp_path / "odd.pt")
+    if voice is None:
+        (tmp_path / "odd.pt").write_bytes(b"cut off")
+    with pytest.raises(ReleaseError, match=r"odd\.pt (is no voice of this release|cannot be read)"):
+        voices_target(codec, tmp_path)
+
+
 def test_a_voice_of_another_release_is_refused(codec: Codec, tmp_path: Path) -> None:
     torch.save(torch.randn(5, 512).bfloat16(), tmp_path / "foreign.pt")
     with pytest.raises(ReleaseError, match="no codes explain"):

@@ -118,5 +118,79 @@ def test_a_crop_that_breaks_a_loss_is_named(training: train_encoder.Training) ->
     training.step(crops, 0)
     broken = training.watch.broken()
     assert broken is not None
-    assert "broken.wav" in broken.clips
+    assert broken.clips == ("broken.wav",)
     assert "mel" in broken.losses
+    assert "reconstruction" not in broken.losses
+
+
+def test_a_single_loss_that_breaks_is_named_with_its_clip(
+    training: train_encoder.Training, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    differentiated = training.gradients
+
+    def broken_stft(values: dict[str, torch.Tensor], meeting: torch.Tensor) -> dict[str, torch.Tensor]:
+        found = differentiated(values, meeting)
+        if "stft" in found:
+            found["stft"][1, 0, 7] = torch.nan
+        return found
+
+    monkeypatch.setattr(training, "gradients", broken_stft)
+    training.watch.heard(0, ["a", "b", "c", "d"])
+    training.step(CROPS, 0)
+    assert training.watch.broken() == (1, ("stft",), ("b",))
+
+
+def test_shares_are_those_of_all_steps_since_they_were_asked_for(
+    settings: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    use_random_teacher(monkeypatch)
+    training = train_encoder.Training(load_config(settings, (*EVERY_PART, "losses.asr_every=2")), ALONE)
+    heard = training.step(CROPS, 0)
+    training.step(CROPS, 1)
+    shares = training.mean_shares()
+    assert float(shares["share_latent/asr"]) == pytest.approx(float(heard["share_latent/asr"]) / 2)
+    assert sum(float(share) for name, share in shares.items() if name.startswith("share_latent/")) == pytest.approx(1)
+    assert training.mean_shares() == {}
+
+
+def test_clips_in_which_nothing_was_heard_add_up(settings: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    use_random_teacher(monkeypatch)
+    training = train_encoder.Training(load_config(settings, (*EVERY_PART, "losses.asr_every=2")), ALONE)
+    listener = training.companions["asr projection"]
+    distil = listener.distil  # type: ignore[attr-defined]
+
+    def of_silence(*given: torch.Tensor) -> torch.Tensor:
+        loss = distil(*given)
+        listener.metrics = {"asr_silent_clips": torch.tensor(3.0)}
+        return loss
+
+    monkeypatch.setattr(listener, "distil", of_silence)
+    assert [float(training.step(CROPS, step)["asr_silent_clips"]) for step in range(4)] == [3, 3, 6, 6]
+
+
+def test_fading_weighs_the_losses_that_fade_in_a_step(settings: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    use_random_teacher(monkeypatch)
+    shares = {}
+    for fading in (1.0, 0.5):
+        config = load_config(settings, (*EVERY_PART, f"losses.fading={fading}"))
+        training = train_encoder.Training(config, ALONE)
+        found = training.step(CROPS, 3)
+        shares[fading] = {name: float(found[f"share/{name}"] / found["share/mel"]) for name in ("l1", "stft")}
+    for name in ("l1", "stft"):
+        assert shares[0.5][name] == pytest.approx(shares[1.0][name] / 8, rel=1e-3)
+
+
+def test_the_decoder_hears_what_is_quantized_for_some_samples_only(
+    training: train_encoder.Training, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drawn = []
+    quantizer = type(training.quantizer).forward
+
+    def keep(self: torch.nn.Module, latent: torch.Tensor, draw: object = None) -> object:
+        found = quantizer(self, latent, draw)
+        drawn.append(bool(torch.equal(found.latent, quantizer(self, latent, None).latent)))
+        return found
+
+    monkeypatch.setattr(type(training.quantizer), "forward", keep)
+    training.step(CROPS, 0)
+    assert drawn == [False]

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -16,7 +17,7 @@ from tensorboard.summary.writer.record_writer import RecordWriter
 
 import train_encoder
 from codec import load_release
-from codec.checkpoint import checkpoint_tensors, codec_fingerprint
+from codec.checkpoint import checkpoint_tensors, codec_fingerprint, with_encoder
 from codec.tensors import ENCODER_PREFIXES, expected_encoder
 from tests.processes import start, statuses
 from tests.releases import TINY, params_json, random_codec, write_release
@@ -51,6 +52,11 @@ def test_a_run_leaves_what_others_build_on(
     tensors, metadata = read(folder / "encoder.safetensors")
     assert {name: tuple(tensor.shape) for name, tensor in tensors.items()} == expected_encoder(TINY)
     assert {tensor.dtype for tensor in tensors.values()} == {torch.bfloat16}
+    state = torch.load(newest(config), weights_only=True)
+    for name in ("input_proj.conv.parametrizations.weight.original1", "encoder_blocks.0.layers.0.attention.wq.weight"):
+        average, live = (state[part][f"encoder.{name}"].bfloat16() for part in ("average", "trained"))
+        assert torch.equal(tensors[f"audio_tokenizer.{name}"], average)
+        assert not torch.equal(average, live)
     assert json.loads(metadata["step"]) == 6
     assert json.loads(metadata["averaged_weights"]) is True
     assert json.loads(metadata["audio_seconds"]) == pytest.approx(6 * 2 * 0.4)  # steps, batch, seconds of a crop
@@ -65,7 +71,7 @@ def test_a_run_leaves_what_others_build_on(
     assert {"clip_0/original", "clip_0/reconstruction"} <= set(board.Tags()["audio"])
     assert {"clip_0/original_mel", "clip_0/reconstruction_mel"} <= set(board.Tags()["images"])
     scalars = {"mel", "share/mel", "gradient_norm/encoder", "learning_rate", "audio_seconds_per_second", "loader_wait"}
-    assert scalars <= set(board.Tags()["scalars"])
+    assert scalars | {"sem_util"} <= set(board.Tags()["scalars"])
     summary = capsys.readouterr().out
     assert f"encoder after 6 steps: {folder / 'encoder.safetensors'}" in summary
     assert "validation mel 0." in summary
@@ -201,6 +207,38 @@ def test_an_encoder_cannot_start_from_a_whole_codec(settings: Path, tmp_path: Pa
         run(settings, f"start_from={codec.output_dir}")
 
 
+def test_a_checkpoint_of_another_configuration_is_not_gone_on_from(settings: Path) -> None:
+    run(settings, "steps=2")
+    with pytest.raises(ConfigError, match=r"losses\.mel \(4\.0 there, 2\.0 now\)"):
+        run(settings, "steps=4", "losses.mel=2")
+
+
+def test_metrics_are_read_from_the_device_only_where_they_are_logged(
+    settings: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read, over_ranks = [], train_encoder.over_ranks
+    monkeypatch.setattr(train_encoder, "over_ranks", lambda *given: read.append(1) or over_ranks(*given))
+    run(settings, "steps=6", "log_every=3", "save_every=1", "validate_every=2")
+    assert len(read) == 2
+
+
+def test_a_gradient_that_overflows_in_the_encoder_is_not_saved(settings: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    compute = train_encoder.Training.compute
+
+    def overflow(self: train_encoder.Training, inputs: Any, losses: frozenset[str]) -> Any:
+        parameter = next(self.trained.parameters())
+        hook = parameter.register_hook(lambda gradient: gradient * torch.inf if self.place else gradient)
+        found = compute(self, inputs, losses)
+        hook.remove()
+        return found
+
+    monkeypatch.setattr(train_encoder.Training, "compute", overflow)
+    with pytest.raises(train_encoder.TrainingError, match=r"step 2: gradient_norm/encoder not finite, in .*\.wav"):
+        run(settings, "save_every=1", "log_every=100")
+    folder = Path(load_config(settings).output_dir)
+    assert [path.name for path in checkpoints(folder / "checkpoints")] == ["step_0000001"]
+
+
 def test_a_resumed_run_does_not_compute_its_start_again(settings: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run(settings, "steps=2")
     monkeypatch.setattr("codec.codec.start_as_inverse", None)
@@ -235,6 +273,8 @@ def test_a_whole_codec_is_trained_into_a_release_without_encoder(settings: Path,
     tensors, metadata = read(Path(config.output_dir) / "encoder.safetensors")
     assert all(name.startswith(ENCODER_PREFIXES) for name in tensors)
     assert metadata["codec_fingerprint"] == codec_fingerprint(checkpoint_tensors(codec))
+    best = load_release(Path(config.output_dir) / "release_best")
+    assert with_encoder(best, Path(config.output_dir) / "encoder_best.safetensors").has_encoder
 
 
 def test_two_ranks_train_as_one_with_the_whole_batch(settings: Path, tmp_path: Path) -> None:

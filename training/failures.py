@@ -32,14 +32,17 @@ def explained(config: Config, ranks: Ranks, trial: Callable[[Config], object]) -
         traceback.clear_frames(error.__traceback__)  # they hold the networks, and these the memory
         found = _fitting(config, trial) if ranks.count == 1 else None
         raise MemoryFullError(sentence + _advice(config, found)) from error
+    except ConnectionError as error:  # a worker's, that died while it handed over a batch
+        raise DataError(f"a loader's worker died ({error.strerror}). {_killed(config)}") from error
     except RuntimeError as error:
         # what a worker raised itself comes with "Caught ... in DataLoader worker": its own traceback says more
         if not re.match(r"DataLoader worker .*(killed|exited)", str(error)):
             raise
-        raise DataError(
-            f"{str(error).strip().splitlines()[0]} A worker that is killed was most often out of memory: set "
-            f"data.workers lower than {config.data.workers}"
-        ) from error
+        raise DataError(f"{str(error).strip().splitlines()[0]} {_killed(config)}") from error
+
+
+def _killed(config: Config) -> str:
+    return f"A worker that is killed was most often out of memory: set data.workers lower than {config.data.workers}"
 
 
 def _full(config: Config) -> str:

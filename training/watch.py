@@ -14,6 +14,7 @@ from torch import Tensor, nn
 LARGEST_SHARE = 0.9
 PATIENCE = 500  # steps
 NAMED = 3  # clips, in a message
+BEHIND = "reconstruction"  # what the decoder sends back: balanced together, one bad clip of any loss spoils it for all
 
 
 class Broken(NamedTuple):
@@ -23,6 +24,11 @@ class Broken(NamedTuple):
     step: int
     losses: tuple[str, ...]
     clips: tuple[str, ...]
+
+    @property
+    def behind(self) -> bool:
+        """Whether this rank saw only what comes behind a loss: the loss may be another rank's."""
+        return all(name == BEHIND or name.startswith("gradient_norm/") for name in self.losses)
 
     def __str__(self) -> str:
         more = f" and {len(self.clips) - NAMED} others" if len(self.clips) > NAMED else ""
@@ -61,12 +67,14 @@ class FiniteWatch:
         if self.step is None or int(self.step) < 0:
             return None
         step = int(self.step)
-        losses = tuple(name for name, flags in self.flags.items() if bool(flags.any()))
-        places = torch.stack(list(self.flags.values())).any(dim=0).nonzero().flatten().tolist()
+        flagged = {name: flags for name, flags in self.flags.items() if bool(flags.any())}
+        told = {name: flags for name, flags in flagged.items() if name != BEHIND} or flagged
         names = dict(self.names).get(step, ())
-        if not losses:
+        if not told:
             return Broken(step + 1, tuple(name for name, flag in self.norms.items() if bool(flag)), tuple(names))
-        return Broken(step + 1, losses, tuple(names[place] for place in places if place < len(names)))
+        # a loss over the whole batch is broken in all of its clips by one
+        places = min(told.values(), key=lambda flags: int(flags.sum())).nonzero().flatten().tolist()
+        return Broken(step + 1, tuple(told), tuple(names[place] for place in places if place < len(names)))
 
 
 class Warnings:
