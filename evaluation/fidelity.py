@@ -19,6 +19,7 @@ from losses.mel import FLOOR, MELS, RESOLUTIONS, MelDistance
 from losses.stft import WINDOWS, STFTDistance
 
 RATE = 16000  # Hz, of wide-band PESQ
+LONGEST = 30.0  # seconds; P.862 is for shorter clips, and its code has room for 50 utterances: behind it, it crashes
 
 MEL = Metric(
     "mel",
@@ -78,6 +79,8 @@ class Pesq:
 
     def score(self, clip: Speech, audio: Tensor) -> Verdict:
         verdict = Verdict()
+        if clip.seconds > LONGEST:
+            raise ValueError(f"{clip.seconds:.1f} s are too long for PESQ, expected {LONGEST:g} s or less")
         refuse_silence(audio)
         # its errors, a clip under a quarter of a second or without an utterance in it, are RuntimeErrors
         try:

@@ -118,6 +118,20 @@ class _Absolute:
         self.name, self.metrics, self.score = judge.name, judge.metrics, judge.score
 
 
+def test_pesq_refuses_a_clip_that_its_library_would_crash_on(clips: list[Speech]) -> None:
+    """Its arrays hold 50 utterances: 96 s of speech, pauses in it, ended the process."""
+    assert Pesq().score(*_of_seconds(clips[0], 30.0)).values
+    with pytest.raises(ValueError, match=r"30\.5 s are too long for PESQ, expected 30 s or less"):
+        Pesq().score(*_of_seconds(clips[0], 30.5))
+
+
+def _of_seconds(clip: Speech, seconds: float) -> tuple[Speech, torch.Tensor]:
+    """The clip over and over, and a noisy copy."""
+    samples = round(seconds * SAMPLE_RATE)
+    long = Speech("long", clip.waveform.repeat(-(-samples // clip.waveform.shape[-1]))[:samples])
+    return long, _noisy(long, 0.003)
+
+
 @pytest.mark.parametrize("name", ["pesq", "resemblyzer", "quality"])
 def test_a_silent_reconstruction_gets_a_reason_and_no_number(name: str, clips: list[Speech]) -> None:
     (judge,) = open_judges([name])[0]
