@@ -9,6 +9,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import soundfile
 import torch
@@ -20,6 +22,7 @@ from data import DataError
 from data.reference import SAMPLE_RATE
 from evaluation import evaluate, read_speech, results
 from evaluation.fidelity import Distances
+from evaluation.judges import NAMES
 from losses.mel import MelDistance
 from tests.test_report import METRICS
 
@@ -176,6 +179,32 @@ def test_bad_clips_are_named_and_the_others_scored(tmp_path: Path, capsys: pytes
     assert "silent.wav is silent" in out
     assert "not scored: tenth_of_a_second.wav: pesq" in out
     assert "not scored: shorter_than_a_window.wav: clip of descent: too short" in out
+
+
+def test_a_clip_without_its_transcript_is_scored_by_all_but_the_words_against_it(tmp_path: Path) -> None:
+    good = read_speech([str(DEMO / "unseen.parquet")], str(tmp_path / "cache"), limit=1)[0][0].waveform
+    for name in ("with", "without"):
+        folder = tmp_path / "corpus" / "speaker" / name
+        folder.mkdir(parents=True)
+        soundfile.write(folder / f"{name}.wav", good, SAMPLE_RATE)
+    (folder.parent / "with" / "with.normalized.txt").write_text("words")
+    arguments = ("--encoder", WITHHELD, "--data", tmp_path / "corpus", "--json", tmp_path / "json")
+    assert _run(*arguments, "--without", *NAMES[1:], "speed", judges=()) == 0
+    found = _figures(tmp_path / "json")
+    clips = [(clip["name"], clip["speaker"], clip["text"]) for clip in found["clips"]]
+    assert clips == [("with.wav", "speaker", "words"), ("without.wav", "speaker", "")]
+    assert found["clips"][0]["scores"] == found["clips"][1]["scores"]
+    assert found["problems"] == []
+
+
+def test_a_row_without_its_transcript_is_read_with_an_empty_text(tmp_path: Path) -> None:
+    rows = pq.read_table(DEMO / "unseen.parquet").slice(0, 2).to_pylist()
+    rows[0]["text_normalized"], rows[1]["speaker_id"] = None, None
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "rows.parquet")
+    speech, problems, _ = read_speech([str(tmp_path / "rows.parquet")], str(tmp_path / "cache"))
+    assert [clip.text for clip in speech] == ["", rows[1]["text_normalized"]]
+    assert [clip.speaker for clip in speech] == [rows[0]["speaker_id"], ""]
+    assert problems == []
 
 
 def test_a_metric_without_its_library_is_named_left_out_and_not_zero(
