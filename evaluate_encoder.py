@@ -250,10 +250,11 @@ def given_encoder(folder: Path, file: str | None, device: torch.device) -> Codec
 
 
 def untrained_encoder(folder: Path, device: torch.device, seed: int) -> Codec:
-    """The release with the encoder that training starts from."""
+    """The release with an encoder that knows nothing of speech, the 0 of what is recovered: its layers mirror the
+    decoder's, or are random. Training starts nearer, as the decoder's inverse (`init`)."""
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        codec = load_release(folder, torch.float32).with_new_encoder()
+        codec = load_release(folder, torch.float32).with_new_encoder("mirror")
     return codec.to(device, torch.bfloat16).requires_grad_(False)
 
 
