@@ -20,6 +20,7 @@ from losses.stft import WINDOWS, STFTDistance
 
 RATE = 16000  # Hz, of wide-band PESQ
 LONGEST = 30.0  # seconds; P.862 is for shorter clips, and its code has room for 50 utterances: behind it, it crashes
+SHORTEST = 1.0  # seconds, of what a network judges
 
 MEL = Metric(
     "mel",
@@ -123,6 +124,14 @@ def repeatable() -> Iterator[None]:
         yield
     finally:
         np.random.set_state(state)
+
+
+def refuse_short(audio: Tensor) -> None:
+    """Raises ValueError for audio [T] that a network has too little of to know anything: padded to its window, 20 ms
+    have a mean opinion score, and a tenth of a second of noise is half the same voice."""
+    seconds = audio.shape[-1] / SAMPLE_RATE
+    if seconds < SHORTEST:
+        raise ValueError(f"{seconds:.2f} s are too short to judge, expected {SHORTEST:g} s or more")
 
 
 def refuse_silence(audio: Tensor) -> None:

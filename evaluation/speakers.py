@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from data.reference import SAMPLE_RATE
-from evaluation.fidelity import refuse_silence
+from evaluation.fidelity import refuse_short, refuse_silence
 from evaluation.metric import Metric, MissingJudgeError, Verdict, library
 from evaluation.speech import Speech, at_rate
 from losses.speaker import HYPERPARAMETERS, PUBLISHED, SpeakerDistance, SpeakerModelError
@@ -37,6 +37,7 @@ class SpeakerJudge(ABC):
     @torch.no_grad()
     def score(self, clip: Speech, audio: Tensor) -> Verdict:
         verdict = Verdict()
+        refuse_short(audio)
         refuse_silence(audio)
         if clip not in self.originals:
             self.originals[clip] = self.embed(clip.waveform)

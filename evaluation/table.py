@@ -82,8 +82,8 @@ def as_text(result: Evaluation) -> str:
     lines += ["", "In brackets 95 % intervals: bootstrap over the clips; counts over all clips at once have none."]
     if result.comparisons:
         lines.append(
-            "Difference: encoder minus against, paired by clip. Recovered: 0 % is an untrained encoder of mirrored layers, "
-            "100 % the\none against; a dash where these two cannot be told apart."
+            "Difference: encoder minus against, paired by clip. Recovered: 0 % is an untrained encoder of mirrored "
+            "layers, 100 % the\none against; a dash where these two cannot be told apart."
         )
     lines += [f"{metric.title}: {metric.definition}" for metric in result.metrics if metric.name == "mel"]
     lines.append(

@@ -107,7 +107,7 @@ def main() -> int:
 
 
 def shortcomings(found: dict[str, Any], same: Sequence[bool]) -> list[str]:
-    """What a demo that worked does not have: `found` is the evaluation, `same` whether a clip's codes are the server's."""
+    """What went wrong: `found` is the evaluation, `same` whether each clip's codes are the server's."""
     failures = []
     recovered = found["compared"]["mel"]["recovered"]  # None where the ends cannot be told apart
     if recovered is None or recovered["value"] < RECOVERED:
