@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import shutil
 import sys
@@ -21,6 +22,7 @@ from codec.checkpoint import save_encoder
 from data import DataError
 from data.reference import SAMPLE_RATE
 from evaluation import evaluate, read_speech, results
+from evaluation.codes import score_codes
 from evaluation.fidelity import Distances
 from evaluation.judges import NAMES
 from losses.mel import MelDistance
@@ -255,6 +257,31 @@ def test_a_clip_that_cannot_be_encoded_is_named_and_the_others_are_scored(
     ]
     with pytest.raises(DataError, match="no clip has codes; the first: CUDA out of memory"):
         evaluate(codec, speech[:1], [Distances()])
+
+
+def test_the_comparison_with_float32_does_without_tf32_and_leaves_the_other_flags(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def flags() -> tuple[bool, ...]:
+        cudnn = torch.backends.cudnn
+        return cudnn.enabled, cudnn.benchmark, cudnn.deterministic, cudnn.allow_tf32, matmul.allow_tf32
+
+    def encode(waveform: torch.Tensor) -> torch.Tensor:
+        seen.append(flags())
+        return codec.encode(waveform)
+
+    seen: list[tuple[bool, ...]] = []
+    matmul = torch.backends.cuda.matmul
+    monkeypatch.setattr(torch.backends.cudnn, "benchmark", True)
+    speech, _, _ = read_speech([str(DEMO / "unseen.parquet")], str(tmp_path), limit=1)
+    codec = evaluate_encoder.given_encoder(DEMO / "release", str(WITHHELD), torch.device("cpu"))
+    exact = copy.deepcopy(codec)
+    monkeypatch.setattr(exact, "encode", encode)
+    waveform, before = speech[0].waveform[None, None], flags()
+    assert score_codes(codec, exact, waveform, codec.encode(waveform)[0], None).values["moved_acoustic"].value == 0
+    assert seen == [(*before[:3], False, False)]
+    assert flags() == before
+    assert before[:4] == (True, True, False, True)
 
 
 def test_weights_that_are_no_numbers_are_an_error_and_no_scores(
