@@ -38,6 +38,7 @@ from evaluation.curves import CurvesError, read_curves
 from evaluation.descent import Descent
 from evaluation.judges import NAMES
 from evaluation.jury import JuryError, open_jury
+from evaluation.metric import first_line
 from evaluation.provenance import machine, versions
 from evaluation.requirement import RequirementError, read_requirement
 from evaluation.result import Evaluation
@@ -130,8 +131,7 @@ def default_jobs() -> int:
 
 def run(arguments: argparse.Namespace) -> int:
     requirements = [read_requirement(text) for text in arguments.require]
-    if arguments.json and not Path(arguments.json).parent.is_dir():
-        raise DataError(f"--json: {Path(arguments.json).parent} is not a folder: make it first")
+    check_outputs(arguments)
     write_report = report_writer() if arguments.report else None
     curves = read_curves(Path(arguments.metrics)) if arguments.metrics else []
     result, codec = measure(arguments)
@@ -146,6 +146,17 @@ def run(arguments: argparse.Namespace) -> int:
     for reason in unmet:
         print(f"required {reason}", file=sys.stderr)
     return 1 if unmet else 0
+
+
+def check_outputs(arguments: argparse.Namespace) -> None:
+    """Raises DataError for paths that could not be written to when all is measured."""
+    if arguments.json and not Path(arguments.json).parent.is_dir():
+        raise DataError(f"--json: {Path(arguments.json).parent} is not a folder: make it first")
+    if arguments.json and Path(arguments.json).is_dir():
+        raise DataError(f"--json: {arguments.json} is a folder: name a file in it")
+    for folder in (Path(arguments.report), *Path(arguments.report).parents) if arguments.report else ():
+        if folder.exists() and not folder.is_dir():
+            raise DataError(f"--report: {folder} is not a folder: name one, which is made where it is missing")
 
 
 def report_writer() -> Callable[[Path, Evaluation, Codec, int, Sequence[Chart]], Path]:
@@ -173,6 +184,7 @@ def measure(arguments: argparse.Namespace) -> tuple[Evaluation, Codec]:
     speech, unreadable, notes = read_speech(arguments.data, cache, arguments.clips)
     voices = folder / "voice_embedding"
     presets, target = read_presets(voices), voices_target(codec, voices)
+    descend = descent(codec, arguments, cache) if arguments.descent else None  # first, as it may lack its network
 
     def encoded(codec: Codec, name: str, codes: Sequence[Tensor | None] | None = None) -> Scores:
         return score_encoding(codec, speech, name=name, presets=presets, target=target, codes=codes, progress=progress)
@@ -194,14 +206,14 @@ def measure(arguments: argparse.Namespace) -> tuple[Evaluation, Codec]:
             target=target,
             presets=presets,
             levels=codec.config.acoustic_codebook_size,
-            missing=jury.missing,
+            missing=dict(jury.missing),
             problems=unreadable,
             notes=notes,
             about=about,
         )
-        if arguments.descent:
-            codes, too_short = descended(descent(codec, arguments, cache), speech, arguments.descent_clips)
-            result.problems += too_short
+        if descend:
+            codes, without = descended(descend, speech, arguments.descent_clips)
+            result.problems += without
             if any(found is not None for found in codes):
                 result.descent = encoded(codec, "descent", codes)
         if other is not None:
@@ -216,7 +228,10 @@ def measure(arguments: argparse.Namespace) -> tuple[Evaluation, Codec]:
             result.comparisons[scores.name] = compared
     devices = ("cpu", "cuda") if torch.cuda.is_available() else ("cpu",)
     for kind in devices if "speed" not in arguments.without else ():
-        result.speed[kind] = measure_speed(codec, speech[0], torch.device(kind))
+        try:
+            result.speed[kind] = measure_speed(codec, speech[0], torch.device(kind))
+        except RuntimeError as error:  # too little memory for another codec beside the judges
+            result.missing[f"speed on {kind}"] = first_line(error)
     return result, codec
 
 
@@ -270,16 +285,16 @@ def descent(codec: Codec, arguments: argparse.Namespace, cache: str) -> Descent:
 
 
 def descended(descent: Descent, speech: Sequence[Speech], limit: int) -> tuple[list[Tensor | None], list[Problem]]:
-    """Codes by clip, None for those beyond a limit, and the clips that are too short to descend on."""
+    """Codes by clip, None for those that have none, and of those within the limit why."""
     chosen = spread(limit or len(speech), len(speech))
     short = [i for i in chosen if len(speech[i].waveform) < descent.shortest]
     reason = f"too short for its losses, expected {descent.shortest} samples or more"
     problems = [Problem(speech[i].name, "clip", reason, "descent") for i in short]
-    codes: list[Tensor | None] = [None] * len(speech)
     chosen = [i for i in chosen if i not in short]
-    for i, found in zip(chosen, descent([speech[i].waveform for i in chosen], progress), strict=True):
-        codes[i] = found
-    return codes, problems
+    found, failed = descent.find([speech[i].waveform for i in chosen], progress)
+    problems += [Problem(speech[chosen[k]].name, "clip", reason, "descent") for k, reason in failed.items()]
+    by_clip = {chosen[k]: codes for k, codes in found.items()}
+    return [by_clip.get(i) for i in range(len(speech))], problems
 
 
 def settings(

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from codec import Codec
-from evaluation.metric import Metric, Verdict
+from evaluation.metric import Metric, Verdict, first_line
 from losses.shaping import Target
 
 PER_CLIP = (
@@ -95,8 +95,12 @@ def score_codes(codec: Codec, exact: Codec | None, waveform: Tensor, codes: Tens
         mean = F.normalize(rows.mean(dim=0), dim=0)
         verdict.set("embedding_to_presets", float((presets.means @ mean).mean()))
     if exact is not None:
-        with in_float32():
-            moved = codes != exact.encode(waveform)[0].cpu()
+        try:
+            with in_float32():
+                moved = codes != exact.encode(waveform)[0].cpu()
+        except RuntimeError as error:  # twice the memory; the codes as they are served are there all the same
+            verdict.failed |= dict.fromkeys(("moved_semantic", "moved_acoustic"), f"in float32: {first_line(error)}")
+            return verdict
         verdict.set("moved_semantic", float(moved[0].float().mean()), frames)
         verdict.set("moved_acoustic", float(moved[1:].float().mean()), frames)
     return verdict

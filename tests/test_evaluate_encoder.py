@@ -17,12 +17,13 @@ import soundfile
 import torch
 
 import evaluate_encoder
-from codec import load_release
+from codec import Codec, load_release
 from codec.checkpoint import save_encoder
 from data import DataError
 from data.reference import SAMPLE_RATE
 from evaluation import evaluate, read_speech, results
 from evaluation.codes import score_codes
+from evaluation.descent import Descent
 from evaluation.fidelity import Distances
 from evaluation.judges import NAMES
 from losses.mel import MelDistance
@@ -155,6 +156,36 @@ def test_descent_on_some_clips_is_compared_on_those(tmp_path: Path, capsys: pyte
     assert "descent, 2 clips" in capsys.readouterr().out
 
 
+def test_a_descent_without_its_speaker_network_is_an_error_before_anything_is_encoded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def score_encoding(*arguments: Any, **options: Any) -> None:
+        raise AssertionError("it was encoded")
+
+    monkeypatch.setattr(evaluate_encoder, "score_encoding", score_encoding)
+    arguments = ("--encoder", WITHHELD, "--clips", "1", "--descent", "1", "--speaker-model", tmp_path)
+    judges = [name for name in NAMES if name != "ecapa"]
+    assert _run(*arguments, judges=("--device", "cpu", "--without", *judges)) == 2
+    assert "error: --descent: the speaker network" in capsys.readouterr().err
+
+
+def test_what_the_memory_is_too_small_for_is_named_left_out_and_the_rest_is_measured(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail(*arguments: Any) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory\nand more of it")
+
+    monkeypatch.setattr(evaluate_encoder, "measure_speed", fail)
+    monkeypatch.setattr(Descent, "_descend", fail)
+    arguments = ("--encoder", WITHHELD, "--clips", "1", "--descent", "1", "--json", tmp_path / "json")
+    assert _run(*arguments, "--without", *NAMES[1:], judges=("--device", "cpu")) == 0
+    found, out = _figures(tmp_path / "json"), capsys.readouterr().out
+    assert found["totals"]["encoder"]["mel"]["value"] > 0
+    assert found["left_out"]["speed on cpu"] == "CUDA out of memory"
+    assert "left out: speed on cpu: CUDA out of memory" in out
+    assert ": clip of descent: CUDA out of memory" in out
+
+
 def test_bad_clips_are_named_and_the_others_scored(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     good = read_speech([str(DEMO / "unseen.parquet")], str(tmp_path), limit=1)[0][0].waveform
     folder = tmp_path / "speech"
@@ -259,6 +290,24 @@ def test_a_clip_that_cannot_be_encoded_is_named_and_the_others_are_scored(
         evaluate(codec, speech[:1], [Distances()])
 
 
+def test_codes_that_cannot_be_compared_with_float32_are_scored_as_they_are_served(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def encode(codec: Codec, waveform: torch.Tensor) -> torch.Tensor:
+        if codec.dtype == torch.float32:
+            raise torch.OutOfMemoryError("CUDA out of memory\nand more of it")
+        return whole(codec, waveform)
+
+    whole = Codec.encode
+    monkeypatch.setattr(Codec, "encode", encode)
+    speech, _, _ = read_speech([str(DEMO / "unseen.parquet")], str(tmp_path), limit=1)
+    codec = evaluate_encoder.given_encoder(DEMO / "release", str(WITHHELD), torch.device("cpu"))
+    scores = evaluate(codec, speech, [Distances()])
+    assert scores.scored("mel") == scores.scored("distinct_codes") == [0]
+    reasons = {each.what: each.reason for each in scores.problems if each.what.startswith("moved")}
+    assert reasons == dict.fromkeys(("moved_semantic", "moved_acoustic"), "in float32: CUDA out of memory")
+
+
 def test_the_comparison_with_float32_does_without_tf32_and_leaves_the_other_flags(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -327,6 +376,9 @@ def test_an_injected_encoder_is_found_in_its_release(tmp_path: Path) -> None:
         (["--encoder", WITHHELD, "--require", "pesq"], "expected a metric"),
         (["--encoder", WITHHELD, "--metrics", "README.md"], "line 1"),
         (["--encoder", WITHHELD, "--json", "nowhere/figures.json"], "nowhere is not a folder"),
+        (["--encoder", WITHHELD, "--json", "data"], "--json: data is a folder: name a file in it"),
+        (["--encoder", WITHHELD, "--report", "README.md"], "--report: README.md is not a folder: name one"),
+        (["--encoder", WITHHELD, "--report", "README.md/report"], "--report: README.md is not a folder: name one"),
     ],
 )
 def test_other_bad_arguments_are_one_sentence_and_status_2(

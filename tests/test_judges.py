@@ -7,6 +7,8 @@ import sys
 from pathlib import Path
 
 import huggingface_hub.constants
+import librosa
+import numpy as np
 import pystoi
 import pytest
 import soxr
@@ -16,6 +18,7 @@ from data.reference import SAMPLE_RATE
 from evaluation import Speech, evaluate_originals, open_judges, read_speech
 from evaluation.fidelity import Distances, Estoi, Pesq
 from evaluation.judges import NAMES
+from evaluation.jury import Hearing, hear
 from evaluation.metric import Judge
 from evaluation.speakers import Resemblyzer
 from evaluation.speech import at_rate
@@ -124,6 +127,21 @@ class _Absolute:
 
     def __init__(self, judge: Judge):
         self.name, self.metrics, self.score = judge.name, judge.metrics, judge.score
+
+
+def test_what_librosa_refuses_is_a_reason_and_ends_nothing(
+    clips: list[Speech], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It has an exception of its own for it."""
+
+    def refuse(samples: np.ndarray) -> None:
+        raise librosa.ParameterError("Audio buffer is not finite everywhere")
+
+    judges = open_judges(["distances", "resemblyzer"])[0]
+    monkeypatch.setattr(judges[1], "prepared", refuse)
+    (verdict,) = hear(judges, Hearing(clips[0], [_noisy(clips[0], 0.003)]))
+    assert "mel" in verdict.values
+    assert verdict.failed == {"speaker_resemblyzer": "Audio buffer is not finite everywhere"}
 
 
 def test_pesq_refuses_a_clip_that_its_library_would_crash_on(clips: list[Speech]) -> None:
