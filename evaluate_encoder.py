@@ -55,6 +55,7 @@ from training.environment import from_environment
 
 UNNAMED = "encoder"
 RESERVED = (ORIGINAL, "against", "untrained", "descent", "target")  # what else a table or a histogram is about
+MOST_JOBS = 16  # by default
 DEMO_SPEECH = Path(__file__).parent / "data" / "demo" / "unseen.parquet"
 
 
@@ -125,8 +126,10 @@ def jobs(text: str) -> int:
 
 
 def default_jobs() -> int:
-    """One for every second core: each has the judges' networks in memory, about 1 GB."""
-    return max(1, (os.cpu_count() or 1) // 2)
+    """One for every second core that this process may use, up to MOST_JOBS: each has the judges' networks in memory,
+    about 1 GB."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return min(MOST_JOBS, max(1, cores // 2))
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -135,7 +138,7 @@ def run(arguments: argparse.Namespace) -> int:
     write_report = report_writer() if arguments.report else None
     curves = read_curves(Path(arguments.metrics)) if arguments.metrics else []
     result, codec = measure(arguments)
-    print("\n".join([as_text(result), *speed_lines(result)]))
+    print("\n".join([as_text(result), *speed_lines(result.speed)]))
     if arguments.json:
         path = Path(arguments.json)
         path.write_text(json.dumps(result.to_json(), indent=1, allow_nan=False) + "\n", encoding="utf-8")

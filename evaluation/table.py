@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from evaluation.metric import Metric
 from evaluation.result import Evaluation
 from evaluation.scoring import Scores
@@ -145,11 +147,11 @@ def problem_lines(result: Evaluation, limit: int = 8) -> list[str]:
     return lines[:limit] + ([f"not scored: {len(lines) - limit} more, in the JSON"] if len(lines) > limit else [])
 
 
-def speed_lines(result: Evaluation) -> list[str]:
-    """What a client waits."""
+def speed_lines(speed: Mapping[str, Mapping[str, float]]) -> list[str]:
+    """What a client waits, by device."""
     return [
         f"{device}: a 10 s prompt takes {1000 * figures['latency']:.0f} ms "
         f"({1000 * figures['latency_min']:.0f} to {1000 * figures['latency_max']:.0f}); real-time factor "
         f"{figures['encode_rtf']:.4f} encoding, {figures['decode_rtf']:.4f} decoding"
-        for device, figures in result.speed.items()
+        for device, figures in speed.items()
     ]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import os
 import shutil
 import sys
 from collections.abc import Sequence
@@ -342,6 +343,15 @@ def test_weights_that_are_no_numbers_are_an_error_and_no_scores(
     save_encoder(tmp_path / "broken.safetensors", codec, {})
     assert _run("--encoder", tmp_path / "broken.safetensors", "--clips", "1") == 2
     assert "no clip has codes; the first: codes out of range" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("cores", "jobs"), [(1, 1), (2, 1), (7, 3), (128, 16)])
+def test_half_of_the_cores_that_may_be_used_judge_and_no_more_than_16(
+    cores: int, jobs: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "cpu_count", lambda: 1000)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda process: set(range(cores)), raising=False)
+    assert evaluate_encoder.default_jobs() == jobs
 
 
 def test_a_release_without_an_encoder_is_an_error_that_says_what_to_do(capsys: pytest.CaptureFixture[str]) -> None:

@@ -8,6 +8,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -15,11 +16,13 @@ import torch
 
 from codec import load_release
 from codec.checkpoint import with_encoder
-from evaluation import add_agreement, compare, evaluate, evaluate_originals, open_judges, read_speech
+from evaluation import Compared, Speech, add_agreement, compare, evaluate, evaluate_originals, open_judges, read_speech
 from evaluation.codes import read_presets
 from evaluation.curves import CurvesError, read_curves
-from evaluation.report import write_report
+from evaluation.metric import Metric
+from evaluation.report import recovered, write_report
 from evaluation.result import Evaluation
+from evaluation.statistics import Interval
 from losses.shaping import voices_target
 
 DEMO = Path("data/demo")
@@ -106,6 +109,15 @@ def test_names_from_the_data_are_text_and_no_markup(page: Path) -> None:
 
 def test_what_was_left_out_is_on_the_page(page: Path) -> None:
     assert "Whisper is not here" in page.read_text(encoding="utf-8")
+
+
+def test_a_bar_over_fewer_clips_than_there_are_says_over_how_many() -> None:
+    share = Interval(0.5, 0.4, 0.6)
+    metrics = [Metric(name, name, "lower", "made up") for name in ("all", "some")]
+    compared = {m.name: Compared(m, 3, share, share, clips) for m, clips in zip(metrics, (3, 2), strict=True)}
+    speech = [Speech(str(i), torch.zeros(1)) for i in range(3)]
+    bars = recovered(SimpleNamespace(comparisons={"encoder": compared}, speech=speech))  # type: ignore[arg-type]
+    assert [bar.text for bar in bars["encoder"]] == ["50 % [40, 60]", "50 % [40, 60], 2 clips"]
 
 
 def test_a_step_that_was_logged_twice_counts_as_it_was_logged_last(tmp_path: Path) -> None:
