@@ -39,7 +39,7 @@ from evaluation.descent import Descent
 from evaluation.judges import NAMES
 from evaluation.jury import JuryError, open_jury
 from evaluation.metric import first_line
-from evaluation.provenance import machine, versions
+from evaluation.provenance import machine, release_files, sha256, versions
 from evaluation.requirement import RequirementError, read_requirement
 from evaluation.result import Evaluation
 from evaluation.scoring import ORIGINAL, Scores, add_verdicts, score_encoding, unscored_originals
@@ -180,7 +180,7 @@ def measure(arguments: argparse.Namespace) -> tuple[Evaluation, Codec]:
     codec = next(iter(codecs.values()))
     other = given_encoder(folder, arguments.against, device) if arguments.against else None
     about = {
-        name: {"file": file, **read_training(Path(file))}
+        name: {"file": file, "sha256": sha256(Path(file)), **read_training(Path(file))}
         for name, file in {**files, "against": arguments.against}.items()
         if file
     }
@@ -306,15 +306,20 @@ def settings(
     """What changes scores."""
     return {
         "release": str(folder),
+        "release_files": release_files(folder),
         "encoder": next(iter(files.values())) or f"the encoder of {folder}",
         "encoders": [name if file is None else f"{name}: {file}" for name, file in files.items()],
         "against": str(arguments.against or ""),
         "data": list(arguments.data),
+        "clips": arguments.clips or "all",
+        "without": list(arguments.without),
+        "descent_steps": arguments.descent,
+        "descent_clips": arguments.descent_clips or "all",
         "arithmetic": f"bf16 on {device.type}, one clip at a time, hard codes",
         "machine": machine(device),
         "seed": arguments.seed,
         "bootstrap_draws": DRAWS,
-        "resampler": f"{RESAMPLER}, to {SAMPLE_RATE} Hz and from it",
+        "resampler": f"{RESAMPLER}, to {SAMPLE_RATE} Hz and from it; for ECAPA torchaudio's, for ESTOI pystoi's",
         "mel_resolutions": [list(resolution) for resolution in RESOLUTIONS],
         "whisper": arguments.whisper,
         "speaker_model": arguments.speaker_model or PUBLISHED,

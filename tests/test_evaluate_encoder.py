@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import copy
+import hashlib
 import json
 import os
+import platform
 import shutil
 import sys
 from collections.abc import Sequence
@@ -27,6 +29,8 @@ from evaluation.codes import score_codes
 from evaluation.descent import Descent
 from evaluation.fidelity import Distances
 from evaluation.judges import NAMES
+from evaluation.provenance import machine
+from evaluation.speed import RUNS, timed
 from losses.mel import MelDistance
 from tests.test_report import METRICS
 
@@ -73,7 +77,10 @@ def test_the_withheld_encoder_against_itself_has_recovered_everything_and_differ
         assert _run(*arguments, judges=WITHOUT_SLOW) == 0
         texts.append(capsys.readouterr().out.split("\ncpu: ")[0])
     assert texts[0] == texts[1]
-    assert "\nResampler: soxr HQ, to 24000 Hz and from it; seed 0; python " in texts[0]
+    assert (
+        "\nResampler: soxr HQ, to 24000 Hz and from it; for ECAPA torchaudio's, for ESTOI pystoi's; seed 0; python "
+        in texts[0]
+    )
     assert "\nmel distance: L1 of natural-log mel magnitudes, 80 bands" in texts[0]
     found, again = _figures(tmp_path / "first"), _figures(tmp_path / "second")
     assert found | {"speed": {}} == again | {"speed": {}}
@@ -85,7 +92,14 @@ def test_the_withheld_encoder_against_itself_has_recovered_everything_and_differ
     assert {"mel", "estoi", "equal_semantic", "equal_acoustic", "embedding_agreement"} <= set(recovered)
     assert found["totals"]["encoder"]["equal_semantic"]["value"] == 1
     assert found["settings"]["versions"]["torch"] == torch.__version__
-    assert found["settings"]["resampler"].startswith("soxr")
+    settings = found["settings"]
+    assert settings["release_files"]["consolidated.safetensors"] == 12569032
+    assert [settings[name] for name in ("clips", "descent_steps", "descent_clips")] == [CLIPS, 0, "all"]
+    assert settings["without"] == ["words", "wavlm", "ecapa", "quality"]
+    assert platform.machine() in settings["machine"]
+    assert settings["machine"].endswith(" 1 threads")
+    digest = hashlib.sha256(WITHHELD.read_bytes()).hexdigest()
+    assert found["encoders"]["encoder"]["sha256"] == found["encoders"]["against"]["sha256"] == digest
     assert found["speed"]["cpu"]["latency"] > 0
     assert len(found["clips"]) == CLIPS
     assert {"mel", "pesq", "distinct_codes", "speaker_resemblyzer"} <= set(found["clips"][0]["scores"]["encoder"])
@@ -120,7 +134,8 @@ def test_of_several_encoders_each_is_compared_as_if_it_were_alone_and_the_first_
     assert found["compared"] == found["comparisons"]["new"] == alone["compared"] == alone["comparisons"]["encoder"]
     assert {each["difference"]["value"] for each in found["comparisons"]["good"].values()} == {0}
     assert found["comparisons"]["good"]["mel"]["recovered"]["value"] == 1
-    assert found["encoders"]["new"] == {"file": str(untrained), "step": 0}
+    digest = hashlib.sha256(untrained.read_bytes()).hexdigest()
+    assert found["encoders"]["new"] == {"file": str(untrained), "sha256": digest, "step": 0}
     printed = capsys.readouterr().out
     for column in ("new: difference", "new: recovered", "good: difference", "good: recovered"):
         assert column in printed
@@ -239,6 +254,24 @@ def test_a_row_without_its_transcript_is_read_with_an_empty_text(tmp_path: Path)
     assert [clip.text for clip in speech] == ["", rows[1]["text_normalized"]]
     assert [clip.speaker for clip in speech] == [rows[0]["speaker_id"], ""]
     assert problems == []
+
+
+def test_on_a_gpu_the_uncounted_run_has_ended_before_the_first_one_counts(monkeypatch: pytest.MonkeyPatch) -> None:
+    def work() -> torch.Tensor:
+        happened.append("work")
+        return torch.ones(1)
+
+    happened: list[str] = []
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda device: happened.append("ended"))
+    taken, found = timed(work, torch.device("cuda"))
+    assert happened == ["work", "ended"] * (RUNS + 1)
+    assert len(taken) == RUNS
+    assert found == 1
+
+
+def test_beside_a_gpu_the_processor_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "a card")
+    assert machine(torch.device("cuda")) == f"a card; {machine(torch.device('cpu'))}"
 
 
 def test_a_metric_without_its_library_is_named_left_out_and_not_zero(

@@ -74,6 +74,7 @@ def evaluated(tmp_path_factory: pytest.TempPathFactory) -> tuple[Evaluation, Cod
         "seed": 0,
     }
     settings |= {"arithmetic": "bf16", "machine": "a machine", "resampler": "soxr", "whisper": "none", "language": "en"}
+    settings |= {"clips": "all", "without": [], "descent_steps": 0, "descent_clips": "all"}
     settings |= {"speaker_model": "none", "bootstrap_draws": 2000, "versions": {"torch": torch.__version__}}
     result = Evaluation(
         settings=settings,
