@@ -45,7 +45,7 @@ from evaluation.result import Evaluation
 from evaluation.scoring import ORIGINAL, Scores, add_verdicts, score_encoding, unscored_originals
 from evaluation.speech import RESAMPLER, Problem, Speech, spread
 from evaluation.speed import measure_speed
-from evaluation.statistics import DRAWS
+from evaluation.statistics import DRAWS, resampled
 from evaluation.table import as_text, speed_lines
 from losses.mel import RESOLUTIONS
 from losses.shaping import voices_target
@@ -202,7 +202,7 @@ def measure(arguments: argparse.Namespace) -> tuple[Evaluation, Codec]:
         device=device,
     ) as jury:
         result = Evaluation(
-            settings=settings(arguments, folder, files, device),
+            settings=settings(arguments, folder, files, device, speech),
             speech=speech,
             encoders=[encoded(each, name) for name, each in codecs.items()],
             originals=unscored_originals(speech),
@@ -301,7 +301,11 @@ def descended(descent: Descent, speech: Sequence[Speech], limit: int) -> tuple[l
 
 
 def settings(
-    arguments: argparse.Namespace, folder: Path, files: Mapping[str, str | None], device: torch.device
+    arguments: argparse.Namespace,
+    folder: Path,
+    files: Mapping[str, str | None],
+    device: torch.device,
+    speech: Sequence[Speech],
 ) -> dict[str, Any]:
     """What changes scores."""
     return {
@@ -319,6 +323,7 @@ def settings(
         "machine": machine(device),
         "seed": arguments.seed,
         "bootstrap_draws": DRAWS,
+        "bootstrap_over": resampled([clip.speaker for clip in speech]),
         "resampler": f"{RESAMPLER}, to {SAMPLE_RATE} Hz and from it; for ECAPA torchaudio's, for ESTOI pystoi's",
         "mel_resolutions": [list(resolution) for resolution in RESOLUTIONS],
         "whisper": arguments.whisper,

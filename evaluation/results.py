@@ -139,10 +139,11 @@ def about_data(figures: Figures) -> str:
     speakers = len({clip["speaker"] for clip in clips if clip["speaker"]})
     voices = f" of {speakers} speakers" if speakers else ""
     versions = ", ".join(f"{name} {version}" for name, version in settings["versions"].items())
+    over = settings.get("bootstrap_over", "clips")  # files of before say nothing
     return (
         f"{len(clips)} clips{voices}, {minutes:.1f} minutes, of {', '.join(settings['data'])}; "
         f"{settings['arithmetic']}, {settings['machine']}; seed {settings['seed']}; Whisper {settings['whisper']}; "
-        f"{versions}. In brackets 95 % intervals, bootstrap over the clips."
+        f"{versions}. In brackets 95 % intervals, bootstrap over the {over}."
     )
 
 

@@ -81,7 +81,8 @@ def as_text(result: Evaluation) -> str:
     """The whole finding for a terminal. Two evaluations of the same give the same text."""
     lines = [f"{result.settings['encoder']}: {described_data(result)}", ""]
     lines += folded([header(result), *(row for _, row in rows(result))])
-    lines += ["", "In brackets 95 % intervals: bootstrap over the clips; counts over all clips at once have none."]
+    over = result.settings["bootstrap_over"]
+    lines += ["", f"In brackets 95 % intervals: bootstrap over the {over}; counts over all clips at once have none."]
     if result.comparisons:
         lines.append(
             "Difference: encoder minus against, paired by clip. Recovered: 0 % is an untrained encoder of mirrored "

@@ -75,7 +75,12 @@ def evaluated(tmp_path_factory: pytest.TempPathFactory) -> tuple[Evaluation, Cod
     }
     settings |= {"arithmetic": "bf16", "machine": "a machine", "resampler": "soxr", "whisper": "none", "language": "en"}
     settings |= {"clips": "all", "without": [], "descent_steps": 0, "descent_clips": "all"}
-    settings |= {"speaker_model": "none", "bootstrap_draws": 2000, "versions": {"torch": torch.__version__}}
+    settings |= {
+        "speaker_model": "none",
+        "bootstrap_draws": 2000,
+        "bootstrap_over": "speakers",
+        "versions": {"torch": torch.__version__},
+    }
     result = Evaluation(
         settings=settings,
         speech=speech,

@@ -34,6 +34,7 @@ def _figures() -> dict[str, Any]:
     return {
         "settings": {
             **{"data": ["unseen"], "arithmetic": "bf16", "machine": "a machine", "seed": 0, "whisper": "base"},
+            "bootstrap_over": "speakers",
             "versions": {"torch": "2.11"},
         },
         "metrics": {metric.name: asdict(metric) for metric in metrics},
@@ -80,6 +81,7 @@ def test_metrics_stand_beside_their_intervals_differences_and_shares(
     assert main([str(file), "--curve", "step_*"]) == 0
     lines = _lines(capsys)
     assert lines[0].startswith("2 clips of 2 speakers, 1.0 minutes, of unseen; bf16, a machine; seed 0;")
+    assert lines[0].endswith(" 95 % intervals, bootstrap over the speakers.")
     assert "| metric | recipe | random | descent, 1 clips | untrained | against |" in lines
     row = (
         "| mel distance ↓ | 1.000 [0.990, 1.010] | 4.000 [3.990, 4.010] | 5.000 [4.990, 5.010] | 7.000 [6.990, 7.010] |"
