@@ -38,13 +38,14 @@ from evaluation.curves import CurvesError, read_curves
 from evaluation.descent import Descent
 from evaluation.judges import NAMES
 from evaluation.jury import JuryError, open_jury
-from evaluation.provenance import machine, versions
+from evaluation.metric import first_line
+from evaluation.provenance import machine, release_files, sha256, versions
 from evaluation.requirement import RequirementError, read_requirement
 from evaluation.result import Evaluation
 from evaluation.scoring import ORIGINAL, Scores, add_verdicts, score_encoding, unscored_originals
 from evaluation.speech import RESAMPLER, Problem, Speech, spread
 from evaluation.speed import measure_speed
-from evaluation.statistics import DRAWS
+from evaluation.statistics import DRAWS, resampled
 from evaluation.table import as_text, speed_lines
 from losses.mel import RESOLUTIONS
 from losses.shaping import voices_target
@@ -54,6 +55,7 @@ from training.environment import from_environment
 
 UNNAMED = "encoder"
 RESERVED = (ORIGINAL, "against", "untrained", "descent", "target")  # what else a table or a histogram is about
+MOST_JOBS = 16  # by default
 DEMO_SPEECH = Path(__file__).parent / "data" / "demo" / "unseen.parquet"
 
 
@@ -124,18 +126,19 @@ def jobs(text: str) -> int:
 
 
 def default_jobs() -> int:
-    """One for every second core: each has the judges' networks in memory, about 1 GB."""
-    return max(1, (os.cpu_count() or 1) // 2)
+    """One for every second core that this process may use, up to MOST_JOBS: each has the judges' networks in memory,
+    about 1 GB."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return min(MOST_JOBS, max(1, cores // 2))
 
 
 def run(arguments: argparse.Namespace) -> int:
     requirements = [read_requirement(text) for text in arguments.require]
-    if arguments.json and not Path(arguments.json).parent.is_dir():
-        raise DataError(f"--json: {Path(arguments.json).parent} is not a folder: make it first")
+    check_outputs(arguments)
     write_report = report_writer() if arguments.report else None
     curves = read_curves(Path(arguments.metrics)) if arguments.metrics else []
     result, codec = measure(arguments)
-    print("\n".join([as_text(result), *speed_lines(result)]))
+    print("\n".join([as_text(result), *speed_lines(result.speed)]))
     if arguments.json:
         path = Path(arguments.json)
         path.write_text(json.dumps(result.to_json(), indent=1, allow_nan=False) + "\n", encoding="utf-8")
@@ -146,6 +149,17 @@ def run(arguments: argparse.Namespace) -> int:
     for reason in unmet:
         print(f"required {reason}", file=sys.stderr)
     return 1 if unmet else 0
+
+
+def check_outputs(arguments: argparse.Namespace) -> None:
+    """Raises DataError for paths that could not be written to when all is measured."""
+    if arguments.json and not Path(arguments.json).parent.is_dir():
+        raise DataError(f"--json: {Path(arguments.json).parent} is not a folder: make it first")
+    if arguments.json and Path(arguments.json).is_dir():
+        raise DataError(f"--json: {arguments.json} is a folder: name a file in it")
+    for folder in (Path(arguments.report), *Path(arguments.report).parents) if arguments.report else ():
+        if folder.exists() and not folder.is_dir():
+            raise DataError(f"--report: {folder} is not a folder: name one, which is made where it is missing")
 
 
 def report_writer() -> Callable[[Path, Evaluation, Codec, int, Sequence[Chart]], Path]:
@@ -166,13 +180,14 @@ def measure(arguments: argparse.Namespace) -> tuple[Evaluation, Codec]:
     codec = next(iter(codecs.values()))
     other = given_encoder(folder, arguments.against, device) if arguments.against else None
     about = {
-        name: {"file": file, **read_training(Path(file))}
+        name: {"file": file, "sha256": sha256(Path(file)), **read_training(Path(file))}
         for name, file in {**files, "against": arguments.against}.items()
         if file
     }
     speech, unreadable, notes = read_speech(arguments.data, cache, arguments.clips)
     voices = folder / "voice_embedding"
     presets, target = read_presets(voices), voices_target(codec, voices)
+    descend = descent(codec, arguments, cache) if arguments.descent else None  # first, as it may lack its network
 
     def encoded(codec: Codec, name: str, codes: Sequence[Tensor | None] | None = None) -> Scores:
         return score_encoding(codec, speech, name=name, presets=presets, target=target, codes=codes, progress=progress)
@@ -187,21 +202,21 @@ def measure(arguments: argparse.Namespace) -> tuple[Evaluation, Codec]:
         device=device,
     ) as jury:
         result = Evaluation(
-            settings=settings(arguments, folder, files, device),
+            settings=settings(arguments, folder, files, device, speech),
             speech=speech,
             encoders=[encoded(each, name) for name, each in codecs.items()],
             originals=unscored_originals(speech),
             target=target,
             presets=presets,
             levels=codec.config.acoustic_codebook_size,
-            missing=jury.missing,
+            missing=dict(jury.missing),
             problems=unreadable,
             notes=notes,
             about=about,
         )
-        if arguments.descent:
-            codes, too_short = descended(descent(codec, arguments, cache), speech, arguments.descent_clips)
-            result.problems += too_short
+        if descend:
+            codes, without = descended(descend, speech, arguments.descent_clips)
+            result.problems += without
             if any(found is not None for found in codes):
                 result.descent = encoded(codec, "descent", codes)
         if other is not None:
@@ -216,7 +231,10 @@ def measure(arguments: argparse.Namespace) -> tuple[Evaluation, Codec]:
             result.comparisons[scores.name] = compared
     devices = ("cpu", "cuda") if torch.cuda.is_available() else ("cpu",)
     for kind in devices if "speed" not in arguments.without else ():
-        result.speed[kind] = measure_speed(codec, speech[0], torch.device(kind))
+        try:
+            result.speed[kind] = measure_speed(codec, speech[0], torch.device(kind))
+        except RuntimeError as error:  # too little memory for another codec beside the judges
+            result.missing[f"speed on {kind}"] = first_line(error)
     return result, codec
 
 
@@ -250,10 +268,11 @@ def given_encoder(folder: Path, file: str | None, device: torch.device) -> Codec
 
 
 def untrained_encoder(folder: Path, device: torch.device, seed: int) -> Codec:
-    """The release with the encoder that training starts from."""
+    """The release with an encoder that knows nothing of speech, the 0 of what is recovered: its layers mirror the
+    decoder's, or are random. Training starts nearer, as the decoder's inverse (`init`)."""
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        codec = load_release(folder, torch.float32).with_new_encoder()
+        codec = load_release(folder, torch.float32).with_new_encoder("mirror")
     return codec.to(device, torch.bfloat16).requires_grad_(False)
 
 
@@ -269,33 +288,43 @@ def descent(codec: Codec, arguments: argparse.Namespace, cache: str) -> Descent:
 
 
 def descended(descent: Descent, speech: Sequence[Speech], limit: int) -> tuple[list[Tensor | None], list[Problem]]:
-    """Codes by clip, None for those beyond a limit, and the clips that are too short to descend on."""
+    """Codes by clip, None for those that have none, and of those within the limit why."""
     chosen = spread(limit or len(speech), len(speech))
     short = [i for i in chosen if len(speech[i].waveform) < descent.shortest]
     reason = f"too short for its losses, expected {descent.shortest} samples or more"
     problems = [Problem(speech[i].name, "clip", reason, "descent") for i in short]
-    codes: list[Tensor | None] = [None] * len(speech)
     chosen = [i for i in chosen if i not in short]
-    for i, found in zip(chosen, descent([speech[i].waveform for i in chosen], progress), strict=True):
-        codes[i] = found
-    return codes, problems
+    found, failed = descent.find([speech[i].waveform for i in chosen], progress)
+    problems += [Problem(speech[chosen[k]].name, "clip", reason, "descent") for k, reason in failed.items()]
+    by_clip = {chosen[k]: codes for k, codes in found.items()}
+    return [by_clip.get(i) for i in range(len(speech))], problems
 
 
 def settings(
-    arguments: argparse.Namespace, folder: Path, files: Mapping[str, str | None], device: torch.device
+    arguments: argparse.Namespace,
+    folder: Path,
+    files: Mapping[str, str | None],
+    device: torch.device,
+    speech: Sequence[Speech],
 ) -> dict[str, Any]:
     """What changes scores."""
     return {
         "release": str(folder),
+        "release_files": release_files(folder),
         "encoder": next(iter(files.values())) or f"the encoder of {folder}",
         "encoders": [name if file is None else f"{name}: {file}" for name, file in files.items()],
         "against": str(arguments.against or ""),
         "data": list(arguments.data),
+        "clips": arguments.clips or "all",
+        "without": list(arguments.without),
+        "descent_steps": arguments.descent,
+        "descent_clips": arguments.descent_clips or "all",
         "arithmetic": f"bf16 on {device.type}, one clip at a time, hard codes",
         "machine": machine(device),
         "seed": arguments.seed,
         "bootstrap_draws": DRAWS,
-        "resampler": f"{RESAMPLER}, to {SAMPLE_RATE} Hz and from it",
+        "bootstrap_over": resampled([clip.speaker for clip in speech]),
+        "resampler": f"{RESAMPLER}, to {SAMPLE_RATE} Hz and from it; for ECAPA torchaudio's, for ESTOI pystoi's",
         "mel_resolutions": [list(resolution) for resolution in RESOLUTIONS],
         "whisper": arguments.whisper,
         "speaker_model": arguments.speaker_model or PUBLISHED,

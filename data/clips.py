@@ -60,13 +60,13 @@ class Clips(Protocol):
 
 class FolderClips:
     """Every audio file below a folder, in the order of the paths. In the corpora's layout, `speaker/chapter/*.wav`
-    with a `*.normalized.txt` beside each, a clip without its transcript is a bad one; in any other the folder that a
-    clip lies in is its speaker."""
+    with a `*.normalized.txt` beside each, a clip without its transcript is a bad one, unless `needs_text` is off; in
+    any other the folder that a clip lies in is its speaker."""
 
     TRANSCRIPT = ".normalized.txt"
 
-    def __init__(self, folder: Path):
-        self.folder = folder
+    def __init__(self, folder: Path, needs_text: bool = True):
+        self.folder, self.needs_text = folder, needs_text
         names, self.transcribed = [], False
         for parent, _, files in os.walk(folder, followlinks=True, onerror=_unreadable):
             names += [
@@ -90,7 +90,9 @@ class FolderClips:
         try:
             text = path.with_suffix(self.TRANSCRIPT).read_text(encoding="utf-8").strip()
         except FileNotFoundError:
-            raise BadClipError(str(path), "has no transcript", f"expected {self.TRANSCRIPT} beside it") from None
+            if self.needs_text:
+                raise BadClipError(str(path), "has no transcript", f"expected {self.TRANSCRIPT} beside it") from None
+            text = ""
         except (OSError, UnicodeDecodeError) as error:
             raise BadClipError(str(path), "has a transcript that cannot be read", str(error)) from error
         return Clip(str(path), audio, path.parent.parent.name, text)
@@ -105,16 +107,18 @@ class FolderClips:
 
 
 class ParquetClips:
-    """The rows of parquet files, memory-mapped from an Arrow copy in the cache."""
+    """The rows of parquet files, memory-mapped from an Arrow copy in the cache. One without its transcript is a bad
+    clip, unless `needs_text` is off."""
 
     COLUMNS = ("audio", "text_normalized", "speaker_id", "id")
 
-    def __init__(self, paths: Sequence[Path], cache: str):
+    def __init__(self, paths: Sequence[Path], cache: str, needs_text: bool = True):
         from datasets import Audio, Dataset, concatenate_datasets  # takes seconds to import, for parquet alone
         from datasets.exceptions import DatasetGenerationError
         from datasets.utils.logging import disable_progress_bar
         from pyarrow.parquet import read_metadata
 
+        self.needs_text = needs_text
         if not sys.stderr.isatty():  # bars of the copy into the cache are for terminals
             disable_progress_bar()
         parts = []
@@ -153,12 +157,13 @@ class ParquetClips:
     def read(self, index: int) -> Clip:
         row = self.rows[index]
         name, text = str(row["id"] or f"row {index}"), row["text_normalized"]
+        speaker = "" if row["speaker_id"] is None else str(row["speaker_id"])
         audio = row["audio"] and row["audio"]["bytes"]
         if not audio:
             raise BadClipError(name, "holds no audio")
-        if not text:
+        if not text and self.needs_text:
             raise BadClipError(name, "has no transcript", "its text_normalized is empty")
-        return Clip(name, audio, str(row["speaker_id"]), str(text))
+        return Clip(name, audio, speaker, str(text or ""))
 
     def speakers(self) -> np.ndarray:
         return _numbered(np.array(self.rows["speaker_id"][:], dtype=np.str_))

@@ -37,15 +37,16 @@ class Source:
         return f"{self.path}:{self.split}" if self.split else self.path
 
 
-def open_sources(sources: Sequence[Source], cache: str = "") -> list[Clips]:
-    """The clips of each source. A data set of the hub is downloaded into `cache` when it is not there yet. Raises
-    DataError for a source that cannot be had, is of no known kind or holds nothing."""
-    return [_open(source, cache) for source in sources]
+def open_sources(sources: Sequence[Source], cache: str = "", needs_text: bool = True) -> list[Clips]:
+    """The clips of each source. A data set of the hub is downloaded into `cache` when it is not there yet. A clip of a
+    corpus that lacks its transcript is a bad one, or with `needs_text` off has an empty text. Raises DataError for a
+    source that cannot be had, is of no known kind or holds nothing."""
+    return [_open(source, cache, needs_text) for source in sources]
 
 
-def open_clips(paths: Sequence[str], cache: str = "") -> Clips:
+def open_clips(paths: Sequence[str], cache: str = "", needs_text: bool = True) -> Clips:
     """All clips of several sources in their short form, one after another. Raises DataError as `open_sources` does."""
-    return JoinedClips(open_sources([Source.parse(path) for path in paths], cache))
+    return JoinedClips(open_sources([Source.parse(path) for path in paths], cache, needs_text))
 
 
 def order_of(parts: Sequence[Clips], weights: Sequence[float], sampling: str, seed: int) -> Order:
@@ -64,7 +65,7 @@ def _order(clips: Clips, sampling: str, seed: int) -> Order:
     return Shuffled(len(clips), seed) if sampling == "clips" else BySpeaker(clips.speakers(), seed)
 
 
-def _open(source: Source, cache: str) -> Clips:
+def _open(source: Source, cache: str, needs_text: bool) -> Clips:
     path = Path(source.path)
     if path.exists():
         if source.split:
@@ -77,7 +78,7 @@ def _open(source: Source, cache: str) -> Clips:
             f"{path} does not exist; data is a folder of audio files, parquet files in LibriTTS-R's schema, or a data "
             "set's name on the hub, as in mythicinfinity/libritts_r:train"
         )
-    clips: Clips = ParquetClips(parquet, cache) if parquet else FolderClips(path)
+    clips: Clips = ParquetClips(parquet, cache, needs_text) if parquet else FolderClips(path, needs_text)
     if not len(clips):
         kinds = ", ".join(AUDIO_SUFFIXES)
         raise DataError(

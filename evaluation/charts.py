@@ -1,4 +1,5 @@
-"""Histograms and curves as SVG, coloured by the page's style sheet: series 1, 2, 3 are its classes s1, s2, s3."""
+"""Histograms and curves as SVG, coloured by the page's style sheet: series 1 to 10 are its classes s1 to s10, and then
+they begin anew."""
 
 from __future__ import annotations
 
@@ -8,6 +9,7 @@ from dataclasses import dataclass
 
 from markupsafe import Markup, escape
 
+STYLES = 10  # of series, in the style sheet
 WIDTH, HEIGHT = 340, 200  # as wide as a phone, so that text keeps its size there
 LEFT, RIGHT, TOP, BOTTOM = 52, 8, 10, 36  # margins, for the axes
 
@@ -27,18 +29,31 @@ class Chart:
     series: tuple[str, ...]
     caption: str = ""
 
+    @property
+    def legend(self) -> list[tuple[str, str]]:
+        """Class and name of each series."""
+        return [(style(number), name) for number, name in enumerate(self.series, 1)]
 
-def lines(title: str, series: Sequence[Series], x_label: str, caption: str = "") -> Chart:
-    """Curves over a common axis."""
-    shown = [Series(each.name, [p for p in each.points if math.isfinite(p[1])]) for each in series]
+
+def style(number: int) -> str:
+    """The class of a series, counted from 1."""
+    return f"s{(number - 1) % STYLES + 1}"
+
+
+def lines(title: str, series: Sequence[Series], x_label: str, caption: str = "") -> Chart | None:
+    """Curves over a common axis. A series without a finite value is left out; None where none has one."""
+    finite = [Series(each.name, [p for p in each.points if math.isfinite(p[1])]) for each in series]
+    shown = [each for each in finite if each.points]
+    if not shown:
+        return None
     axes = _Axes([p[0] for s in shown for p in s.points], [p[1] for s in shown for p in s.points])
     body = [axes.drawn(x_label)]
     for number, each in enumerate(shown, 1):
         path = " ".join(f"{axes.x(x):.1f},{axes.y(y):.1f}" for x, y in each.points)
-        body.append(f'<polyline class="line s{number}" points="{path}"/>')
+        body.append(f'<polyline class="line {style(number)}" points="{path}"/>')
         if len(each.points) == 1:
             x, y = each.points[0]
-            body.append(f'<circle class="dot s{number}" cx="{axes.x(x):.1f}" cy="{axes.y(y):.1f}" r="3"/>')
+            body.append(f'<circle class="dot {style(number)}" cx="{axes.x(x):.1f}" cy="{axes.y(y):.1f}" r="3"/>')
     return _chart(title, body, shown, caption)
 
 
@@ -61,7 +76,7 @@ def histogram(title: str, series: Sequence[Series], x_label: str, caption: str =
         path = " ".join(
             f"{axes.x(x + side * step / 2):.1f},{axes.y(y):.1f}" for x, y in each.points for side in (-1, 1)
         )
-        body.append(f'<polyline class="line s{number}" points="{path}"/>')
+        body.append(f'<polyline class="line {style(number)}" points="{path}"/>')
     return _chart(title, body, series, caption)
 
 

@@ -3,7 +3,8 @@ whether they look like those of the release's own voices."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
@@ -12,7 +13,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from codec import Codec
-from evaluation.metric import Metric, Verdict
+from evaluation.metric import Metric, Verdict, first_line
 from losses.shaping import Target
 
 PER_CLIP = (
@@ -94,10 +95,28 @@ def score_codes(codec: Codec, exact: Codec | None, waveform: Tensor, codes: Tens
         mean = F.normalize(rows.mean(dim=0), dim=0)
         verdict.set("embedding_to_presets", float((presets.means @ mean).mean()))
     if exact is not None:
-        moved = codes != exact.encode(waveform)[0].cpu()
+        try:
+            with in_float32():
+                moved = codes != exact.encode(waveform)[0].cpu()
+        except RuntimeError as error:  # twice the memory; the codes as they are served are there all the same
+            verdict.failed |= dict.fromkeys(("moved_semantic", "moved_acoustic"), f"in float32: {first_line(error)}")
+            return verdict
         verdict.set("moved_semantic", float(moved[0].float().mean()), frames)
         verdict.set("moved_acoustic", float(moved[1:].float().mean()), frames)
     return verdict
+
+
+@contextmanager
+def in_float32() -> Iterator[None]:
+    """Without TF32, whose mantissa has 10 bits and not 23: a GPU's convolutions take it unless they are told not to."""
+    cudnn, matmul = torch.backends.cudnn, torch.backends.cuda.matmul
+    before = cudnn.allow_tf32, matmul.allow_tf32
+    # not by cudnn.flags, which would set all of its other flags too
+    cudnn.allow_tf32 = matmul.allow_tf32 = False
+    try:
+        yield
+    finally:
+        cudnn.allow_tf32, matmul.allow_tf32 = before
 
 
 def agreement(codec: Codec, codes: Tensor, other: Tensor) -> Verdict:

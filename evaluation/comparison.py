@@ -35,7 +35,7 @@ def compare(encoder: Scores, other: Scores, untrained: Scores, seed: int = 0) ->
         clips = [i for i in encoder.scored(name) if name in other.clips[i].values]
         if clips:
             (value, weight), (best, _) = (system.column(name, clips) for system in (encoder, other))
-            gap = statistics.difference(value, best, weight, seed)
+            gap = statistics.difference(value, best, weight, seed, encoder.speakers(clips))
             three = [i for i in clips if name in untrained.clips[i].values] if metric.better else []
             share = _recovered(metric, (encoder, other, untrained), three, seed) if three else None
             found[name] = Compared(metric, len(clips), gap, share, len(three) if share else 0)
@@ -46,7 +46,7 @@ def _recovered(metric: Metric, systems: tuple[Scores, ...], clips: list[int], se
     (value, weight), (best, _), (worst, _) = (system.column(metric.name, clips) for system in systems)
     if not _better(metric, float(best @ weight), float(worst @ weight)):
         return None  # the other one is worse than an untrained encoder: there is nothing to recover
-    return statistics.recovered(value, best, worst, weight, seed)
+    return statistics.recovered(value, best, worst, weight, seed, systems[0].speakers(clips))
 
 
 def _better(metric: Metric, a: float, b: float) -> bool:

@@ -9,6 +9,7 @@ from pathlib import Path
 from evaluation.charts import Chart, Series, lines
 
 POINTS = 400  # a curve, at most: a page is no archive
+SHARES = {"share": "shares of the gradient, waveform", "share_latent": "shares of the gradient, latent"}
 NOT_SHOWN = ("skipped_clips", "kept_clips", "audio_seconds_per_second", "memory_gb")
 
 
@@ -17,8 +18,8 @@ class CurvesError(Exception):
 
 
 def read_curves(path: Path) -> list[Chart]:
-    """A chart for each metric, training and validation together, and one for all shares of the gradient. A step
-    that was logged twice, by a run that went on from an older checkpoint, counts as it was logged last."""
+    """A chart for each metric, training and validation together, and one for the shares of each gradient. A step that
+    was logged twice, by a run that went on from an older checkpoint, counts as it was logged last."""
     values: dict[str, dict[float, float]] = defaultdict(dict)
     try:
         text = path.read_text(encoding="utf-8")
@@ -32,11 +33,13 @@ def read_curves(path: Path) -> list[Chart]:
                 values[name][step] = float(value)
         except (ValueError, KeyError, AttributeError, TypeError) as error:
             raise CurvesError(f"{path}, line {number}: expected a JSON object with a step and numbers") from error
-    charts, shares = [], []
+    charts: list[Chart | None] = []
+    shares: dict[str, list[Series]] = {kind: [] for kind in SHARES}
     for name in values:
         series = Series(name, _thinned(sorted(values[name].items())))
-        if name.startswith("share"):
-            shares.append(Series(name.partition("/")[2], series.points))
+        kind, _, loss = name.partition("/")
+        if kind in SHARES:
+            shares[kind].append(Series(loss, series.points))
         elif not name.startswith(("validation/", "gradient_norm/")) and name not in NOT_SHOWN:
             pair = [Series("training", series.points)]
             if f"validation/{name}" in values:
@@ -44,10 +47,9 @@ def read_curves(path: Path) -> list[Chart]:
             charts.append(lines(name, pair, "step"))
         elif name.startswith("validation/") and name.partition("/")[2] not in values:
             charts.append(lines(name.partition("/")[2], [Series("validation", series.points)], "step"))
-    charts.sort(key=lambda chart: chart.title != "mel")  # first what everybody looks for first
-    if shares:
-        charts.append(lines("shares of the gradient", shares, "step"))
-    return charts
+    charts += [lines(title, shares[kind], "step") for kind, title in SHARES.items()]
+    drawn = [chart for chart in charts if chart]
+    return sorted(drawn, key=lambda chart: chart.title != "mel")  # first what everybody looks for first
 
 
 def _thinned(points: list[tuple[float, float]]) -> list[tuple[float, float]]:

@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from codec import Codec
+from evaluation.metric import first_line
 from evaluation.scoring import Progress, unseen
 from losses import Balancer, MelDistance, STFTDistance
 from losses.mel import RESOLUTIONS
@@ -46,14 +47,28 @@ class Descent:
         self.entries, self.spread = entries, entries.std()
 
     def __call__(self, waveforms: Sequence[Tensor], progress: Progress = unseen) -> list[Tensor]:
-        """Waveforms [T] to codes [37, F]. Raises ValueError for one of fewer than `shortest` samples."""
+        """Waveforms [T] to codes [37, F]. Raises ValueError for one of fewer than `shortest` samples, and RuntimeError
+        where the memory is too small."""
+        found, failed = self.find(waveforms, progress)
+        if failed:
+            raise RuntimeError(next(iter(failed.values())))
+        return [found[i] for i in range(len(waveforms))]
+
+    def find(
+        self, waveforms: Sequence[Tensor], progress: Progress = unseen
+    ) -> tuple[dict[int, Tensor], dict[int, str]]:
+        """The same by clip, and for those of a batch that fails, such as one that the memory is too small for, why."""
         found: dict[int, Tensor] = {}
+        failed: dict[int, str] = {}
         batches = self._batches(waveforms)
         work = len(batches) * self.steps
         done = iter(progress(range(work), "descent, steps", work))
         for batch in batches:
-            found |= zip(batch, self._descend([waveforms[i] for i in batch], done), strict=True)
-        return [found[i] for i in range(len(waveforms))]
+            try:
+                found |= zip(batch, self._descend([waveforms[i] for i in batch], done), strict=True)
+            except RuntimeError as error:
+                failed |= dict.fromkeys(batch, first_line(error))
+        return found, failed
 
     def _batches(self, waveforms: Sequence[Tensor]) -> list[list[int]]:
         """Clips of like lengths together."""

@@ -19,6 +19,8 @@ from losses.mel import FLOOR, MELS, RESOLUTIONS, MelDistance
 from losses.stft import WINDOWS, STFTDistance
 
 RATE = 16000  # Hz, of wide-band PESQ
+LONGEST = 30.0  # seconds; P.862 is for shorter clips, and its code has room for 50 utterances: behind it, it crashes
+SHORTEST = 1.0  # seconds, of what a network judges
 
 MEL = Metric(
     "mel",
@@ -78,6 +80,8 @@ class Pesq:
 
     def score(self, clip: Speech, audio: Tensor) -> Verdict:
         verdict = Verdict()
+        if clip.seconds > LONGEST:
+            raise ValueError(f"{clip.seconds:.1f} s are too long for PESQ, expected {LONGEST:g} s or less")
         refuse_silence(audio)
         # its errors, a clip under a quarter of a second or without an utterance in it, are RuntimeErrors
         try:
@@ -120,6 +124,14 @@ def repeatable() -> Iterator[None]:
         yield
     finally:
         np.random.set_state(state)
+
+
+def refuse_short(audio: Tensor) -> None:
+    """Raises ValueError for audio [T] that a network has too little of to know anything: padded to its window, 20 ms
+    have a mean opinion score, and a tenth of a second of noise is half the same voice."""
+    seconds = audio.shape[-1] / SAMPLE_RATE
+    if seconds < SHORTEST:
+        raise ValueError(f"{seconds:.2f} s are too short to judge, expected {SHORTEST:g} s or more")
 
 
 def refuse_silence(audio: Tensor) -> None:

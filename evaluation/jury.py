@@ -20,7 +20,7 @@ from threadpoolctl import threadpool_limits
 from torch import Tensor
 
 from evaluation.judges import open_judges
-from evaluation.metric import Judge, Metric, Verdict
+from evaluation.metric import Judge, Metric, Verdict, first_line
 from evaluation.speech import Speech
 
 
@@ -144,11 +144,6 @@ def _verdict(judges: Sequence[Judge], clip: Speech, sound: Tensor) -> Verdict:
             verdict = Verdict(failed={metric.name: first_line(error) for metric in judge.metrics})
         whole.add(verdict)
     return whole
-
-
-def first_line(error: Exception) -> str:
-    """Of its message; its name where it has none."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
 class _Packed(NamedTuple):

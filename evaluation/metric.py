@@ -81,6 +81,11 @@ class Judge(Protocol):
         ...
 
 
+def first_line(error: Exception) -> str:
+    """Of its message; its name where it has none."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
 def library(name: str) -> Any:
     """A module of requirements-eval.txt. Raises MissingJudgeError where it cannot be imported."""
     try:

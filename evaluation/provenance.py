@@ -1,11 +1,17 @@
-"""What changes scores beside the encoder: versions of the libraries, and the machine."""
+"""What changes scores beside the encoder's name: what its file and the release hold, versions of the libraries, and the
+machine."""
 
 from __future__ import annotations
 
+import hashlib
 import platform
+import re
 from importlib import metadata
+from pathlib import Path
 
 import torch
+
+from codec.files import served_files
 
 LIBRARIES = (
     "torch",
@@ -39,7 +45,24 @@ def versions() -> dict[str, str]:
 
 
 def machine(device: torch.device) -> str:
-    """The device in words."""
-    if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
-    return f"{platform.machine()}, {torch.get_num_threads()} threads"
+    """The device in words, and the processor: judges compute on it too."""
+    cpu = f"{processor()}, {torch.get_num_threads()} threads"
+    return f"{torch.cuda.get_device_name(device)}; {cpu}" if device.type == "cuda" else cpu
+
+
+def processor() -> str:
+    """Its model where the system tells, and its architecture."""
+    about = Path("/proc/cpuinfo")
+    model = re.search(r"^model name\s*:\s*(.+)$", about.read_text(), re.MULTILINE) if about.exists() else None
+    return f"{model[1]}, {platform.machine()}" if model else platform.machine()
+
+
+def sha256(path: Path) -> str:
+    """Of a file's bytes, in hexadecimal digits."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def release_files(folder: Path) -> dict[str, int]:
+    """Size in bytes of each file that the codec is read from; their contents are gigabytes of language model."""
+    return {path.name: path.stat().st_size for path in (folder / "params.json", *served_files(folder))}

@@ -8,7 +8,7 @@ import io
 import torch
 from torch import Tensor
 
-from evaluation.fidelity import refuse_silence
+from evaluation.fidelity import refuse_short, refuse_silence
 from evaluation.metric import Metric, Verdict, library
 from evaluation.speech import Speech, at_rate
 
@@ -34,6 +34,7 @@ class Quality:
     @torch.no_grad()
     def score(self, clip: Speech, audio: Tensor) -> Verdict:
         verdict = Verdict()
+        refuse_short(audio)
         refuse_silence(audio)
         verdict.set("distillmos", float(self.network(torch.from_numpy(at_rate(audio, RATE))[None].to(self.device))))
         return verdict

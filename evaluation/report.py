@@ -78,7 +78,7 @@ def write_report(folder: Path, result: Evaluation, codec: Codec, shown: int, cur
         curves=curves,
         left_out=result.missing | result.without_values(),
         problems=table.problem_lines(result, limit=50),
-        speed=table.speed_lines(result),
+        speed=table.speed_lines(result.speed),
     )
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / "index.html"
@@ -111,7 +111,9 @@ def recovered(result: Evaluation) -> dict[str, list[Recovered]]:
             if compared.recovered:
                 share, low, high = compared.recovered
                 ends = (share if low is None else low, share if high is None else high)
-                bar = Recovered(compared.metric.title, table.as_share(compared.recovered), share, *ends)
+                clips = compared.recovered_clips
+                fewer = f", {clips} clips" if clips < len(result.speech) else ""
+                bar = Recovered(compared.metric.title, table.as_share(compared.recovered) + fewer, share, *ends)
                 bars.setdefault(name, []).append(bar)
     return bars
 

@@ -31,7 +31,7 @@ class Evaluation:
     descent: Scores | None = None  # codes found without an encoder
     comparisons: dict[str, dict[str, Compared]] = field(default_factory=dict)  # with `other`, by system and metric
     about: dict[str, dict[str, Any]] = field(default_factory=dict)  # what the encoders' files say of themselves
-    missing: dict[str, str] = field(default_factory=dict)  # judges that cannot be had -> why
+    missing: dict[str, str] = field(default_factory=dict)  # judges that cannot be had, speed that cannot be told -> why
     problems: list[Problem] = field(default_factory=list)  # clips that could not be read
     notes: list[str] = field(default_factory=list)  # about clips that were
     speed: dict[str, dict[str, float]] = field(default_factory=dict)  # device -> figures; the only ones that vary

@@ -20,7 +20,7 @@ from typing import Any
 from evaluation.codes import AGREEMENT
 from evaluation.metric import Metric
 from evaluation.statistics import Interval
-from evaluation.table import ARROWS, as_share, with_interval
+from evaluation.table import ARROWS, as_share, speed_lines, with_interval
 from release.command import exit_status
 
 GOAL = 0.95  # of the other encoder's quality, recovered by every metric
@@ -57,9 +57,12 @@ class Figures:
 
     def heading(self, system: str) -> str:
         """Its name, and how many clips it has scores of where these are not all."""
+        return system + _fewer(self.scored(system), len(self.found["clips"]))
+
+    def scored(self, system: str) -> int:
+        """How many clips it has scores of; an original is there for every clip, and only some judges score it."""
         clips = self.found["clips"]
-        scored = sum(bool(clip["scores"].get(system)) for clip in clips)
-        return system if system == "original" or scored == len(clips) else f"{system}, {scored} clips"
+        return len(clips) if system == "original" else sum(bool(clip["scores"].get(system)) for clip in clips)
 
     def total(self, system: str, metric: Metric) -> Interval | None:
         total = self.totals.get(system, {}).get(metric.name)
@@ -70,6 +73,19 @@ class Figures:
         interval = self.comparisons.get(system, {}).get(metric.name, {}).get(what)
         return interval and Interval(**interval)
 
+    def fewer(self, system: str, metric: Metric) -> str:
+        """How many clips a total is over, where these are not all that the system has scores of."""
+        total = self.totals.get(system, {}).get(metric.name)
+        return _fewer(total["clips"], self.scored(system)) if total else ""
+
+    def fewer_compared(self, system: str, metric: Metric, what: str) -> str:
+        """The same of a `difference` or of what is `recovered`."""
+        compared = self.comparisons.get(system, {}).get(metric.name, {})
+        if not compared.get(what):
+            return ""
+        clips = compared["clips"] if what == "difference" else compared["recovered_clips"]
+        return _fewer(clips, self.scored(system))
+
     def hours(self, encoder: str, seconds_a_step: float) -> float:
         """Of audio that an encoder has heard. Raises ResultsError where nobody says so."""
         about = self.encoders.get(encoder, {})
@@ -79,6 +95,10 @@ class Figures:
         if seconds is None:
             raise ResultsError(f"--curve: the file of {encoder} does not say how much it heard: give --seconds-a-step")
         return float(seconds) / 3600
+
+
+def _fewer(clips: int, of: int) -> str:
+    return f", {clips} clips" if clips < of else ""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -109,6 +129,7 @@ def described(path: Path, curve: Sequence[str], seconds_a_step: float) -> str:
         hours = {name: figures.hours(name, seconds_a_step) for name in on_curve}
         parts.append(curve_table(figures, dict(sorted(hours.items(), key=lambda item: item[1]))))
     parts.append(about_encoders(figures))
+    parts += beside_tables(figures)
     return "\n\n".join(parts)
 
 
@@ -118,18 +139,18 @@ def about_data(figures: Figures) -> str:
     speakers = len({clip["speaker"] for clip in clips if clip["speaker"]})
     voices = f" of {speakers} speakers" if speakers else ""
     versions = ", ".join(f"{name} {version}" for name, version in settings["versions"].items())
+    over = settings.get("bootstrap_over", "clips")  # files of before say nothing
     return (
         f"{len(clips)} clips{voices}, {minutes:.1f} minutes, of {', '.join(settings['data'])}; "
         f"{settings['arithmetic']}, {settings['machine']}; seed {settings['seed']}; Whisper {settings['whisper']}; "
-        f"{versions}. In brackets 95 % intervals, bootstrap over the clips."
+        f"{versions}. In brackets 95 % intervals, bootstrap over the {over}."
     )
 
 
 def totals_table(figures: Figures, systems: Sequence[str]) -> str:
     columns = [name for name in (*systems, *ENDS) if name in figures.totals]
     rows = [
-        [metric_cell(metric), *(with_interval(metric, figures.total(name, metric)) for name in columns)]
-        for metric in figures.metrics
+        [metric_cell(metric), *(total_cell(figures, name, metric) for name in columns)] for metric in figures.metrics
     ]
     return markdown(["metric", *map(figures.heading, columns)], rows)
 
@@ -141,8 +162,9 @@ def comparison_table(figures: Figures, systems: Sequence[str]) -> str:
     for metric in figures.metrics:
         cells = []
         for name in columns:
-            cells.append(with_interval(metric, figures.compared(name, metric, "difference"), signed=True))
-            cells.append(as_share(figures.compared(name, metric, "recovered")))
+            difference = with_interval(metric, figures.compared(name, metric, "difference"), signed=True)
+            cells.append(difference + figures.fewer_compared(name, metric, "difference"))
+            cells.append(share_cell(figures, name, metric))
         if set(cells) != {"–"}:
             rows.append([metric_cell(metric), *cells])
     return markdown(["metric", *(f"{name}, {what}" for name in columns for what in ("difference", "recovered"))], rows)
@@ -166,7 +188,7 @@ def furthest(figures: Figures) -> str:
     ]
     text = (
         f"{figures.first}: {reached} of {len(shares)} metrics at {100 * GOAL:.0f} % or more; furthest from it is "
-        f"{worst.title}, {as_share(shares[worst])} recovered."
+        f"{worst.title}: recovered {share_cell(figures, figures.first, worst)}."
     )
     if untold:
         text += f" Without a share, because the ends are not told apart or none is defined: {', '.join(untold)}."
@@ -177,7 +199,7 @@ def curve_table(figures: Figures, hours: Mapping[str, float]) -> str:
     """What each encoder of a run has recovered, over the hours of audio it has heard."""
     rows = []
     for metric in figures.metrics:
-        cells = [as_share(figures.compared(name, metric, "recovered")) for name in hours]
+        cells = [share_cell(figures, name, metric) for name in hours]
         if set(cells) != {"–"}:
             rows.append([metric_cell(metric), *cells])
     return markdown(["recovered after", *(f"{each:.3g} h" for each in hours.values())], rows)
@@ -191,6 +213,21 @@ def about_encoders(figures: Figures) -> str:
         heard = "–" if seconds is None else f"{seconds / 3600:.3g} h"
         rows.append([name, f"`{about['file']}`", "–" if step is None else f"{step:.0f}", heard])
     return markdown(["encoder", "file", "step", "heard"], rows)
+
+
+def beside_tables(figures: Figures) -> list[str]:
+    """A line for what was left out, and one for how fast it is, where there is something to say."""
+    left_out = "; ".join(f"{name} ({reason})" for name, reason in figures.found["left_out"].items())
+    speed = "; ".join(speed_lines(figures.found["speed"]))
+    return [f"{what}: {line}." for what, line in (("Left out", left_out), ("Speed", speed)) if line]
+
+
+def total_cell(figures: Figures, system: str, metric: Metric) -> str:
+    return with_interval(metric, figures.total(system, metric)) + figures.fewer(system, metric)
+
+
+def share_cell(figures: Figures, system: str, metric: Metric) -> str:
+    return as_share(figures.compared(system, metric, "recovered")) + figures.fewer_compared(system, metric, "recovered")
 
 
 def metric_cell(metric: Metric) -> str:

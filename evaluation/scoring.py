@@ -15,8 +15,8 @@ from codec import Codec
 from data import DataError
 from evaluation import statistics
 from evaluation.codes import AGREEMENT, PER_CLIP, WHOLE, Presets, agreement, score_all_codes, score_codes
-from evaluation.jury import Hearing, Jury, first_line
-from evaluation.metric import Judge, Measured, Metric, Verdict
+from evaluation.jury import Hearing, Jury
+from evaluation.metric import Judge, Measured, Metric, Verdict, first_line
 from evaluation.speech import Problem, Speech
 from evaluation.statistics import Interval
 from losses.shaping import Target
@@ -54,6 +54,9 @@ class Scores:
         pairs = [self.clips[i].values[metric] for i in clips]
         return np.array([pair.value for pair in pairs]), np.array([pair.weight for pair in pairs])
 
+    def speakers(self, clips: Sequence[int]) -> list[str]:
+        return [self.clips[i].clip.speaker for i in clips]
+
     def scored(self, metric: str) -> list[int]:
         """The clips that have a value."""
         return [i for i, clip in enumerate(self.clips) if metric in clip.values]
@@ -63,7 +66,7 @@ class Scores:
         if metric in self.whole:
             return Interval(self.whole[metric], None, None)
         clips = self.scored(metric)
-        return statistics.mean(*self.column(metric, clips), seed) if clips else None
+        return statistics.mean(*self.column(metric, clips), seed, self.speakers(clips)) if clips else None
 
     @property
     def coded(self) -> list[Tensor]:

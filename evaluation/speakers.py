@@ -11,8 +11,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from data.reference import SAMPLE_RATE
-from evaluation.fidelity import refuse_silence
-from evaluation.metric import Metric, MissingJudgeError, Verdict, library
+from evaluation.fidelity import refuse_short, refuse_silence
+from evaluation.metric import Metric, MissingJudgeError, Verdict, first_line, library
 from evaluation.speech import Speech, at_rate
 from losses.speaker import HYPERPARAMETERS, PUBLISHED, SpeakerDistance, SpeakerModelError
 
@@ -37,6 +37,7 @@ class SpeakerJudge(ABC):
     @torch.no_grad()
     def score(self, clip: Speech, audio: Tensor) -> Verdict:
         verdict = Verdict()
+        refuse_short(audio)
         refuse_silence(audio)
         if clip not in self.originals:
             self.originals[clip] = self.embed(clip.waveform)
@@ -59,12 +60,16 @@ class Resemblyzer(SpeakerJudge):
         package = library("resemblyzer")
         self.network = package.VoiceEncoder(device, verbose=False)
         self.prepared = package.preprocess_wav
+        self.error = library("librosa").ParameterError  # an Exception, and none of the kinds that a judge may raise
 
     def embed(self, waveform: Tensor) -> Tensor:
-        voiced = self.prepared(at_rate(waveform, RATE))
-        if not len(voiced):
-            raise ValueError("its voice detection finds no speech")
-        return torch.from_numpy(self.network.embed_utterance(voiced))
+        try:
+            voiced = self.prepared(at_rate(waveform, RATE))
+            if not len(voiced):
+                raise ValueError("its voice detection finds no speech")
+            return torch.from_numpy(self.network.embed_utterance(voiced))
+        except self.error as error:
+            raise ValueError(first_line(error)) from error
 
 
 class Ecapa(SpeakerJudge):

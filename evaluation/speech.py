@@ -42,10 +42,10 @@ class Problem:
 
 
 def read_speech(paths: Sequence[str], cache: str = "", limit: int = 0) -> tuple[list[Speech], list[Problem], list[str]]:
-    """The clips of folders and parquet files, prepared as the server prepares a reference; those that cannot be used,
-    with their reasons; and notes about the others. With a `limit` that many clips, spread evenly over all. Raises
-    DataError where there are none at all."""
-    clips = open_clips(paths, cache)
+    """The clips of folders and parquet files, prepared as the server prepares a reference, with an empty text where the
+    transcript is missing; those that cannot be used, with their reasons; and notes about the others. With a `limit`
+    that many clips, spread evenly over all. Raises DataError where there are none at all."""
+    clips = open_clips(paths, cache, needs_text=False)
     count = min(limit or len(clips), len(clips))
     speech, problems, notes = [], [], []
     for i in spread(count, len(clips)):

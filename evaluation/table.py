@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from evaluation.metric import Metric
 from evaluation.result import Evaluation
 from evaluation.scoring import Scores
@@ -79,11 +81,12 @@ def as_text(result: Evaluation) -> str:
     """The whole finding for a terminal. Two evaluations of the same give the same text."""
     lines = [f"{result.settings['encoder']}: {described_data(result)}", ""]
     lines += folded([header(result), *(row for _, row in rows(result))])
-    lines += ["", "In brackets 95 % intervals: bootstrap over the clips; counts over all clips at once have none."]
+    over = result.settings["bootstrap_over"]
+    lines += ["", f"In brackets 95 % intervals: bootstrap over the {over}; counts over all clips at once have none."]
     if result.comparisons:
         lines.append(
-            "Difference: encoder minus against, paired by clip. Recovered: 0 % is an untrained encoder, 100 % the one "
-            "against;\na dash where these two cannot be told apart."
+            "Difference: encoder minus against, paired by clip. Recovered: 0 % is an untrained encoder of mirrored "
+            "layers, 100 % the\none against; a dash where these two cannot be told apart."
         )
     lines += [f"{metric.title}: {metric.definition}" for metric in result.metrics if metric.name == "mel"]
     lines.append(
@@ -145,11 +148,11 @@ def problem_lines(result: Evaluation, limit: int = 8) -> list[str]:
     return lines[:limit] + ([f"not scored: {len(lines) - limit} more, in the JSON"] if len(lines) > limit else [])
 
 
-def speed_lines(result: Evaluation) -> list[str]:
-    """What a client waits."""
+def speed_lines(speed: Mapping[str, Mapping[str, float]]) -> list[str]:
+    """What a client waits, by device."""
     return [
         f"{device}: a 10 s prompt takes {1000 * figures['latency']:.0f} ms "
         f"({1000 * figures['latency_min']:.0f} to {1000 * figures['latency_max']:.0f}); real-time factor "
         f"{figures['encode_rtf']:.4f} encoding, {figures['decode_rtf']:.4f} decoding"
-        for device, figures in result.speed.items()
+        for device, figures in speed.items()
     ]

@@ -14,7 +14,7 @@ from codec import Codec, load_release
 from codec.checkpoint import checkpoint_tensors, codec_fingerprint, read_encoder, with_encoder
 from codec.tensors import expected_encoder
 from data import decode, open_clips
-from data.demo.run import unseen_clips
+from data.demo.run import shortcomings, unseen_clips
 from losses.mel import MelDistance
 from tests.server import load_server_codec
 
@@ -74,6 +74,13 @@ def test_a_preset_voice_is_what_its_encoder_gives(withheld: Codec, tmp_path: Pat
     for i, path in enumerate(voices):
         waveform = decode(clips.read(i), withheld.sample_rate)[None]
         assert torch.equal(torch.load(path, weights_only=True), withheld.embed(withheld.encode(waveform))[0])
+
+
+@pytest.mark.parametrize(("recovered", "failures"), [(0.95, 0), (0.76, 1), (None, 1)])
+def test_the_demo_fails_with_an_encoder_no_better_than_its_start(recovered: float | None, failures: int) -> None:
+    found = {"compared": {"mel": {"recovered": recovered and {"value": recovered}}}}
+    assert len(shortcomings(found, [True, True])) == failures
+    assert len(shortcomings(found, [True, False])) == failures + 1
 
 
 def test_the_withheld_encoder_is_worth_recovering(withheld: Codec) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -99,6 +100,25 @@ def test_clips_of_like_lengths_are_found_together_and_come_back_in_their_order(
 def test_a_clip_that_is_too_short_for_a_loss_is_refused(codec: Codec) -> None:
     with pytest.raises(ValueError, match="2047 samples are too few"):
         Descent(codec, steps=1)([torch.zeros(24000), torch.zeros(2047)])
+
+
+def test_a_batch_that_the_memory_is_too_small_for_leaves_the_others_their_codes(
+    codec: Codec, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def descend(waveforms: list[torch.Tensor], done: Iterator[int]) -> list[torch.Tensor]:
+        if len(waveforms[0]) == 72000:
+            raise torch.OutOfMemoryError("CUDA out of memory\nand more of it")
+        return whole(waveforms, done)
+
+    descent = Descent(codec, steps=1)
+    whole = descent._descend
+    monkeypatch.setattr(descent, "_descend", descend)
+    clips = [torch.zeros(72000), torch.zeros(24000)]
+    found, failed = descent.find(clips)
+    assert list(found) == [1]
+    assert failed == {0: "CUDA out of memory"}
+    with pytest.raises(RuntimeError, match="CUDA out of memory"):
+        descent(clips)
 
 
 def test_a_release_without_encoder_can_be_scored_so(codec: Codec) -> None:

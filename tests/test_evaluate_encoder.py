@@ -2,24 +2,35 @@
 
 from __future__ import annotations
 
+import copy
+import hashlib
 import json
+import os
+import platform
 import shutil
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import soundfile
 import torch
 
 import evaluate_encoder
-from codec import load_release
+from codec import Codec, load_release
 from codec.checkpoint import save_encoder
 from data import DataError
 from data.reference import SAMPLE_RATE
 from evaluation import evaluate, read_speech, results
+from evaluation.codes import score_codes
+from evaluation.descent import Descent
 from evaluation.fidelity import Distances
+from evaluation.judges import NAMES
+from evaluation.provenance import machine
+from evaluation.speed import RUNS, timed
 from losses.mel import MelDistance
 from tests.test_report import METRICS
 
@@ -66,7 +77,10 @@ def test_the_withheld_encoder_against_itself_has_recovered_everything_and_differ
         assert _run(*arguments, judges=WITHOUT_SLOW) == 0
         texts.append(capsys.readouterr().out.split("\ncpu: ")[0])
     assert texts[0] == texts[1]
-    assert "\nResampler: soxr HQ, to 24000 Hz and from it; seed 0; python " in texts[0]
+    assert (
+        "\nResampler: soxr HQ, to 24000 Hz and from it; for ECAPA torchaudio's, for ESTOI pystoi's; seed 0; python "
+        in texts[0]
+    )
     assert "\nmel distance: L1 of natural-log mel magnitudes, 80 bands" in texts[0]
     found, again = _figures(tmp_path / "first"), _figures(tmp_path / "second")
     assert found | {"speed": {}} == again | {"speed": {}}
@@ -78,7 +92,14 @@ def test_the_withheld_encoder_against_itself_has_recovered_everything_and_differ
     assert {"mel", "estoi", "equal_semantic", "equal_acoustic", "embedding_agreement"} <= set(recovered)
     assert found["totals"]["encoder"]["equal_semantic"]["value"] == 1
     assert found["settings"]["versions"]["torch"] == torch.__version__
-    assert found["settings"]["resampler"].startswith("soxr")
+    settings = found["settings"]
+    assert settings["release_files"]["consolidated.safetensors"] == 12569032
+    assert [settings[name] for name in ("clips", "descent_steps", "descent_clips")] == [CLIPS, 0, "all"]
+    assert settings["without"] == ["words", "wavlm", "ecapa", "quality"]
+    assert platform.machine() in settings["machine"]
+    assert settings["machine"].endswith(" 1 threads")
+    digest = hashlib.sha256(WITHHELD.read_bytes()).hexdigest()
+    assert found["encoders"]["encoder"]["sha256"] == found["encoders"]["against"]["sha256"] == digest
     assert found["speed"]["cpu"]["latency"] > 0
     assert len(found["clips"]) == CLIPS
     assert {"mel", "pesq", "distinct_codes", "speaker_resemblyzer"} <= set(found["clips"][0]["scores"]["encoder"])
@@ -113,7 +134,8 @@ def test_of_several_encoders_each_is_compared_as_if_it_were_alone_and_the_first_
     assert found["compared"] == found["comparisons"]["new"] == alone["compared"] == alone["comparisons"]["encoder"]
     assert {each["difference"]["value"] for each in found["comparisons"]["good"].values()} == {0}
     assert found["comparisons"]["good"]["mel"]["recovered"]["value"] == 1
-    assert found["encoders"]["new"] == {"file": str(untrained), "step": 0}
+    digest = hashlib.sha256(untrained.read_bytes()).hexdigest()
+    assert found["encoders"]["new"] == {"file": str(untrained), "sha256": digest, "step": 0}
     printed = capsys.readouterr().out
     for column in ("new: difference", "new: recovered", "good: difference", "good: recovered"):
         assert column in printed
@@ -150,6 +172,36 @@ def test_descent_on_some_clips_is_compared_on_those(tmp_path: Path, capsys: pyte
     assert "descent, 2 clips" in capsys.readouterr().out
 
 
+def test_a_descent_without_its_speaker_network_is_an_error_before_anything_is_encoded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def score_encoding(*arguments: Any, **options: Any) -> None:
+        raise AssertionError("it was encoded")
+
+    monkeypatch.setattr(evaluate_encoder, "score_encoding", score_encoding)
+    arguments = ("--encoder", WITHHELD, "--clips", "1", "--descent", "1", "--speaker-model", tmp_path)
+    judges = [name for name in NAMES if name != "ecapa"]
+    assert _run(*arguments, judges=("--device", "cpu", "--without", *judges)) == 2
+    assert "error: --descent: the speaker network" in capsys.readouterr().err
+
+
+def test_what_the_memory_is_too_small_for_is_named_left_out_and_the_rest_is_measured(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail(*arguments: Any) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory\nand more of it")
+
+    monkeypatch.setattr(evaluate_encoder, "measure_speed", fail)
+    monkeypatch.setattr(Descent, "_descend", fail)
+    arguments = ("--encoder", WITHHELD, "--clips", "1", "--descent", "1", "--json", tmp_path / "json")
+    assert _run(*arguments, "--without", *NAMES[1:], judges=("--device", "cpu")) == 0
+    found, out = _figures(tmp_path / "json"), capsys.readouterr().out
+    assert found["totals"]["encoder"]["mel"]["value"] > 0
+    assert found["left_out"]["speed on cpu"] == "CUDA out of memory"
+    assert "left out: speed on cpu: CUDA out of memory" in out
+    assert ": clip of descent: CUDA out of memory" in out
+
+
 def test_bad_clips_are_named_and_the_others_scored(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     good = read_speech([str(DEMO / "unseen.parquet")], str(tmp_path), limit=1)[0][0].waveform
     folder = tmp_path / "speech"
@@ -176,6 +228,50 @@ def test_bad_clips_are_named_and_the_others_scored(tmp_path: Path, capsys: pytes
     assert "silent.wav is silent" in out
     assert "not scored: tenth_of_a_second.wav: pesq" in out
     assert "not scored: shorter_than_a_window.wav: clip of descent: too short" in out
+
+
+def test_a_clip_without_its_transcript_is_scored_by_all_but_the_words_against_it(tmp_path: Path) -> None:
+    good = read_speech([str(DEMO / "unseen.parquet")], str(tmp_path / "cache"), limit=1)[0][0].waveform
+    for name in ("with", "without"):
+        folder = tmp_path / "corpus" / "speaker" / name
+        folder.mkdir(parents=True)
+        soundfile.write(folder / f"{name}.wav", good, SAMPLE_RATE)
+    (folder.parent / "with" / "with.normalized.txt").write_text("words")
+    arguments = ("--encoder", WITHHELD, "--data", tmp_path / "corpus", "--json", tmp_path / "json")
+    assert _run(*arguments, "--without", *NAMES[1:], "speed", judges=()) == 0
+    found = _figures(tmp_path / "json")
+    clips = [(clip["name"], clip["speaker"], clip["text"]) for clip in found["clips"]]
+    assert clips == [("with.wav", "speaker", "words"), ("without.wav", "speaker", "")]
+    assert found["clips"][0]["scores"] == found["clips"][1]["scores"]
+    assert found["problems"] == []
+
+
+def test_a_row_without_its_transcript_is_read_with_an_empty_text(tmp_path: Path) -> None:
+    rows = pq.read_table(DEMO / "unseen.parquet").slice(0, 2).to_pylist()
+    rows[0]["text_normalized"], rows[1]["speaker_id"] = None, None
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "rows.parquet")
+    speech, problems, _ = read_speech([str(tmp_path / "rows.parquet")], str(tmp_path / "cache"))
+    assert [clip.text for clip in speech] == ["", rows[1]["text_normalized"]]
+    assert [clip.speaker for clip in speech] == [rows[0]["speaker_id"], ""]
+    assert problems == []
+
+
+def test_on_a_gpu_the_uncounted_run_has_ended_before_the_first_one_counts(monkeypatch: pytest.MonkeyPatch) -> None:
+    def work() -> torch.Tensor:
+        happened.append("work")
+        return torch.ones(1)
+
+    happened: list[str] = []
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda device: happened.append("ended"))
+    taken, found = timed(work, torch.device("cuda"))
+    assert happened == ["work", "ended"] * (RUNS + 1)
+    assert len(taken) == RUNS
+    assert found == 1
+
+
+def test_beside_a_gpu_the_processor_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "a card")
+    assert machine(torch.device("cuda")) == f"a card; {machine(torch.device('cpu'))}"
 
 
 def test_a_metric_without_its_library_is_named_left_out_and_not_zero(
@@ -228,6 +324,49 @@ def test_a_clip_that_cannot_be_encoded_is_named_and_the_others_are_scored(
         evaluate(codec, speech[:1], [Distances()])
 
 
+def test_codes_that_cannot_be_compared_with_float32_are_scored_as_they_are_served(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def encode(codec: Codec, waveform: torch.Tensor) -> torch.Tensor:
+        if codec.dtype == torch.float32:
+            raise torch.OutOfMemoryError("CUDA out of memory\nand more of it")
+        return whole(codec, waveform)
+
+    whole = Codec.encode
+    monkeypatch.setattr(Codec, "encode", encode)
+    speech, _, _ = read_speech([str(DEMO / "unseen.parquet")], str(tmp_path), limit=1)
+    codec = evaluate_encoder.given_encoder(DEMO / "release", str(WITHHELD), torch.device("cpu"))
+    scores = evaluate(codec, speech, [Distances()])
+    assert scores.scored("mel") == scores.scored("distinct_codes") == [0]
+    reasons = {each.what: each.reason for each in scores.problems if each.what.startswith("moved")}
+    assert reasons == dict.fromkeys(("moved_semantic", "moved_acoustic"), "in float32: CUDA out of memory")
+
+
+def test_the_comparison_with_float32_does_without_tf32_and_leaves_the_other_flags(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def flags() -> tuple[bool, ...]:
+        cudnn = torch.backends.cudnn
+        return cudnn.enabled, cudnn.benchmark, cudnn.deterministic, cudnn.allow_tf32, matmul.allow_tf32
+
+    def encode(waveform: torch.Tensor) -> torch.Tensor:
+        seen.append(flags())
+        return codec.encode(waveform)
+
+    seen: list[tuple[bool, ...]] = []
+    matmul = torch.backends.cuda.matmul
+    monkeypatch.setattr(torch.backends.cudnn, "benchmark", True)
+    speech, _, _ = read_speech([str(DEMO / "unseen.parquet")], str(tmp_path), limit=1)
+    codec = evaluate_encoder.given_encoder(DEMO / "release", str(WITHHELD), torch.device("cpu"))
+    exact = copy.deepcopy(codec)
+    monkeypatch.setattr(exact, "encode", encode)
+    waveform, before = speech[0].waveform[None, None], flags()
+    assert score_codes(codec, exact, waveform, codec.encode(waveform)[0], None).values["moved_acoustic"].value == 0
+    assert seen == [(*before[:3], False, False)]
+    assert flags() == before
+    assert before[:4] == (True, True, False, True)
+
+
 def test_weights_that_are_no_numbers_are_an_error_and_no_scores(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -237,6 +376,15 @@ def test_weights_that_are_no_numbers_are_an_error_and_no_scores(
     save_encoder(tmp_path / "broken.safetensors", codec, {})
     assert _run("--encoder", tmp_path / "broken.safetensors", "--clips", "1") == 2
     assert "no clip has codes; the first: codes out of range" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("cores", "jobs"), [(1, 1), (2, 1), (7, 3), (128, 16)])
+def test_half_of_the_cores_that_may_be_used_judge_and_no_more_than_16(
+    cores: int, jobs: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "cpu_count", lambda: 1000)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda process: set(range(cores)), raising=False)
+    assert evaluate_encoder.default_jobs() == jobs
 
 
 def test_a_release_without_an_encoder_is_an_error_that_says_what_to_do(capsys: pytest.CaptureFixture[str]) -> None:
@@ -271,6 +419,9 @@ def test_an_injected_encoder_is_found_in_its_release(tmp_path: Path) -> None:
         (["--encoder", WITHHELD, "--require", "pesq"], "expected a metric"),
         (["--encoder", WITHHELD, "--metrics", "README.md"], "line 1"),
         (["--encoder", WITHHELD, "--json", "nowhere/figures.json"], "nowhere is not a folder"),
+        (["--encoder", WITHHELD, "--json", "data"], "--json: data is a folder: name a file in it"),
+        (["--encoder", WITHHELD, "--report", "README.md"], "--report: README.md is not a folder: name one"),
+        (["--encoder", WITHHELD, "--report", "README.md/report"], "--report: README.md is not a folder: name one"),
     ],
 )
 def test_other_bad_arguments_are_one_sentence_and_status_2(

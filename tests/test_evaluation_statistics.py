@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -15,7 +16,7 @@ from evaluation.metric import Measured, Metric
 from evaluation.requirement import RequirementError, read_requirement
 from evaluation.scoring import ClipScores, Scores
 from evaluation.speech import Speech
-from evaluation.statistics import Interval, difference, mean, recovered, resampled_counts
+from evaluation.statistics import Interval, difference, grouped, mean, recovered, resampled, resampled_counts
 from evaluation.table import as_share, folded
 from evaluation.words import errors
 
@@ -32,10 +33,71 @@ def _scores(name: str, values: list[float | None], metric: Metric = ERRORS) -> S
 
 
 def test_every_resample_draws_as_many_clips_as_there_are_and_a_seed_repeats() -> None:
-    counts = resampled_counts(7, seed=1)
+    clips = tuple(range(7))
+    counts = resampled_counts(clips, seed=1)
     assert (counts.sum(axis=1) == 7).all()
-    assert np.array_equal(counts, resampled_counts(7, seed=1))
-    assert not np.array_equal(counts, resampled_counts(7, seed=2))
+    assert np.array_equal(counts, resampled_counts(clips, seed=1))
+    assert not np.array_equal(counts, resampled_counts(clips, seed=2))
+
+
+def test_clips_of_a_speaker_are_drawn_together_and_those_of_an_unknown_one_by_themselves() -> None:
+    groups = grouped(["b", "", "a", "b", ""])
+    assert groups == (0, 1, 2, 0, 3)
+    counts = resampled_counts(groups, seed=0)
+    assert np.array_equal(counts[:, 0], counts[:, 3])
+    assert (counts[:, [0, 1, 2, 4]].sum(axis=1) == 4).all()
+    assert grouped(["a", "a", "a"]) == grouped(["", "", ""]) == (0, 1, 2)
+    assert [resampled(speakers) for speakers in (["a", "b"], ["a", ""], ["a", "a"], [""])] == [
+        *("speakers", "speakers"),
+        *("clips", "clips"),
+    ]
+
+
+def test_with_a_clip_a_speaker_the_interval_is_that_of_clips() -> None:
+    values, weights = np.random.default_rng(0).uniform(1, 2, size=(2, 40))
+    speakers = [f"speaker {i}" for i in reversed(range(40))]
+    assert mean(values, weights, 0, speakers) == mean(values, weights, 0)
+    assert recovered(values, values - 1, values + 1, weights, 0, speakers) == pytest.approx((0.5, 0.5, 0.5))
+
+
+def test_more_clips_of_the_same_speakers_that_say_the_same_do_not_make_it_surer() -> None:
+    values = np.random.default_rng(0).normal(5, 2, size=20)
+    speakers = [str(i) for i in range(20)]
+    once, tenfold = mean(values, np.ones(20), 0, speakers), mean(np.tile(values, 10), np.ones(200), 0, 10 * speakers)
+    assert tenfold == pytest.approx(once)
+    one_often, weights = np.append(values, [values[0]] * 9), np.ones(29)
+    together, apart = mean(one_often, weights, 0, [*speakers, *["0"] * 9]), mean(one_often, weights, 0)
+    assert together.value == apart.value
+    assert _width(together) > 1.2 * _width(apart)
+
+
+def _width(interval: Interval) -> float:
+    assert interval.low is not None
+    assert interval.high is not None
+    return interval.high - interval.low
+
+
+def test_totals_and_comparisons_go_by_speakers() -> None:
+    def scores(name: str, values: np.ndarray, speakers: list[str]) -> Scores:
+        found = _scores(name, list(values))
+        for scored, speaker in zip(found.clips, speakers, strict=True):
+            scored.clip = replace(scored.clip, speaker=speaker)
+        return found
+
+    draw = np.random.default_rng(0)
+    encoder, other, worst = (draw.normal(level, 0.5, size=6) for level in (3, 1, 9))
+    names = ["a", "b", "c", "d", "", "f"]
+    few = [scores(*each, names) for each in (("encoder", encoder), ("against", other), ("untrained", worst))]
+    many = [
+        scores(
+            name, np.repeat(values, 5), [speaker or f"unknown {i}" for i, speaker in enumerate(names) for _ in "12345"]
+        )
+        for name, values in (("encoder", encoder), ("against", other), ("untrained", worst))
+    ]
+    assert few[0].total("errors") == pytest.approx(many[0].total("errors"))
+    one, five = compare(*few)["errors"], compare(*many)["errors"]
+    assert one.difference == pytest.approx(five.difference)
+    assert one.recovered == pytest.approx(five.recovered)
 
 
 def test_the_interval_of_a_mean_is_that_of_the_normal_distribution_for_many_clips() -> None:

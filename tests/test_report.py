@@ -8,25 +8,29 @@ import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 
-from codec import load_release
+from codec import Codec, load_release
 from codec.checkpoint import with_encoder
-from evaluation import add_agreement, compare, evaluate, evaluate_originals, open_judges, read_speech
+from evaluation import Compared, Speech, add_agreement, compare, evaluate, evaluate_originals, open_judges, read_speech
+from evaluation.charts import Series, lines
 from evaluation.codes import read_presets
 from evaluation.curves import CurvesError, read_curves
-from evaluation.report import write_report
+from evaluation.metric import Metric
+from evaluation.report import recovered, write_report
 from evaluation.result import Evaluation
+from evaluation.statistics import Interval
 from losses.shaping import voices_target
 
 DEMO = Path("data/demo")
 BROWSER, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
 METRICS = """\
 {"step": 10, "mel": 3.0, "share/mel": 0.7, "share/l1": 0.3, "learning_rate": 0.001, "skipped_clips": 0}
-{"step": 10, "validation/mel": 3.5, "validation/acoustic_at_ends": 0.1}
+{"step": 10, "share_latent/commitment": 0.1, "validation/mel": 3.5, "validation/acoustic_at_ends": 0.1}
 {"step": 20, "mel": 2.0, "share/mel": 0.6, "share/l1": 0.4, "learning_rate": 0.001, "skipped_clips": 0}
 {"step": 20, "mel": 2.1, "share/mel": 0.6, "share/l1": 0.4, "learning_rate": NaN, "skipped_clips": 0}
 """
@@ -44,9 +48,9 @@ def one_thread_for_all() -> Iterator[None]:
 
 
 @pytest.fixture(scope="module")
-def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A report on two clips, the stand-in's own encoder on both sides, one of them with a name made to break a page."""
-    folder = tmp_path_factory.mktemp("report")
+def evaluated(tmp_path_factory: pytest.TempPathFactory) -> tuple[Evaluation, Codec]:
+    """Of two clips, the stand-in's own encoder on both sides, one of them with a name made to break a page."""
+    folder = tmp_path_factory.mktemp("evaluated")
     speech, _, _ = read_speech([str(DEMO / "unseen.parquet")], str(folder / "cache"), limit=2)
     speech[0] = replace(speech[0], name='<script>alert("name")</script>')
     codec = with_encoder(load_release(DEMO / "release"), DEMO / "withheld_encoder.safetensors")
@@ -70,7 +74,13 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "seed": 0,
     }
     settings |= {"arithmetic": "bf16", "machine": "a machine", "resampler": "soxr", "whisper": "none", "language": "en"}
-    settings |= {"speaker_model": "none", "bootstrap_draws": 2000, "versions": {"torch": torch.__version__}}
+    settings |= {"clips": "all", "without": [], "descent_steps": 0, "descent_clips": "all"}
+    settings |= {
+        "speaker_model": "none",
+        "bootstrap_draws": 2000,
+        "bootstrap_over": "speakers",
+        "versions": {"torch": torch.__version__},
+    }
     result = Evaluation(
         settings=settings,
         speech=speech,
@@ -84,8 +94,14 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
         comparisons={"encoder": compare(*scores)},
         missing={"words": "Whisper is not here"},
     )
+    return result, codec
+
+
+@pytest.fixture(scope="module")
+def page(evaluated: tuple[Evaluation, Codec], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("report")
     (folder / "metrics.jsonl").write_text(METRICS, encoding="utf-8")
-    return write_report(folder / "report", result, codec, 2, read_curves(folder / "metrics.jsonl"))
+    return write_report(folder / "report", *evaluated, 2, read_curves(folder / "metrics.jsonl"))
 
 
 def test_the_page_needs_nothing_but_itself(page: Path) -> None:
@@ -108,13 +124,53 @@ def test_what_was_left_out_is_on_the_page(page: Path) -> None:
     assert "Whisper is not here" in page.read_text(encoding="utf-8")
 
 
+def test_a_bar_over_fewer_clips_than_there_are_says_over_how_many() -> None:
+    share = Interval(0.5, 0.4, 0.6)
+    metrics = [Metric(name, name, "lower", "made up") for name in ("all", "some")]
+    compared = {m.name: Compared(m, 3, share, share, clips) for m, clips in zip(metrics, (3, 2), strict=True)}
+    speech = [Speech(str(i), torch.zeros(1)) for i in range(3)]
+    bars = recovered(SimpleNamespace(comparisons={"encoder": compared}, speech=speech))  # type: ignore[arg-type]
+    assert [bar.text for bar in bars["encoder"]] == ["50 % [40, 60]", "50 % [40, 60], 2 clips"]
+
+
 def test_a_step_that_was_logged_twice_counts_as_it_was_logged_last(tmp_path: Path) -> None:
     (tmp_path / "metrics.jsonl").write_text(METRICS, encoding="utf-8")
     charts = {chart.title: chart for chart in read_curves(tmp_path / "metrics.jsonl")}
-    assert list(charts) == ["mel", "learning_rate", "acoustic_at_ends", "shares of the gradient"]
+    shares = ["shares of the gradient, waveform", "shares of the gradient, latent"]
+    assert list(charts) == ["mel", "learning_rate", "acoustic_at_ends", *shares]
     assert charts["mel"].series == ("training", "validation")
-    assert charts["shares of the gradient"].series == ("mel", "l1")
+    assert charts[shares[0]].series == ("mel", "l1")
+    assert charts[shares[1]].series == ("commitment",)
     assert charts["mel"].svg.count("<circle") == 1  # a curve of one point is a point
+
+
+def test_a_metric_that_is_never_a_number_has_no_curve(tmp_path: Path) -> None:
+    (tmp_path / "metrics.jsonl").write_text('{"step": 1, "asr": NaN, "mel": 1, "validation/mel": NaN}\n')
+    assert [(chart.title, chart.series) for chart in read_curves(tmp_path / "metrics.jsonl")] == [
+        ("mel", ("training",))
+    ]
+
+
+def test_every_series_has_a_colour_and_its_legend_has_the_same(page: Path) -> None:
+    chart = lines("many", [Series(str(i), [(0.0, float(i)), (1.0, 2.0)]) for i in range(12)], "step")
+    assert chart is not None
+    styles = re.findall(r'class="line (s\d+)"', chart.svg)
+    assert styles == [style for style, _ in chart.legend] == [*(f"s{i}" for i in range(1, 11)), "s1", "s2"]
+    text = page.read_text(encoding="utf-8")
+    for style in set(styles):
+        assert f".{style} {{ --c: var(--{style}); }}" in text
+        assert text.count(f"--{style}: #") == 2  # in both schemes
+
+
+def test_of_many_versions_the_first_nine_have_a_key(evaluated: tuple[Evaluation, Codec], tmp_path: Path) -> None:
+    result, codec = evaluated
+    encoders = [replace(result.encoder, name=f"step_{i}") for i in range(10)]
+    many = replace(result, encoders=encoders, comparisons={})
+    text = write_report(tmp_path, many, codec, 1).read_text(encoding="utf-8")
+    assert re.findall(r"<h4><kbd>(\d+)</kbd> ", text) == [str(i) for i in range(1, 10)]
+    assert text.count("<h4>") == 12  # the original, ten encoders, the other one
+    assert text.count("<kbd>9</kbd>") == 2  # and in the sentence above
+    assert "<kbd>10</kbd>" not in text
 
 
 @pytest.mark.parametrize("line", ["{", '{"mel": 1}', '{"step": 1, "mel": "much"}', "[]"])
