@@ -150,6 +150,20 @@ dist.new_group = connect
     assert (tmp_path / "log").read_text().splitlines()[-1].startswith("error: another rank died or stopped answering")
 
 
+def test_ranks_that_have_met_may_take_longer_than_they_had_to_meet(settings: Path, tmp_path: Path) -> None:
+    change = """
+import datetime, time
+import train_encoder, training.distributed
+training.distributed.START_LIMIT = datetime.timedelta(seconds=2)
+step = train_encoder.Training.step
+def slow(self, waveform, number):
+    time.sleep(5 if number == rank else 0)
+    return step(self, waveform, number)
+train_encoder.Training.step = slow
+"""
+    assert statuses(start(2, ["--config", str(settings), "steps=2"], tmp_path / "log", change), WITHIN) == [0, 0]
+
+
 def test_a_rank_that_waits_for_its_gpu_ends_when_another_has_died(settings: Path, tmp_path: Path) -> None:
     change = """
 import os, time

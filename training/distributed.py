@@ -28,6 +28,7 @@ T = TypeVar("T")
 START_LIMIT = timedelta(seconds=45)
 STEP_LIMIT = timedelta(minutes=10)
 WAIT_LIMIT = timedelta(days=7)
+LIFE_LIMIT = timedelta(days=3650)  # of a run
 GRACE = timedelta(seconds=5)  # to end in the ordinary way, after another rank has
 LOST = re.compile(r"connection (closed|reset|refused)|broken pipe|gloo|nccl|socket|timed out", re.IGNORECASE)
 BITS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}  # by the size of an element, bytes
@@ -156,15 +157,18 @@ def start_ranks() -> Iterator[Ranks]:
         store, rank, count = next(dist.rendezvous("env://", timeout=START_LIMIT))
         backend = "nccl" if device.type == "cuda" else "gloo"
         fresh = _fresh(store, rank, count)
-        dist.init_process_group(backend, store=fresh, rank=rank, world_size=count, timeout=START_LIMIT)
-        control, patient, guard = (dist.new_group(backend="gloo", timeout=START_LIMIT) for _ in range(3))
-        # all are connected: from here on a death is seen, and the limits are for the living
         fresh.set_timeout(STEP_LIMIT)
-        limits = ((None, STEP_LIMIT), (control, STEP_LIMIT), (patient, WAIT_LIMIT), (guard, WAIT_LIMIT))
-        for group, limit in limits:
-            dist.distributed_c10d._set_pg_timeout(limit, group)
+        # a group's limit is also that of its connecting, where a death is not seen yet
+        connecting = threading.Timer(START_LIMIT.total_seconds(), _end, ["not all ranks have connected"])
+        connecting.daemon = True
+        connecting.start()
+        dist.init_process_group(backend, store=fresh, rank=rank, world_size=count, timeout=STEP_LIMIT)
+        limits = (STEP_LIMIT, WAIT_LIMIT, LIFE_LIMIT)
+        control, patient, guard = (dist.new_group(backend="gloo", timeout=limit) for limit in limits)
+        connecting.cancel()
         ended = threading.Event()
-        threading.Thread(target=_guard, args=(guard, (rank + 1) % count, ended), daemon=True).start()
+        if count > 1:
+            threading.Thread(target=_guard, args=(guard, (rank + 1) % count, ended), daemon=True).start()
         try:
             yield Ranks(rank, count, device, control, patient)
             dist.barrier()
@@ -175,15 +179,21 @@ def start_ranks() -> Iterator[Ranks]:
     except RuntimeError as error:
         if not isinstance(error, dist.DistError) and not LOST.search(str(error)):
             raise
-        raise RanksError(_lost(error)) from error
+        raise RanksError(_lost(str(error))) from error
     dist.destroy_process_group()  # not after a failure: it could wait for ranks that are gone
 
 
-def _lost(error: RuntimeError) -> str:
+def _lost(reason: str) -> str:
     return (
-        f"another rank died or stopped answering, this one ends too ({str(error).strip().splitlines()[0]}): the log of "
-        "the one that ended first says why, and the same command goes on from the last checkpoint"
+        f"another rank died or stopped answering, this one ends too ({reason.strip().splitlines()[0]}): the log of the "
+        "one that ended first says why, and the same command goes on from the last checkpoint"
     )
+
+
+def _end(reason: str) -> NoReturn:
+    """From another thread than the one that waits."""
+    print(f"error: {_lost(reason)}", file=sys.stderr, flush=True)
+    os._exit(2)
 
 
 def _guard(group: dist.ProcessGroup, other: int, ended: threading.Event) -> None:
@@ -193,8 +203,7 @@ def _guard(group: dist.ProcessGroup, other: int, ended: threading.Event) -> None
         dist.recv(torch.zeros(1), src=other, group=group)
     except RuntimeError as error:
         if not ended.wait(GRACE.total_seconds()):
-            print(f"error: {_lost(error)}", file=sys.stderr, flush=True)
-            os._exit(2)
+            _end(str(error))
 
 
 def _fresh(store: dist.Store, rank: int, count: int) -> dist.Store:
