@@ -8,10 +8,11 @@ n_i the bias-corrected moving average of its norm, and w_i its weight, what flow
 so a loss has the share its weight says, whatever its scale, and N is the norm of the whole.
 
 Where every loss is there in every step the numbers are those of EnCodec's own balancer (audiocraft 1.3.0), with its
-average of per-item norms. It goes another way in three things:
+average of per-item norms. It goes another way in four things:
 
 - The sum Σ_j runs over the configured losses, also over one that is absent in a step: the others keep their size, and
   the average of the absent one stays as it is. EnCodec's asks for every loss in every step.
+- A gradient of exactly zero, such as the teacher's where nobody speaks, counts as absent, too.
 - Norms are averaged over the ranks before they enter the moving average, not after: with equal batches the same number.
 - A loss's logged share is its part of what flowed in this step, after scaling. EnCodec's ratio compares the averaged
   norms before, and so does not tell whether the weights are kept.
@@ -62,8 +63,10 @@ class Balancer:
         for name, norm in zip(names, norms, strict=True):
             if name not in self.sums:
                 self.sums[name], self.counts[name] = torch.zeros_like(norm), torch.zeros_like(norm)
+            heard = norm > 0
+            decay = torch.where(heard, self.decay, 1.0)
             # in place, so that a replayed step finds them where it left them
-            average = self.sums[name].mul_(self.decay).add_(norm) / self.counts[name].mul_(self.decay).add_(1)
+            average = self.sums[name].mul_(decay).add_(norm) / self.counts[name].mul_(decay).add_(heard).clamp(min=1)
             weight = self.weights[name] * (factors or {}).get(name, 1.0)
             scale = weight / total_weight * self.total_norm / (average + 1e-12)
             scaled[name] = gradients[name].float() * scale

@@ -82,6 +82,17 @@ def test_an_absent_loss_keeps_the_average_of_the_steps_it_ran_in() -> None:
     assert balancer.shares["always"].item() == pytest.approx(0.5)
 
 
+def test_a_gradient_of_zero_counts_as_an_absent_loss() -> None:
+    gradient = torch.randn(2, 1, 8)
+    heard, silent = (Balancer({"mel": 1.0, "asr": 1.0}) for _ in range(2))
+    for _ in range(10):  # nobody speaks at first
+        balanced = silent.combine({"mel": gradient, "asr": torch.zeros_like(gradient)})
+        torch.testing.assert_close(balanced, heard.combine({"mel": gradient}))
+    both = {"mel": gradient, "asr": gradient.flip(-1)}
+    torch.testing.assert_close(silent.combine(both), heard.combine(both))
+    assert silent.shares["asr"].item() == pytest.approx(0.5)
+
+
 def test_shares_tell_what_really_flowed_in_a_step() -> None:
     """A gradient that is ten times its average in a step has ten times its part of that step, and the log shows it."""
     balancer = Balancer({"steady": 1.0, "wild": 1.0}, decay=0.99)
