@@ -106,6 +106,8 @@ def test_whatever_ends_the_evaluation_ends_its_judges(number: signal.Signals, tm
         text=True,
         start_new_session=True,
         env=os.environ | {"HF_CACHE": str(tmp_path)},
+        # a shell's background job, such as this may be part of, ignores Ctrl-C, and hands that on
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     children = Path(f"/proc/{command.pid}/task/{command.pid}/children")
     if not children.exists():
