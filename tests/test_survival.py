@@ -23,6 +23,7 @@ from safetensors.torch import load_file
 import train_encoder
 from data.crops import Crops, Item
 from tests.processes import start, statuses
+from tests.teachers import use_random_teacher
 from tests.test_data import audio_bytes
 from training import distributed
 from training.checkpoints import CheckpointError
@@ -381,6 +382,16 @@ def test_full_memory_is_answered_with_settings_that_were_tried(
     found = ["--config", str(settings), "batch_size=2", "accumulate=4", "steps=3"]
     monkeypatch.setattr(sys, "argv", ["train_encoder.py", *found])
     assert train_encoder.main() == 0
+
+
+def test_a_trial_makes_its_steps_with_every_loss(settings: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    use_random_teacher(monkeypatch)
+    tried = []
+    monkeypatch.setattr(train_encoder.Training, "step", lambda self, _, step: tried.append(self.losses_in(step)))
+    late = ("losses.feature_matching=1", "discriminator.channels=1", "discriminator.from_step=10")
+    config = load_config(settings, [*late, "losses.asr=1", "losses.asr_every=4"])
+    train_encoder.try_steps(config, ALONE)
+    assert tried == [{"asr", "feature_matching"}] * 2
 
 
 def test_full_memory_of_one_of_several_ranks_names_what_takes_less(
