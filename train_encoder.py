@@ -37,7 +37,7 @@ from training.distributed import Ranks, RanksError, leave, start_ranks
 from training.failures import MemoryFullError, explained
 from training.inputs import StepInputs, step_inputs
 from training.listener import Listener
-from training.metrics import combined, over_ranks
+from training.metrics import Latest, combined, over_ranks
 from training.objectives import balancers, waveform_losses
 from training.optimizer import adam, learning_rate, restore
 from training.progress import Progress
@@ -97,8 +97,7 @@ class Training:
         self.waveform_losses = waveform_losses(config, ranks, self.codec.sample_rate, self.adversary)
         self.waveform_balancer, self.latent_balancer = balancers(config, self.waveform_losses)
         self.watch, self.warnings = FiniteWatch(config.log_every), Warnings()
-        self.latest: dict[str, Tensor] = {}  # metrics; of a loss that is not in every step the last ones
-        self.shares: list[dict[str, Tensor]] = []  # by step, of the losses that were in it
+        self.latest = Latest()
         if config.recompute:
             recompute(self.codec, *([self.adversary.network] if self.adversary else []))
         self.entries_seen = torch.zeros(self.codec.config.semantic_codebook_size, dtype=torch.bool, device=ranks.device)
@@ -120,22 +119,10 @@ class Training:
         # a teacher writes its transcripts one token after the other, until the device says that they end
         compute = self.replay if self.replay and "asr" not in losses else self.compute
         metrics, flags = compute(inputs, losses)
-        norms = {name: norm for name, norm in metrics.items() if name.startswith("gradient_norm/")}
-        self.watch.look(step, flags, norms)
+        self.watch.look(step, flags)
         self.averaged.update(step)
         self.place += len(waveform) * self.ranks.count
-        # a loss that is not in every step keeps its last value, and has no share in the others; clips are counted
-        counted = {name: self.latest.get(name, 0) + value for name, value in metrics.items() if name.endswith("_clips")}
-        shares = {name: value.clone() for name, value in metrics.items() if name.startswith("share")}
-        self.shares.append(shares)
-        self.latest |= metrics | counted
-        return dict(self.latest)
-
-    def mean_shares(self) -> dict[str, Tensor]:
-        """Each loss's real share of the gradient since this was asked before."""
-        steps, self.shares = self.shares, []
-        names = {name for shares in steps for name in shares}
-        return {name: torch.stack([s[name] for s in steps if name in s]).sum() / len(steps) for name in sorted(names)}
+        return self.latest.update(metrics)
 
     def losses_in(self, step: int) -> frozenset[str]:
         """Those of the losses that are not in every step which are in this one."""
@@ -162,7 +149,10 @@ class Training:
         self.optimizer.step()
         learnt = {f"gradient_norm/{name}": companion.update() for name, companion in self.companions.items()}
         norms |= {name: norm for name, norm in learnt.items() if norm is not None}
-        return combined(found) | norms, {name: torch.cat([flag[name] for flag in flags]) for name in flags[0]}
+        # a network's gradient can overflow behind the losses'; in which clips is not known
+        crops = len(inputs.waveform)
+        overflown = not_finite({name: norm.expand(crops, 1) for name, norm in norms.items()})
+        return combined(found) | norms, {n: torch.cat([flag[n] for flag in flags]) for n in flags[0]} | overflown
 
     def backward(
         self, inputs: StepInputs, losses: frozenset[str], part: int
@@ -368,7 +358,7 @@ def train(config: Config, ranks: Ranks) -> None:
                 progress.count_all()
                 broken = [one for one in ranks.collect(training.watch.broken()) if one]
                 if log:
-                    metrics = over_ranks(on_device | training.mean_shares(), ranks)
+                    metrics = over_ranks(on_device | training.latest.mean_shares(), ranks)
                     seen = ranks.gather(training.entries_seen[None]).any(dim=0).sum()
                     training.entries_seen.zero_()
                     progress.log(done, {**metrics, "sem_util": int(seen), "learning_rate": learning_rate(step, config)})

@@ -53,16 +53,16 @@ def order_of(parts: Sequence[Clips], weights: Sequence[float], sampling: str, se
     """The endless order in which the joined clips of `parts` are heard. `sampling` is "clips": each as often as any
     other; or "speakers": each speaker as often as any other. Weights, where they are not 0, are the parts' shares.
     Raises DataError where speakers are to be balanced and there is one alone."""
-    if sampling == "speakers" and not np.any(JoinedClips(parts).speakers()):
-        raise DataError("data.sampling is speakers, and the clips are all of one speaker: set it to clips")
-    if not any(weights):
-        return _order(JoinedClips(parts), sampling, seed)
-    orders = [_order(part, sampling, seed + i) for i, part in enumerate(parts)]
-    return Mixed(orders, [len(part) for part in parts], weights, seed)
-
-
-def _order(clips: Clips, sampling: str, seed: int) -> Order:
-    return Shuffled(len(clips), seed) if sampling == "clips" else BySpeaker(clips.speakers(), seed)
+    groups: list[Clips] = list(parts) if any(weights) else [JoinedClips(parts)]
+    orders: list[Order]
+    if sampling == "clips":
+        orders = [Shuffled(len(group), seed + i) for i, group in enumerate(groups)]
+    else:
+        speakers = [group.speakers() for group in groups]
+        if len(groups) == 1 and not np.any(speakers[0]):
+            raise DataError("data.sampling is speakers, and the clips are all of one speaker: set it to clips")
+        orders = [BySpeaker(numbers, seed + i) for i, numbers in enumerate(speakers)]
+    return Mixed(orders, [len(part) for part in parts], weights, seed) if any(weights) else orders[0]
 
 
 def _open(source: Source, cache: str, needs_text: bool) -> Clips:

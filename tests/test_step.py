@@ -147,10 +147,10 @@ def test_shares_are_those_of_all_steps_since_they_were_asked_for(
     training = train_encoder.Training(load_config(settings, (*EVERY_PART, "losses.asr_every=2")), ALONE)
     heard = training.step(CROPS, 0)
     training.step(CROPS, 1)
-    shares = training.mean_shares()
+    shares = training.latest.mean_shares()
     assert float(shares["share_latent/asr"]) == pytest.approx(float(heard["share_latent/asr"]) / 2)
     assert sum(float(share) for name, share in shares.items() if name.startswith("share_latent/")) == pytest.approx(1)
-    assert training.mean_shares() == {}
+    assert training.latest.mean_shares() == {}
 
 
 def test_clips_in_which_nothing_was_heard_add_up(settings: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -20,7 +20,8 @@ def _watch(steps: list[dict[str, torch.Tensor]], norms: dict[int, torch.Tensor] 
     watch = FiniteWatch(steps=10)
     for step, gradients in enumerate(steps):
         watch.heard(step, [f"clip_{step}_{i}" for i in range(4)])
-        watch.look(step, not_finite(gradients), {"encoder": (norms or {}).get(step, torch.ones(()))})
+        norm = (norms or {}).get(step, torch.ones(()))
+        watch.look(step, not_finite(gradients | {"gradient_norm/encoder": norm.expand(4, 1)}))
     return watch
 
 
@@ -43,7 +44,7 @@ def test_a_run_of_numbers_has_nothing_to_tell() -> None:
 
 def test_a_gradient_that_overflows_behind_the_losses_is_told_with_its_network() -> None:
     broken = _watch([_gradients()] * 3, {1: torch.tensor(torch.inf)}).broken()
-    assert broken == (2, ("encoder",), tuple(f"clip_1_{i}" for i in range(4)))
+    assert broken == (2, ("gradient_norm/encoder",), tuple(f"clip_1_{i}" for i in range(4)))
     both = _watch([_gradients(), _gradients(mel=(1,))], {1: torch.tensor(torch.nan)}).broken()
     assert both == (2, ("mel",), ("clip_1_1",)), "the loss is what says more"
 

@@ -13,6 +13,35 @@ from training.distributed import Ranks
 WAYS: dict[str, Callable[[Tensor], Tensor]] = {"min": torch.amin, "max": torch.amax, "clips": torch.sum}
 
 
+class Latest:
+    """The metrics of a run so far: of a loss that is not in every step those of the last one that it was in; of
+    `_clips` their number."""
+
+    def __init__(self) -> None:
+        self.values: dict[str, Tensor] = {}
+        self.shares: list[tuple[list[str], Tensor]] = []  # by step, of the losses that were in it
+
+    def update(self, metrics: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Adds a step's, and gives all."""
+        counted = [name for name in metrics if name.endswith("_clips")]
+        counts = {name: self.values.get(name, torch.zeros_like(metrics[name])) + metrics[name] for name in counted}
+        names = [name for name in metrics if name.startswith("share")]
+        self.shares.append(
+            (names, torch.stack([metrics[name] for name in names]))
+        )  # a copy: a replayed step reuses them
+        self.values |= {**metrics, **counts}
+        return dict(self.values)
+
+    def mean_shares(self) -> dict[str, Tensor]:
+        """Each loss's real share of the gradient, over the steps since this was asked before: 0 where it was not in."""
+        steps, self.shares = self.shares, []
+        of_loss: dict[str, list[Tensor]] = {}
+        for names, values in steps:
+            for name, value in zip(names, values.unbind(), strict=True):
+                of_loss.setdefault(name, []).append(value)
+        return {name: torch.stack(values).sum() / len(steps) for name, values in of_loss.items()}
+
+
 def combined(parts: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
     """Scalars of the same names: of a `_min` the smallest, of a `_max` the largest, of `_clips` the sum, of all others
     the mean."""

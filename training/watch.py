@@ -14,12 +14,10 @@ from torch import Tensor, nn
 LARGEST_SHARE = 0.9
 PATIENCE = 500  # steps
 NAMED = 3  # clips, in a message
-BEHIND = "reconstruction"  # what the decoder sends back: balanced together, one bad clip of any loss spoils it for all
 
 
 class Broken(NamedTuple):
-    """The first step with a gradient that is not finite: of which losses, in which clips. Where all losses' are, and it
-    is a network's own that is not: of which networks, in all clips."""
+    """The first step with a gradient that is not finite: of which losses, in which clips."""
 
     step: int
     losses: tuple[str, ...]
@@ -28,7 +26,7 @@ class Broken(NamedTuple):
     @property
     def behind(self) -> bool:
         """Whether this rank saw only what comes behind a loss: the loss may be another rank's."""
-        return all(name == BEHIND or name.startswith("gradient_norm/") for name in self.losses)
+        return all(_behind(name) for name in self.losses)
 
     def __str__(self) -> str:
         more = f" and {len(self.clips) - NAMED} others" if len(self.clips) > NAMED else ""
@@ -42,25 +40,21 @@ class FiniteWatch:
     def __init__(self, steps: int):
         self.names: deque[tuple[int, Sequence[str]]] = deque(maxlen=steps)
         self.flags: dict[str, Tensor] = {}  # [B], True where a clip's gradient was not finite, of the first such step
-        self.norms: dict[str, Tensor] = {}  # True where a network's was not
         self.step: Tensor | None = None  # -1 until then
 
     def heard(self, step: int, names: Sequence[str]) -> None:
         self.names.append((step, names))
 
-    def look(self, step: int, flags: Mapping[str, Tensor], norms: Mapping[str, Tensor]) -> None:
-        """By loss, True [B] for the clips whose gradient is not finite in this step; and the norms of the networks'
-        gradients, which can overflow behind the losses'."""
-        beside = {name: ~norm.isfinite() for name, norm in norms.items()}
-        now = torch.stack([*(flag.any() for flag in flags.values()), *beside.values()]).any()
+    def look(self, step: int, flags: Mapping[str, Tensor]) -> None:
+        """By loss, and by what comes behind the losses, True [B] for the clips whose gradient is not finite in this
+        step."""
+        now = torch.stack(list(flags.values())).any()
         if self.step is None:
             self.step = torch.full((), -1, device=now.device)
         first = now & (self.step < 0)
         self.step = torch.where(first, step, self.step)
         for name, flag in flags.items():
             self.flags[name] = torch.where(first, flag, self.flags.get(name, torch.zeros_like(flag)))
-        for name, flag in beside.items():
-            self.norms[name] = torch.where(first, flag, self.norms.get(name, torch.zeros_like(flag)))
 
     def broken(self) -> Broken | None:
         """What was found on this rank. Reads from the device."""
@@ -68,10 +62,8 @@ class FiniteWatch:
             return None
         step = int(self.step)
         flagged = {name: flags for name, flags in self.flags.items() if bool(flags.any())}
-        told = {name: flags for name, flags in flagged.items() if name != BEHIND} or flagged
+        told = {name: flags for name, flags in flagged.items() if not _behind(name)} or flagged
         names = dict(self.names).get(step, ())
-        if not told:
-            return Broken(step + 1, tuple(name for name, flag in self.norms.items() if bool(flag)), tuple(names))
         # a loss over the whole batch is broken in all of its clips by one
         places = min(told.values(), key=lambda flags: int(flags.sum())).nonzero().flatten().tolist()
         return Broken(step + 1, tuple(told), tuple(names[place] for place in places if place < len(names)))
@@ -119,6 +111,12 @@ class Warnings:
             return []
         self.said.add(key)
         return [f"warning: {text}"]
+
+
+def _behind(name: str) -> bool:
+    """Whether it is what the decoder sends back, or a network's own: there the losses are balanced together, and one
+    bad clip of any of them spoils it for all."""
+    return name == "reconstruction" or name.startswith("gradient_norm/")
 
 
 def not_finite(gradients: Mapping[str, Tensor]) -> dict[str, Tensor]:
