@@ -20,7 +20,7 @@ from typing import Any
 from evaluation.codes import AGREEMENT
 from evaluation.metric import Metric
 from evaluation.statistics import Interval
-from evaluation.table import ARROWS, as_share, speed_lines, with_interval
+from evaluation.table import ARROWS, as_share, fewer, speed_lines, with_interval
 from release.command import exit_status
 
 GOAL = 0.95  # of the other encoder's quality, recovered by every metric
@@ -57,7 +57,7 @@ class Figures:
 
     def heading(self, system: str) -> str:
         """Its name, and how many clips it has scores of where these are not all."""
-        return system + _fewer(self.scored(system), len(self.found["clips"]))
+        return system + fewer(self.scored(system), len(self.found["clips"]))
 
     def scored(self, system: str) -> int:
         """How many clips it has scores of; an original is there for every clip, and only some judges score it."""
@@ -76,7 +76,7 @@ class Figures:
     def fewer(self, system: str, metric: Metric) -> str:
         """How many clips a total is over, where these are not all that the system has scores of."""
         total = self.totals.get(system, {}).get(metric.name)
-        return _fewer(total["clips"], self.scored(system)) if total else ""
+        return fewer(total["clips"], self.scored(system)) if total else ""
 
     def fewer_compared(self, system: str, metric: Metric, what: str) -> str:
         """The same of a `difference` or of what is `recovered`."""
@@ -84,7 +84,7 @@ class Figures:
         if not compared.get(what):
             return ""
         clips = compared["clips"] if what == "difference" else compared["recovered_clips"]
-        return _fewer(clips, self.scored(system))
+        return fewer(clips, self.scored(system))
 
     def hours(self, encoder: str, seconds_a_step: float) -> float:
         """Of audio that an encoder has heard. Raises ResultsError where nobody says so."""
@@ -95,10 +95,6 @@ class Figures:
         if seconds is None:
             raise ResultsError(f"--curve: the file of {encoder} does not say how much it heard: give --seconds-a-step")
         return float(seconds) / 3600
-
-
-def _fewer(clips: int, of: int) -> str:
-    return f", {clips} clips" if clips < of else ""
 
 
 def main(argv: Sequence[str] | None = None) -> int:

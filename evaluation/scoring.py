@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -148,30 +148,35 @@ def add_verdicts(codec: Codec | None, systems: Sequence[Scores], jury: Jury, pro
     """Adds what the judges say of each system's clips, decoded by `codec`; originals need none."""
     for scores in systems:
         scores.metrics = (jury.absolute_metrics if scores.name == ORIGINAL else jury.metrics) + scores.metrics
-    clips = [
-        [(scores, scored) for scores, scored in zip(systems, versions, strict=True) if _can_be_heard(scores, scored)]
-        for versions in zip(*(scores.clips for scores in systems), strict=True)
-    ]
-    hearings = (
-        Hearing(versions[0][1].clip, [_sound(codec, scored) for _, scored in versions])
-        for versions in clips
-        if versions
-    )
-    verdicts = progress(jury.hear(hearings), "judges", len(clips))
-    for versions, found in zip(filter(None, clips), verdicts, strict=True):
-        for (scores, scored), verdict in zip(versions, found, strict=True):
+    heard: list[list[tuple[Scores, ClipScores]]] = []  # what each hearing is about; grows as the jury asks for more
+
+    def hearings() -> Iterator[Hearing]:
+        for versions in zip(*(scores.clips for scores in systems), strict=True):
+            pairs = list(zip(systems, versions, strict=True))
+            sounds = [_sound(codec, *pair) for pair in pairs]
+            about = [pair for pair, sound in zip(pairs, sounds, strict=True) if sound is not None]
+            if about:
+                heard.append(about)
+                yield Hearing(versions[0].clip, [sound for sound in sounds if sound is not None])
+
+    verdicts = progress(jury.hear(hearings()), "judges", len(systems[0].clips))
+    for found, about in zip(verdicts, heard, strict=True):
+        for (scores, scored), verdict in zip(about, found, strict=True):
             _add(scores, scored, verdict)
 
 
-def _can_be_heard(scores: Scores, scored: ClipScores) -> bool:
-    return scored.codes is not None or scores.name == ORIGINAL
-
-
-def _sound(codec: Codec | None, scored: ClipScores) -> Tensor:
-    if scored.codes is None:
+def _sound(codec: Codec | None, scores: Scores, scored: ClipScores) -> Tensor | None:
+    """What there is to hear of a clip: [T]; None without codes, or where they cannot be decoded, which is noted."""
+    if scores.name == ORIGINAL:
         return scored.clip.waveform
+    if scored.codes is None:
+        return None
     assert codec is not None
-    return reconstruct(codec, scored.codes, scored.clip)
+    try:
+        return reconstruct(codec, scored.codes, scored.clip)
+    except RuntimeError as error:  # too long for the memory: the other clips are heard all the same
+        scores.problems.append(Problem(scored.clip.name, "sound", first_line(error), scores.name))
+        return None
 
 
 def add_agreement(codec: Codec, scores: Scores, other: Scores) -> None:

@@ -33,7 +33,8 @@ class Speech:
 
 @dataclass(frozen=True)
 class Problem:
-    """Something that a clip could not be scored for: `what` names a metric, or is "clip" for all of them."""
+    """Something that a clip could not be scored for: `what` names a metric, or is "clip" for all of them, or
+    "sound" for all that hear it."""
 
     clip: str
     what: str

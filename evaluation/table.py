@@ -25,8 +25,7 @@ def header(result: Evaluation) -> list[str]:
 
 def _heading(scores: Scores) -> str:
     """A system's name, and how many clips it has scores of where these are not all."""
-    coded = len(scores.coded)
-    return scores.name if coded == len(scores.clips) else f"{scores.name}, {coded} clips"
+    return scores.name + fewer(len(scores.coded), len(scores.clips))
 
 
 def rows(result: Evaluation) -> list[tuple[Metric, list[str]]]:
@@ -43,14 +42,18 @@ def rows(result: Evaluation) -> list[tuple[Metric, list[str]]]:
         for comparison in result.comparisons.values():
             compared = comparison.get(name)
             cells.append(with_interval(metric, compared.difference, signed=True) if compared else "–")
-            fewer = compared and compared.recovered and compared.recovered_clips < compared.clips
-            of = f", {compared.recovered_clips} clips" if compared and fewer else ""
+            of = fewer(compared.recovered_clips, compared.clips) if compared and compared.recovered else ""
             cells.append(as_share(compared.recovered) + of if compared else "–")
         clips = len(result.encoder.scored(name)) or len(result.encoder.clips)
         common = result.compared[name].clips if name in result.compared else clips
         cells.append(str(clips) if common == clips else f"{clips}, {common} compared")
         found.append((metric, cells))
     return found
+
+
+def fewer(clips: int, of: int) -> str:
+    """`, 3 clips` where these are not all, else nothing."""
+    return f", {clips} {'clip' if clips == 1 else 'clips'}" if clips < of else ""
 
 
 def with_interval(metric: Metric, interval: Interval | None, signed: bool = False) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import hashlib
+import itertools
 import json
 import os
 import platform
@@ -322,6 +323,26 @@ def test_a_clip_that_cannot_be_encoded_is_named_and_the_others_are_scored(
     ]
     with pytest.raises(DataError, match="no clip has codes; the first: CUDA out of memory"):
         evaluate(codec, speech[:1], [Distances()])
+
+
+def test_a_clip_that_cannot_be_decoded_is_named_and_the_others_are_heard(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def decode(codes: torch.Tensor) -> torch.Tensor:
+        if next(calls) == 0:
+            raise torch.OutOfMemoryError("CUDA out of memory\nand more of it")
+        return whole(codes)
+
+    speech, _, _ = read_speech([str(DEMO / "unseen.parquet")], str(tmp_path), limit=2)
+    codec = evaluate_encoder.given_encoder(DEMO / "release", str(WITHHELD), torch.device("cpu"))
+    whole, calls = codec.decode, itertools.count()
+    monkeypatch.setattr(codec, "decode", decode)
+    scores = evaluate(codec, speech, [Distances()])
+    assert scores.scored("mel") == [1]
+    assert scores.scored("distinct_codes") == [0, 1]
+    assert [(each.clip, each.what, each.reason) for each in scores.problems if each.what == "sound"] == [
+        (speech[0].name, "sound", "CUDA out of memory")
+    ]
 
 
 def test_codes_that_cannot_be_compared_with_float32_are_scored_as_they_are_served(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 import os
 import subprocess
@@ -18,6 +19,7 @@ from data.clips import decode
 from data.demo import train_speaker
 from losses.resampling import band_limited_resample
 from losses.speaker import SpeakerDistance, SpeakerModelError, SpeakerNetwork
+from training.distributed import start_ranks
 
 ROOT = Path(__file__).parent.parent
 TRAINED = ROOT / "data/demo/speaker"
@@ -215,6 +217,25 @@ def test_autocast_does_not_reach_it(distance: SpeakerDistance, clips: Tensor) ->
         found = distance(clips[:2], clips[2:4])
     assert found.dtype == torch.float32
     assert torch.equal(found, expected)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU: only there convolutions leave float32")
+def test_a_training_gpu_gives_the_gradient_that_a_cpu_gives(
+    distance: SpeakerDistance, clips: Tensor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for flag in ("allow_tf32", "benchmark"):  # start_ranks sets both
+        monkeypatch.setattr(torch.backends.cudnn, flag, getattr(torch.backends.cudnn, flag))
+    noise = torch.randn(clips.shape, generator=torch.Generator().manual_seed(0))
+
+    def gradient(device: torch.device) -> Tensor:
+        reconstruction = (clips + 0.02 * noise).to(device).requires_grad_()
+        value = copy.deepcopy(distance).to(device)(reconstruction, clips.to(device))
+        return torch.autograd.grad(value, reconstruction)[0].cpu()
+
+    with start_ranks() as ranks:
+        found = gradient(ranks.device)
+    expected = gradient(torch.device("cpu"))
+    assert ((found - expected).norm(dim=-1) < 1e-3 * expected.norm(dim=-1)).all()
 
 
 def test_a_clip_too_short_for_the_network_is_refused(distance: SpeakerDistance) -> None:
