@@ -17,19 +17,23 @@ import torch
 
 from train_encoder import Training
 from training.config import load_config
-from training.distributed import Ranks
+from training.distributed import Ranks, start_ranks
 from training.replay import WARM_UP
 
 ROUNDS, STEPS = 5, 10
 
 
 def main() -> None:
-    torch.backends.cudnn.benchmark = True  # as a run does
+    with start_ranks() as ranks:  # PyTorch's settings are a run's
+        measure(ranks)
+
+
+def measure(ranks: Ranks) -> None:
     for cuda_graph in ("false", "true"):
         config = load_config(
             sys.argv[1], ["data.train=x", "data.validation=x", *sys.argv[2:], f"cuda_graph={cuda_graph}"]
         )
-        training = Training(config, Ranks(0, 1, torch.device("cuda")))
+        training = Training(config, ranks)
         crops, samples = config.batch_size * config.accumulate, round(config.data.crop_seconds * 24000)
         waveform = 0.1 * torch.randn(crops, 1, samples, device="cuda")
         # steps in which a teacher listens are never recorded: left out here
