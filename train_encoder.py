@@ -26,6 +26,7 @@ from codec.config import CodecConfig, ReleaseError, read_params_file
 from data import DataError
 from losses import Diversity, commitment
 from losses.asr_distillation import TeacherError
+from losses.diversity import spacing
 from losses.shaping import Shaping, target_as_json, voices_target
 from losses.speaker import SpeakerModelError
 from training.adversary import Adversary
@@ -91,6 +92,9 @@ class Training:
         beside = {"discriminator": self.adversary, "asr projection": self.listener}
         self.companions: dict[str, Companion] = {name: one for name, one in beside.items() if one}
         self.diversity = Diversity(losses.diversity_temperature)
+        # of a release's codebook, which stays as it is; one that learns is looked at in every step
+        frozen = losses.diversity and config.train == "encoder"
+        self.apart = spacing(self.quantizer.semantic_codebook.embedding) if frozen else None
         if losses.shaping:
             self.target = voices_target(self.codec, Path(config.model_dir) / "voice_embedding")
             self.shaping = Shaping(self.target).to(ranks.device)
@@ -189,7 +193,8 @@ class Training:
         if self.listener and "asr" in losses:
             on_latent["asr"] = self.listener.distil(waveform, quantized.semantic)
         if self.config.losses.diversity:
-            on_latent["diversity"] = self.diversity(semantic, self.quantizer.semantic_codebook.embedding)
+            entries = self.quantizer.semantic_codebook.embedding
+            on_latent["diversity"] = self.diversity(semantic, entries, self.apart)
         if self.config.losses.shaping:
             on_latent["shaping"] = self.shaping(latent[:, self.codec.config.semantic_dim :])
         at_latent = {**self.gradients(on_latent, latent), "reconstruction": latent.grad}

@@ -23,7 +23,8 @@ SAMPLE = 512  # entries whose nearest neighbour is looked for: the mean of all t
 
 class Diversity(nn.Module):
     """Latents [B, D, F] and entries [K, D] to a scalar in [0, 1]. The gradient goes to the latents only; the average
-    assignment is taken over all ranks. `temperature` is relative to the codebook's own spacing."""
+    assignment is taken over all ranks. `temperature` is relative to the codebook's own spacing, which a caller can give
+    who knows it: a frozen codebook's stays what it is."""
 
     def __init__(self, temperature: float = 0.1):
         super().__init__()
@@ -31,11 +32,12 @@ class Diversity(nn.Module):
             raise ValueError(f"temperature is {temperature}, expected more than 0")
         self.temperature = temperature
 
-    def forward(self, semantic: Tensor, entries: Tensor) -> Tensor:
+    def forward(self, semantic: Tensor, entries: Tensor, apart: Tensor | None = None) -> Tensor:
         entries = entries.detach().float()
         frames = semantic.float().transpose(1, 2).reshape(-1, semantic.shape[1])
         squared = frames.square().sum(1, keepdim=True) - 2 * frames @ entries.T + entries.square().sum(1)
-        logarithms = torch.log_softmax(-squared / (self.temperature * spacing(entries)), dim=-1)  # [B·F, K]
+        apart = spacing(entries) if apart is None else apart
+        logarithms = torch.log_softmax(-squared / (self.temperature * apart), dim=-1)  # [B·F, K]
         probabilities = logarithms.exp()
         of_frames = -(probabilities * logarithms).sum(dim=-1).mean()
         mean = probabilities.mean(dim=0)

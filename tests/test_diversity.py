@@ -107,3 +107,9 @@ def test_spacing_is_the_mean_squared_distance_to_the_nearest_neighbour() -> None
     assert spacing(grid).item() == pytest.approx(9.0)
     assert spacing(torch.cat([grid, grid])).item() == pytest.approx(9.0)
     assert spacing(torch.zeros(5, 2)).item() == 1, "a fresh codebook: there is none to find"
+
+
+def test_a_spacing_that_is_known_changes_nothing(entries: torch.Tensor) -> None:
+    latents, loss = _used(entries), Diversity(0.2)
+    assert torch.equal(loss(latents, entries, spacing(entries)), loss(latents, entries))
+    assert loss(latents, entries, 100 * spacing(entries)) > loss(latents, entries), "it is what is used"
