@@ -119,6 +119,13 @@ class Evaluation:
                         name: {metric: measured.value for metric, measured in scores.clips[i].values.items()}
                         for name, scores in systems.items()
                     },
+                    # of this clip in a total, where it is not 1: of word errors, its words
+                    "weights": {
+                        metric: measured.weight
+                        for scores in systems.values()
+                        for metric, measured in scores.clips[i].values.items()
+                        if measured.weight != 1
+                    },
                     "heard": {name: scores.clips[i].heard for name, scores in systems.items() if scores.clips[i].heard},
                 }
                 for i, clip in enumerate(self.speech)

@@ -5,8 +5,8 @@
 Trains an encoder by every configuration in configs/ablations and for every seed, several runs side by side (a network
 as small as the stand-in's does not fill a GPU), and `band_limited`: the recipe, on the same speech by way of 16 kHz.
 `--without` names some of them, which are trained beside the recipe alone. Then measures all, beside the withheld and
-an untrained encoder, and prints a row for each wall: the mean over the seeds, and each seed. A run that OUT holds
-already is not made again. OUT/figures.json has everything.
+an untrained encoder, and prints a row for each wall: the mean over the seeds, and each seed; and what changes without
+the part, paired by clip. A run that OUT holds already is not made again. OUT/figures.json has everything.
 """
 
 from __future__ import annotations
@@ -14,16 +14,23 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import statistics
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from statistics import mean
 from typing import Any
 
+import numpy as np
 import soundfile
 import soxr
+
+from evaluation import statistics
+from evaluation.metric import Metric
+from evaluation.results import markdown
+from evaluation.statistics import Interval
+from evaluation.table import with_interval
 
 ROOT = Path(__file__).parent.parent
 CONFIGS = ROOT / "configs" / "ablations"
@@ -39,6 +46,9 @@ WALLS = (
     ("band-limited data", ("band_level",), RECIPE, BAND_LIMITED),
     ("hand-set weights", ("mel",), RECIPE, "fixed_weights"),
     ("words", ("wer", "cer"), RECIPE, "no_asr"),
+    ("a start as the inverse", ("mel", "wer"), RECIPE, "random_start"),
+    ("codes by shaping", ("embedding_agreement", "equal_acoustic", "equal_semantic"), RECIPE, "no_shaping"),
+    ("codes by diversity", ("embedding_agreement", "equal_acoustic", "equal_semantic"), RECIPE, "no_diversity"),
     ("quantization noise", ("mel",), RECIPE, "all_quantized"),
     ("Adam's beta", ("mel",), RECIPE, "adam_09"),
 )
@@ -120,31 +130,37 @@ def evaluated(options: argparse.Namespace, runs: Sequence[str]) -> dict[str, Any
 
 def table(found: dict[str, Any], seeds: int) -> str:
     """The walls in Markdown."""
-    metrics, totals = found["metrics"], found["totals"]
+    metrics = {name: Metric(**each) for name, each in found["metrics"].items()}
+    totals = found["totals"]
     rows = []
     for wall, shown, *runs in WALLS:
         if not {f"{run}_0" for run in runs} <= totals.keys():
             continue
         for name in shown:
-            show = shower(metrics[name])
-            ends = [
-                show(totals[end][name]["value"]) if name in totals[end] else "–" for end in ("against", "untrained")
-            ]
-            cells = [f"{of_seeds(totals, run, name, seeds, show)}, `{run}`" for run in runs]
-            rows.append([wall, metrics[name]["title"], *cells, *ends])
-    header = ["wall", "shown by", "with its part", "without", "withheld encoder", "untrained encoder"]
-    return "\n".join("| " + " | ".join(row) + " |" for row in (header, ["---"] * len(header), *rows))
+            metric = metrics[name]
+            cells = [f"{of_seeds(totals, run, metric, seeds)}, `{run}`" for run in runs]
+            change = with_interval(metric, paired(found, *runs, name, seeds), signed=True)
+            ends = [metric.show(totals[end][name]["value"]) if name in totals[end] else "–" for end in ENDS]
+            rows.append([wall, metric.title, *cells, change, *ends])
+    return markdown(["wall", "shown by", "with its part", "without", "without − with", "withheld", "untrained"], rows)
 
 
-def of_seeds(totals: dict[str, Any], run: str, metric: str, seeds: int, show: Callable[[float], str]) -> str:
+def of_seeds(totals: dict[str, Any], run: str, metric: Metric, seeds: int) -> str:
     """`mean (each seed)`."""
-    values = [totals[f"{run}_{seed}"][metric]["value"] for seed in range(seeds)]
-    return f"{show(statistics.mean(values))} ({', '.join(map(show, values))})"
+    values = [totals[f"{run}_{seed}"][metric.name]["value"] for seed in range(seeds)]
+    return f"{metric.show(mean(values))} ({', '.join(map(metric.show, values))})"
 
 
-def shower(metric: dict[str, Any]) -> Callable[[float], str]:
-    factor, digits, unit = (100, 1, " %") if metric["percent"] else (1, metric["digits"], "")
-    return lambda value: f"{factor * value:.{digits}f}{unit}"
+def paired(found: dict[str, Any], run: str, without: str, metric: str, seeds: int) -> Interval | None:
+    """What changes without a part, the seeds of a clip averaged; None for what is counted over all clips at once."""
+    changes, weights, speakers = [], [], []
+    for clip in found["clips"]:
+        scores = [[clip["scores"][f"{each}_{seed}"].get(metric) for seed in range(seeds)] for each in (run, without)]
+        if None not in scores[0] + scores[1]:
+            changes.append(mean(scores[1]) - mean(scores[0]))
+            weights.append(clip["weights"].get(metric, 1))
+            speakers.append(clip["speaker"])
+    return statistics.mean(np.array(changes), np.array(weights), 0, speakers) if changes else None
 
 
 if __name__ == "__main__":

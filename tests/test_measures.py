@@ -6,6 +6,7 @@ import json
 import threading
 import time
 from pathlib import Path
+from typing import Any
 
 import torch
 import yaml
@@ -14,20 +15,31 @@ from safetensors.torch import save_file
 from tests import measure_benchmark, measure_walls
 
 
-def test_a_wall_is_a_row_of_means_and_each_seeds_figure() -> None:
+def test_a_wall_is_a_row_of_means_each_seeds_figure_and_what_changes_without_its_part() -> None:
     shown = {name for _, names, *_ in measure_walls.WALLS for name in names}
-    metrics = {name: {"title": name, "percent": name == "wer", "digits": 2} for name in shown}
+    common = {"better": "", "definition": "", "digits": 2}
+    metrics = {name: {"name": name, "title": name, "percent": name == "wer", **common} for name in shown}
     runs = {run for _, _, *runs in measure_walls.WALLS for run in runs}
     totals = {f"{run}_{seed}": {name: {"value": 0.2 + 0.1 * seed} for name in shown} for run in runs for seed in (0, 1)}
     totals |= {"against": {name: {"value": 0.5} for name in shown}, "untrained": {"mel": {"value": 7}}}
-    rows = measure_walls.table({"metrics": metrics, "totals": totals}, seeds=2).splitlines()
-    assert (
-        "| hand-set weights | mel | 0.25 (0.20, 0.30), `recipe` | 0.25 (0.20, 0.30), `fixed_weights` | 0.50 | 7.00 |"
-        in rows
-    )
-    assert (
-        "| words | wer | 25.0 % (20.0 %, 30.0 %), `recipe` | 25.0 % (20.0 %, 30.0 %), `no_asr` | 50.0 % | – |" in rows
-    )
+
+    def clip(words: int, change: float, *left_out: str) -> dict[str, Any]:
+        scores: dict[str, dict[str, float]] = {f"{run}_{seed}": {} for run in runs for seed in (0, 1)}
+        for run in ("recipe", "no_asr"):
+            for seed in (0, 1):
+                scores[f"{run}_{seed}"]["wer"] = 0.5 + (1 + seed) * change * (run == "no_asr")
+        for run in left_out:
+            del scores[run]["wer"]
+        return {"scores": scores, "weights": {"wer": words}, "speaker": ""}
+
+    # seeds average to changes of 0.3 and 0.6, one word and three; the last clip was not scored by all
+    clips = [clip(1, 0.2), clip(3, 0.4), clip(99, 0.1, "no_asr_1")]
+    found = {"metrics": metrics, "totals": totals, "clips": clips}
+    rows = measure_walls.table(found, seeds=2).splitlines()
+    figures = "0.25 (0.20, 0.30)"
+    assert f"| hand-set weights | mel | {figures}, `recipe` | {figures}, `fixed_weights` | – | 0.50 | 7.00 |" in rows
+    words = "| words | wer | 25.0 % (20.0 %, 30.0 %), `recipe` | 25.0 % (20.0 %, 30.0 %), `no_asr` | +52.5 % ["
+    assert [row.endswith("| 50.0 % | – |") for row in rows if row.startswith(words)] == [True]
 
 
 def test_every_ablation_is_a_wall_and_the_other_way_round() -> None:
