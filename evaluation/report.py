@@ -104,16 +104,15 @@ def headlines(result: Evaluation) -> list[tuple[Metric, str, str]]:
 
 
 def recovered(result: Evaluation) -> dict[str, list[Recovered]]:
-    """By system a bar for each metric that can be recovered."""
+    """By system a bar for each metric that can be recovered. The page opens with the first system's."""
     bars: dict[str, list[Recovered]] = {}
     for name, comparison in result.comparisons.items():
         for compared in comparison.values():
             if compared.recovered:
                 share, low, high = compared.recovered
                 ends = (share if low is None else low, share if high is None else high)
-                clips = compared.recovered_clips
-                fewer = f", {clips} clips" if clips < len(result.speech) else ""
-                bar = Recovered(compared.metric.title, table.as_share(compared.recovered) + fewer, share, *ends)
+                text = table.as_share(compared.recovered) + table.fewer(compared.recovered_clips, len(result.speech))
+                bar = Recovered(compared.metric.title, text, share, *ends)
                 bars.setdefault(name, []).append(bar)
     return bars
 

@@ -162,6 +162,17 @@ def test_every_series_has_a_colour_and_its_legend_has_the_same(page: Path) -> No
         assert text.count(f"--{style}: #") == 2  # in both schemes
 
 
+def test_of_several_systems_the_first_ones_bars_are_open(evaluated: tuple[Evaluation, Codec], tmp_path: Path) -> None:
+    result, codec = evaluated
+    several = replace(result, comparisons=dict.fromkeys(("encoder", "older", "oldest"), result.comparisons["encoder"]))
+    text = write_report(tmp_path, several, codec, 1).read_text(encoding="utf-8")
+    assert re.findall(r'<h3 class="missing">(.+)</h3>', text) == ["encoder"]
+    folded = re.findall(
+        r'<details><summary>(\w+)</summary>\s*<dl class="card bars">.*?</dl>\s*</details>', text, re.DOTALL
+    )
+    assert folded == ["older", "oldest"]
+
+
 def test_of_many_versions_the_first_nine_have_a_key(evaluated: tuple[Evaluation, Codec], tmp_path: Path) -> None:
     result, codec = evaluated
     encoders = [replace(result.encoder, name=f"step_{i}") for i in range(10)]
