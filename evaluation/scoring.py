@@ -152,12 +152,11 @@ def add_verdicts(codec: Codec | None, systems: Sequence[Scores], jury: Jury, pro
 
     def hearings() -> Iterator[Hearing]:
         for versions in zip(*(scores.clips for scores in systems), strict=True):
-            pairs = list(zip(systems, versions, strict=True))
-            sounds = [_sound(codec, *pair) for pair in pairs]
-            about = [pair for pair, sound in zip(pairs, sounds, strict=True) if sound is not None]
-            if about:
-                heard.append(about)
-                yield Hearing(versions[0].clip, [sound for sound in sounds if sound is not None])
+            pairs = zip(systems, versions, strict=True)
+            sounds = [(pair, sound) for pair in pairs if (sound := _sound(codec, *pair)) is not None]
+            if sounds:
+                heard.append([pair for pair, _ in sounds])
+                yield Hearing(versions[0].clip, [sound for _, sound in sounds])
 
     verdicts = progress(jury.hear(hearings()), "judges", len(systems[0].clips))
     for found, about in zip(verdicts, heard, strict=True):

@@ -26,10 +26,9 @@ import numpy as np
 import soundfile
 import soxr
 
-from evaluation import statistics
 from evaluation.metric import Metric
 from evaluation.results import markdown
-from evaluation.statistics import Interval
+from evaluation.statistics import Interval, difference
 from evaluation.table import with_interval
 
 ROOT = Path(__file__).parent.parent
@@ -153,14 +152,14 @@ def of_seeds(totals: dict[str, Any], run: str, metric: Metric, seeds: int) -> st
 
 def paired(found: dict[str, Any], run: str, without: str, metric: str, seeds: int) -> Interval | None:
     """What changes without a part, the seeds of a clip averaged; None for what is counted over all clips at once."""
-    changes, weights, speakers = [], [], []
+    values, weights, speakers = [], [], []
     for clip in found["clips"]:
-        scores = [[clip["scores"][f"{each}_{seed}"].get(metric) for seed in range(seeds)] for each in (run, without)]
+        scores = [[clip["scores"][f"{each}_{seed}"].get(metric) for seed in range(seeds)] for each in (without, run)]
         if None not in scores[0] + scores[1]:
-            changes.append(mean(scores[1]) - mean(scores[0]))
+            values.append([mean(each) for each in scores])
             weights.append(clip["weights"].get(metric, 1))
             speakers.append(clip["speaker"])
-    return statistics.mean(np.array(changes), np.array(weights), 0, speakers) if changes else None
+    return difference(*np.array(values).T, np.array(weights), 0, speakers) if values else None
 
 
 if __name__ == "__main__":

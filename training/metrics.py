@@ -26,9 +26,8 @@ class Latest:
         counted = [name for name in metrics if name.endswith("_clips")]
         counts = {name: self.values.get(name, torch.zeros_like(metrics[name])) + metrics[name] for name in counted}
         names = [name for name in metrics if name.startswith("share")]
-        self.shares.append(
-            (names, torch.stack([metrics[name] for name in names]))
-        )  # a copy: a replayed step reuses them
+        # a copy: a replayed step reuses them
+        self.shares.append((names, torch.stack([metrics[name] for name in names])))
         self.values |= {**metrics, **counts}
         return dict(self.values)
 

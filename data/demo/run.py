@@ -50,7 +50,7 @@ def main() -> int:
     shutil.copytree(HERE / "release", release)
 
     print("1. Training an encoder against the frozen decoder (configs/demo.yaml)", flush=True)
-    speech = output / "speech"  # heard a dozen times, and decoding it each time is a quarter of a step
+    speech = output / "speech"  # each clip is heard forty times, and decoding it each time is a quarter of a step
     command("-m", "data.export", str(speech), str(HERE / "seen.parquet"))
     paths = (f"model_dir={release}", f"output_dir={output}", f"data.train={speech}", f"hf_cache={output / 'cache'}")
     whisper = whisper_base()

@@ -1,0 +1,123 @@
+"""Scoring: what one clip's failure, in the codec or in a judge, leaves of the others."""
+
+from __future__ import annotations
+
+import copy
+import itertools
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import evaluate_encoder
+from codec import Codec
+from data import DataError
+from evaluation import evaluate, read_speech
+from evaluation.codes import score_codes
+from evaluation.fidelity import Distances
+
+DEMO = Path("data/demo")
+WITHHELD = DEMO / "withheld_encoder.safetensors"
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+def test_a_judge_that_fails_on_a_clip_is_named_with_its_reason_and_does_not_stop_the_others(tmp_path: Path) -> None:
+    class Failing(Distances):
+        def score(self, clip: Any, audio: torch.Tensor) -> Any:
+            if clip is speech[0]:
+                raise RuntimeError("out of order\nand more of it")
+            return super().score(clip, audio)
+
+    speech, _, _ = read_speech([str(DEMO / "unseen.parquet")], str(tmp_path), limit=2)
+    codec = evaluate_encoder.given_encoder(DEMO / "release", str(WITHHELD), torch.device("cpu"))
+    scores = evaluate(codec, speech, [Failing()])
+    assert scores.scored("mel") == [1]
+    assert scores.scored("distinct_codes") == [0, 1]
+    failed = [(problem.clip, problem.what, problem.reason) for problem in scores.problems if problem.what == "mel"]
+    assert failed == [(speech[0].name, "mel", "out of order")]
+
+
+def test_a_clip_that_cannot_be_encoded_is_named_and_the_others_are_scored(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def encode(waveform: torch.Tensor) -> torch.Tensor:
+        if waveform.shape[-1] == speech[0].waveform.shape[-1]:
+            raise torch.OutOfMemoryError("CUDA out of memory\nand more of it")
+        return whole(waveform)
+
+    speech, _, _ = read_speech([str(DEMO / "unseen.parquet")], str(tmp_path), limit=2)
+    codec = evaluate_encoder.given_encoder(DEMO / "release", str(WITHHELD), torch.device("cpu"))
+    whole = codec.encode
+    monkeypatch.setattr(codec, "encode", encode)
+    scores = evaluate(codec, speech, [Distances()])
+    assert scores.scored("mel") == scores.scored("distinct_codes") == [1]
+    assert [(each.clip, each.what, each.reason) for each in scores.problems if each.what == "clip"] == [
+        (speech[0].name, "clip", "CUDA out of memory")
+    ]
+    with pytest.raises(DataError, match="no clip has codes; the first: CUDA out of memory"):
+        evaluate(codec, speech[:1], [Distances()])
+
+
+def test_a_clip_that_cannot_be_decoded_is_named_and_the_others_are_heard(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def decode(codes: torch.Tensor) -> torch.Tensor:
+        if next(calls) == 0:
+            raise torch.OutOfMemoryError("CUDA out of memory\nand more of it")
+        return whole(codes)
+
+    speech, _, _ = read_speech([str(DEMO / "unseen.parquet")], str(tmp_path), limit=2)
+    codec = evaluate_encoder.given_encoder(DEMO / "release", str(WITHHELD), torch.device("cpu"))
+    whole, calls = codec.decode, itertools.count()
+    monkeypatch.setattr(codec, "decode", decode)
+    scores = evaluate(codec, speech, [Distances()])
+    assert scores.scored("mel") == [1]
+    assert scores.scored("distinct_codes") == [0, 1]
+    assert [(each.clip, each.what, each.reason) for each in scores.problems if each.what == "sound"] == [
+        (speech[0].name, "sound", "CUDA out of memory")
+    ]
+
+
+def test_codes_that_cannot_be_compared_with_float32_are_scored_as_they_are_served(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def encode(codec: Codec, waveform: torch.Tensor) -> torch.Tensor:
+        if codec.dtype == torch.float32:
+            raise torch.OutOfMemoryError("CUDA out of memory\nand more of it")
+        return whole(codec, waveform)
+
+    whole = Codec.encode
+    monkeypatch.setattr(Codec, "encode", encode)
+    speech, _, _ = read_speech([str(DEMO / "unseen.parquet")], str(tmp_path), limit=1)
+    codec = evaluate_encoder.given_encoder(DEMO / "release", str(WITHHELD), torch.device("cpu"))
+    scores = evaluate(codec, speech, [Distances()])
+    assert scores.scored("mel") == scores.scored("distinct_codes") == [0]
+    reasons = {each.what: each.reason for each in scores.problems if each.what.startswith("moved")}
+    assert reasons == dict.fromkeys(("moved_semantic", "moved_acoustic"), "in float32: CUDA out of memory")
+
+
+def test_the_comparison_with_float32_does_without_tf32_and_leaves_the_other_flags(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def flags() -> tuple[bool, ...]:
+        cudnn = torch.backends.cudnn
+        return cudnn.enabled, cudnn.benchmark, cudnn.deterministic, cudnn.allow_tf32, matmul.allow_tf32
+
+    def encode(waveform: torch.Tensor) -> torch.Tensor:
+        seen.append(flags())
+        return codec.encode(waveform)
+
+    seen: list[tuple[bool, ...]] = []
+    matmul = torch.backends.cuda.matmul
+    monkeypatch.setattr(torch.backends.cudnn, "benchmark", True)
+    speech, _, _ = read_speech([str(DEMO / "unseen.parquet")], str(tmp_path), limit=1)
+    codec = evaluate_encoder.given_encoder(DEMO / "release", str(WITHHELD), torch.device("cpu"))
+    exact = copy.deepcopy(codec)
+    monkeypatch.setattr(exact, "encode", encode)
+    waveform, before = speech[0].waveform[None, None], flags()
+    assert score_codes(codec, exact, waveform, codec.encode(waveform)[0], None).values["moved_acoustic"].value == 0
+    assert seen == [(*before[:3], False, False)]
+    assert flags() == before
+    assert before[:4] == (True, True, False, True)
