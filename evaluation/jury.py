@@ -22,6 +22,7 @@ from torch import Tensor
 from evaluation.judges import open_judges
 from evaluation.metric import Judge, Metric, Verdict, first_line
 from evaluation.speech import Speech
+from training.stopping import StopRequest
 
 
 class JuryError(Exception):
@@ -68,18 +69,19 @@ class Workers(Jury):
         # spawned, because a forked process cannot use a GPU that its parent has used
         context = multiprocessing.get_context("spawn")
         self.pool = ProcessPoolExecutor(jobs, context, _begin, (names, options))
-        # no Ctrl-C for those that start in here: the parent answers it
-        mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-        try:
-            for _ in range(jobs):  # all start now, and open their judges while the codec encodes
-                self.pool.submit(_ready)
-            self.processes = set(multiprocessing.active_children()) - others
-        finally:
+        # no Ctrl-C for those that start in here: the parent answers it, when all of them have what they start with; the
+        # mask is theirs, and not enough for the parent, whose other threads take the signal
+        with StopRequest() as stop:
+            mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
             try:
+                for _ in range(jobs):  # all start now, and open their judges while the codec encodes
+                    self.pool.submit(_ready)
+                self.processes = set(multiprocessing.active_children()) - others
+            finally:
                 signal.pthread_sigmask(signal.SIG_SETMASK, mask)
-            except KeyboardInterrupt:  # one that came meanwhile
-                self.end(at_once=True)
-                raise
+        if stop.number:
+            self.end(at_once=True)
+            signal.raise_signal(stop.number)
 
     def hear(self, hearings: Iterable[Hearing]) -> Iterator[list[Verdict]]:
         waiting: deque[Future[list[Verdict]]] = deque()

@@ -6,10 +6,13 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -93,6 +96,28 @@ def test_a_judge_that_one_process_lacks_is_an_error_and_no_hole_in_the_table(cli
             next(workers.hear(_hearings(clips)))
     finally:
         workers.end(at_once=True)
+
+
+def test_an_interruption_waits_until_every_judge_has_what_it_starts_with(monkeypatch: pytest.MonkeyPatch) -> None:
+    submitted, over = [], threading.Event()
+    submit = ProcessPoolExecutor.submit
+
+    def interrupted(pool: ProcessPoolExecutor, *arguments: Any) -> Any:
+        os.kill(os.getpid(), signal.SIGINT)
+        found = submit(pool, *arguments)
+        submitted.append(found)
+        return found
+
+    monkeypatch.setattr(ProcessPoolExecutor, "submit", interrupted)
+    other = threading.Thread(target=over.wait)  # takes the signal that the main thread has blocked
+    other.start()
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            Workers([], {}, 2, {})
+    finally:
+        over.set()
+        other.join()
+    assert len(submitted) == 2
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
