@@ -53,7 +53,7 @@ $(SERVER_STAMP): | $(STAMP)
 	touch $@
 
 demo: $(STAMP)
-	$(RUN) -m data.demo.run
+	$(RUN) -m examples.demo
 
 test: $(STAMP)
 	$(RUN) -m ruff format --check .

@@ -32,14 +32,14 @@ from codec.checkpoint import read_training, with_encoder
 from data import DataError
 from data.reference import SAMPLE_RATE
 from evaluation import add_agreement, compare, read_speech
-from evaluation.charts import Chart
 from evaluation.codes import read_presets
-from evaluation.curves import CurvesError, read_curves
 from evaluation.descent import Descent
-from evaluation.judges import NAMES
-from evaluation.jury import JuryError, open_jury
-from evaluation.metric import first_line
+from evaluation.judges.available import NAMES
+from evaluation.judges.judge import first_line
+from evaluation.judges.pool import JuryError, open_jury
 from evaluation.provenance import machine, release_files, sha256, versions
+from evaluation.report.charts import Chart
+from evaluation.report.training_curves import CurvesError, read_curves
 from evaluation.requirement import RequirementError, read_requirement
 from evaluation.result import Evaluation
 from evaluation.scoring import ORIGINAL, Scores, add_verdicts, score_encoding, unscored_originals
@@ -50,8 +50,8 @@ from evaluation.table import as_text, speed_lines
 from losses.mel import RESOLUTIONS
 from losses.shaping import voices_target
 from losses.speaker import PUBLISHED, SpeakerDistance, SpeakerModelError
-from release.command import exit_status, model_folder
-from training.environment import from_environment
+from system.command import exit_status, model_folder
+from system.environment import from_environment
 
 UNNAMED = "encoder"
 RESERVED = (ORIGINAL, "against", "untrained", "descent", "target")  # what else a table or a histogram is about
@@ -165,7 +165,7 @@ def check_outputs(arguments: argparse.Namespace) -> None:
 def report_writer() -> Callable[[Path, Evaluation, Codec, int, Sequence[Chart]], Path]:
     """The report needs matplotlib, which measuring does not. Raises DataError before anything is measured."""
     try:
-        from evaluation.report import write_report
+        from evaluation.report.page import write_report
     except ImportError as error:
         raise DataError(f"--report: {error.msg}: pip install -r requirements-eval.txt") from error
     return write_report

@@ -27,7 +27,6 @@ from pathlib import Path
 from codec.config import ReleaseError
 from codec.files import INDEX_NAME, listed
 from codec.tensors import expected_encoder, fingerprint
-from release.command import exit_status, model_folder
 from release.injection import (
     OWN_NAME,
     Release,
@@ -51,7 +50,8 @@ from release.splice import (
     readable,
     sole_use,
 )
-from training.environment import from_environment
+from system.command import exit_status, model_folder
+from system.environment import from_environment
 
 
 def main(argv: Sequence[str] | None = None) -> int:

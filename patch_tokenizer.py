@@ -34,7 +34,6 @@ from codec.files import listed
 from data.clips import BadClipError
 from data.reference import NAME, SAMPLE_RATE, Reference, prepare, read_clip
 from release import changes
-from release.command import exit_status, model_folder
 from release.named_voices import NamedVoices, embedding_files, read_named_voices, restored, steps
 from release.splice import sole_use
 from release.voice_checks import (
@@ -48,6 +47,7 @@ from release.voice_checks import (
     tokenizer_findings,
     voice_findings,
 )
+from system.command import exit_status, model_folder
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -25,10 +25,11 @@ from codec.codec import Codec
 from codec.config import CodecConfig, ReleaseError, read_params_file
 from data import DataError
 from losses import Diversity, commitment
-from losses.asr_distillation import TeacherError
+from losses.asr.distillation import TeacherError
 from losses.diversity import spacing
 from losses.shaping import Shaping, target_as_json, voices_target
 from losses.speaker import SpeakerModelError
+from system.signals import StoppedError, StopRequest
 from training.adversary import Adversary
 from training.average import AveragedCodec
 from training.checkpoints import CheckpointError, check_same_run, delete_old, load_newest, save_checkpoint, write_whole
@@ -45,7 +46,6 @@ from training.progress import Progress
 from training.recompute import recompute
 from training.replay import Replay
 from training.speech import Speech
-from training.stopping import StoppedError, StopRequest
 from training.validation import validate
 from training.watch import FiniteWatch, Warnings, not_finite
 

@@ -20,7 +20,7 @@ import soundfile
 
 from data.clips import BadClipError, Clips, DataError, read_audio
 from data.sources import open_clips
-from training.environment import from_environment
+from system.environment import from_environment
 
 
 class _Writer:

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from codec import Codec
-from evaluation.metric import Metric, Verdict, first_line
+from evaluation.judges.judge import Metric, Verdict, first_line
 from losses.shaping import Target
 
 PER_CLIP = (

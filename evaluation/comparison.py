@@ -6,7 +6,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from evaluation import statistics
-from evaluation.metric import Metric
+from evaluation.judges.judge import Metric
 from evaluation.scoring import Scores
 from evaluation.statistics import Interval
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from codec import Codec
-from evaluation.metric import first_line
+from evaluation.judges.judge import first_line
 from evaluation.scoring import Progress, unseen
 from losses import Balancer, MelDistance, STFTDistance
 from losses.mel import RESOLUTIONS

@@ -7,7 +7,7 @@ from typing import Any
 
 from evaluation.codes import Presets, acoustic_histogram
 from evaluation.comparison import Compared
-from evaluation.metric import Metric
+from evaluation.judges.judge import Metric
 from evaluation.scoring import Scores
 from evaluation.speech import Problem, Speech
 from evaluation.statistics import Interval

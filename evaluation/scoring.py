@@ -15,8 +15,8 @@ from codec import Codec
 from data import DataError
 from evaluation import statistics
 from evaluation.codes import AGREEMENT, PER_CLIP, WHOLE, Presets, agreement, score_all_codes, score_codes
-from evaluation.jury import Hearing, Jury
-from evaluation.metric import Judge, Measured, Metric, Verdict, first_line
+from evaluation.judges.judge import Judge, Measured, Metric, Verdict, first_line
+from evaluation.judges.pool import Hearing, Jury
 from evaluation.speech import Problem, Speech
 from evaluation.statistics import Interval
 from losses.shaping import Target

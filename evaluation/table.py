@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from evaluation.metric import Metric
+from evaluation.judges.judge import Metric
 from evaluation.result import Evaluation
 from evaluation.scoring import Scores
 from evaluation.statistics import Interval

@@ -13,8 +13,8 @@ import torch
 import yaml
 from torch import Tensor
 
-from tests.releases import REAL, SMALL, TINY, random_codec, write_release
-from tests.test_data import audio_bytes
+from experiments.random_release import REAL, SMALL, TINY, random_codec, write_release
+from experiments.random_speech import audio_bytes
 
 torch.set_num_threads(2)
 

@@ -21,8 +21,8 @@ from codec.codec import Codec
 from codec.config import CodecConfig
 from codec.files import INDEX_NAME, tensor_files
 from codec.tensors import ENCODER_PREFIXES
+from experiments.random_release import TINY, random_codec, write_release
 from tests import forks
-from tests.releases import TINY, random_codec, write_release
 
 OWN = "consolidated_encoder.safetensors"
 INDEX = INDEX_NAME

@@ -15,9 +15,9 @@ from mistral_common.protocol.speech.request import SpeechRequest
 from mistral_common.tokens.tokenizers.mistral import MistralTokenizer
 
 import patch_tokenizer
+from experiments.random_release import TINY, linked_copy, random_codec
 from release.changes import STATE
 from tests import forks
-from tests.releases import TINY, linked_copy, random_codec
 from tests.tokenizers import write_speaking_release
 
 PRESET = "casual_female"

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-import losses.asr_teacher
-from losses.asr_distillation import Heard
+import losses.asr.teacher
+from losses.asr.distillation import Heard
 
 
 class RandomTeacher:
@@ -26,4 +26,4 @@ class RandomTeacher:
 
 def use_random_teacher(patch: pytest.MonkeyPatch) -> None:
     """Whoever loads a Whisper gets this one."""
-    patch.setattr(losses.asr_teacher.Teacher, "load", lambda *arguments, **options: RandomTeacher())
+    patch.setattr(losses.asr.teacher.Teacher, "load", lambda *arguments, **options: RandomTeacher())

@@ -9,8 +9,8 @@ import torch
 import whisper.timing
 from torch.nn import functional as F
 
-from losses.alignment import align, median_filter
-from losses.asr_distillation import ASRDistillation, Heard
+from losses.asr.alignment import align, median_filter
+from losses.asr.distillation import ASRDistillation, Heard
 
 CLIPS, TOKENS, FRAMES, SEMANTIC, WIDTH = 3, 5, 11, 8, 12
 

@@ -12,10 +12,10 @@ from torch.nn import functional as F
 from torch.nn.utils.rnn import pad_sequence
 from whisper.model import ModelDimensions, Whisper
 
-import losses.asr_teacher
+import losses.asr.teacher
 from data import decode, open_clips
-from losses.asr_distillation import ASRDistillation, Heard
-from losses.asr_teacher import Teacher, TeacherError, in_half, set_alignment_heads
+from losses.asr.distillation import ASRDistillation, Heard
+from losses.asr.teacher import Teacher, TeacherError, in_half, set_alignment_heads
 from tests.whisper_base import whisper_base
 
 UNSEEN = Path(__file__).parents[1] / "data" / "demo" / "unseen.parquet"
@@ -320,5 +320,5 @@ def test_a_cache_that_cannot_be_written_is_a_warning_and_no_loss(
 
 
 def test_the_frame_rates_are_the_codecs() -> None:
-    assert losses.asr_teacher.CODEC_FRAME * 12.5 == losses.asr_teacher.CLIP_RATE
-    assert losses.asr_teacher.FRAME_RATE == 50
+    assert losses.asr.teacher.CODEC_FRAME * 12.5 == losses.asr.teacher.CLIP_RATE
+    assert losses.asr.teacher.FRAME_RATE == 50

@@ -18,7 +18,7 @@ from data import Crops, DataError, Source, crop_loader, decode, fixed_clips, ope
 from data.bandwidth import is_band_limited
 from data.crops import Stream
 from data.order import Shuffled
-from tests.test_data import write_parquet
+from experiments.random_speech import write_parquet
 from training.config import Config, Data
 from training.distributed import Ranks
 from training.progress import Progress

@@ -18,7 +18,7 @@ from codec import Codec, CodecConfig, ReleaseError, load_release
 from codec.checkpoint import shapes_only
 from codec.encoder import Encoder
 from codec.tensors import expected_codec, expected_encoder
-from tests.releases import REAL, SMALL, TINY, params_json, random_codec, write_release
+from experiments.random_release import REAL, SMALL, TINY, params_json, random_codec, write_release
 
 # lengths up to 3 s at which mistral-common's rounding gives one token more than the encoder gives frames
 MISCOUNTED = {13440, 26880, 53760}

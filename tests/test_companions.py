@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from data.sources import Source
-from tests.releases import TINY
+from experiments.random_release import TINY
 from tests.teachers import use_random_teacher
 from training.adversary import Adversary
 from training.companion import Companion

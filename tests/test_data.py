@@ -17,32 +17,9 @@ import torch
 
 from data import Crops, DataError, Shuffled, Source, Stream, crop_loader, decode, fixed_clips, open_clips, open_sources
 from data.clips import BadClipError, Clip
+from experiments.random_speech import audio_bytes, write_parquet
 
 RATE = 24000
-
-
-def audio_bytes(seconds: float, rate: int = RATE, channels: int = 1, level: float = 0.1, kind: str = "WAV") -> bytes:
-    samples = level * np.random.default_rng(int(seconds * 1000)).standard_normal((int(seconds * rate), channels))
-    stream = io.BytesIO()
-    soundfile.write(stream, samples.clip(-1, 1), rate, format=kind)
-    return stream.getvalue()
-
-
-def write_parquet(path: Path, clips: dict[str, bytes]) -> Path:
-    rows = [
-        {
-            "audio": {"bytes": audio, "path": f"{name}.wav"},
-            "text_normalized": "words",
-            "text_original": "Words.",
-            "speaker_id": name[0],
-            "path": f"{name}.wav",
-            "chapter_id": "1",
-            "id": name,
-        }
-        for name, audio in clips.items()
-    ]
-    pq.write_table(pa.Table.from_pylist(rows), path)
-    return path
 
 
 @pytest.fixture

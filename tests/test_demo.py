@@ -14,9 +14,9 @@ from codec import Codec, load_release
 from codec.checkpoint import checkpoint_tensors, codec_fingerprint, read_encoder, with_encoder
 from codec.tensors import expected_encoder
 from data import decode, open_clips
-from data.demo.run import shortcomings, unseen_clips
+from evaluation.server_codec import load_server_codec
+from examples.demo import shortcomings, unseen_clips
 from losses.mel import MelDistance
-from tests.server import load_server_codec
 
 DEMO = Path("data/demo")
 

@@ -12,7 +12,7 @@ from codec import Codec, load_release
 from data import decode, open_clips
 from evaluation import evaluate
 from evaluation.descent import SILENCE_AFTER, Descent
-from evaluation.judges import open_judges
+from evaluation.judges.available import open_judges
 from evaluation.speech import read_speech
 from losses import MelDistance
 from losses.speaker import SpeakerDistance

@@ -22,13 +22,14 @@ import evaluate_encoder
 from codec import load_release
 from codec.checkpoint import save_encoder
 from data.reference import SAMPLE_RATE
-from evaluation import read_speech, results
+from evaluation import read_speech
 from evaluation.descent import Descent
-from evaluation.judges import NAMES
+from evaluation.judges.available import NAMES
 from evaluation.provenance import machine
 from evaluation.speed import RUNS, timed
+from experiments import results_tables
 from losses.mel import MelDistance
-from tests.test_report import METRICS
+from tests.run_metrics import METRICS
 
 DEMO = Path("data/demo")
 WITHHELD = DEMO / "withheld_encoder.safetensors"
@@ -137,7 +138,7 @@ def test_of_several_encoders_each_is_compared_as_if_it_were_alone_and_the_first_
         assert column in printed
         assert column in page
     assert "<h4><kbd>3</kbd> good</h4>" in page
-    assert results.main([str(tmp_path / "both")]) == 0
+    assert results_tables.main([str(tmp_path / "both")]) == 0
     tables = capsys.readouterr().out
     assert "| metric | new | good | untrained | against | original |" in tables
     assert "\nnew: 0 of " in tables

@@ -9,16 +9,16 @@ import numpy as np
 import pytest
 import torch
 
-from evaluation.charts import round_numbers
 from evaluation.codes import acoustic_histogram, entropy
 from evaluation.comparison import compare
-from evaluation.metric import Measured, Metric
+from evaluation.judges.judge import Measured, Metric
+from evaluation.judges.words import errors
+from evaluation.report.charts import round_numbers
 from evaluation.requirement import RequirementError, read_requirement
 from evaluation.scoring import ClipScores, Scores
 from evaluation.speech import Speech
 from evaluation.statistics import Interval, difference, grouped, mean, recovered, resampled, resampled_counts
 from evaluation.table import as_share, folded
-from evaluation.words import errors
 
 ONES = np.ones(40)
 ERRORS = Metric("errors", "errors", "lower", "made up")

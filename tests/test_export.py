@@ -10,7 +10,7 @@ import soundfile
 import torch
 
 from data import decode, open_clips
-from tests.test_data import audio_bytes, write_parquet
+from experiments.random_speech import audio_bytes, write_parquet
 
 
 def export(folder: Path, *sources: Path) -> subprocess.CompletedProcess[str]:

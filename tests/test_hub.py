@@ -15,7 +15,7 @@ import pytest
 
 from data import DataError
 from data.hub import download, of_split
-from tests.test_data import audio_bytes, write_parquet
+from experiments.random_speech import audio_bytes, write_parquet
 
 NAME = "somebody/speech"
 COMMIT = "0123456789abcdef0123456789abcdef01234567"

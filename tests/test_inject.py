@@ -18,6 +18,7 @@ import codec
 import inject_encoder
 from codec.checkpoint import checkpoint_tensors, read_encoder
 from codec.tensors import ENCODER_PREFIXES
+from experiments.random_release import TINY, random_codec, write_release
 from release.splice import LINK_FROM, read_tensor_file
 from tests.injecting import (
     INDEX,
@@ -31,7 +32,6 @@ from tests.injecting import (
     served_encoder,
     snapshot,
 )
-from tests.releases import TINY, random_codec, write_release
 
 
 @pytest.fixture(params=[1, 3], ids=["one file", "three shards"])

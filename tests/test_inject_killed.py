@@ -22,6 +22,7 @@ from torch import Tensor
 
 import codec
 from codec.checkpoint import read_encoder
+from experiments.random_release import TINY, linked_copy, write_release
 from tests.forks import exit_status
 from tests.injecting import (
     INDEX,
@@ -34,7 +35,6 @@ from tests.injecting import (
     served,
     snapshot,
 )
-from tests.releases import TINY, linked_copy, write_release
 
 MOMENTS = 50
 pytestmark = pytest.mark.usefixtures("one_thread")

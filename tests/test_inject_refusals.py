@@ -17,6 +17,7 @@ from safetensors.torch import save_file
 import inject_encoder
 from codec.checkpoint import read_encoder, save_encoder
 from codec.tensors import expected_encoder
+from experiments.random_release import SMALL, TINY, linked_copy, params_json, random_codec
 from release import splice
 from tests.forks import exit_status, without_rights
 from tests.injecting import (
@@ -29,7 +30,6 @@ from tests.injecting import (
     make_case,
     snapshot,
 )
-from tests.releases import SMALL, TINY, linked_copy, params_json, random_codec
 
 NAMES = list(expected_encoder(TINY))
 

@@ -11,7 +11,7 @@ from torch import nn
 from codec import load_release
 from codec.inverse import linear_inverse
 from codec.layers import CausalConv1d, CausalConvTranspose1d
-from data.demo.run import unseen_clips
+from examples.demo import unseen_clips
 from losses.mel import MelDistance
 
 DEMO = Path("data/demo/release")

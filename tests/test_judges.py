@@ -16,13 +16,13 @@ import torch
 
 from data.reference import SAMPLE_RATE
 from evaluation import Speech, evaluate_originals, open_judges, read_speech
-from evaluation.fidelity import Distances, Estoi, Pesq
-from evaluation.judges import NAMES
-from evaluation.jury import Hearing, hear
-from evaluation.metric import Judge
-from evaluation.speakers import Resemblyzer
+from evaluation.judges.available import NAMES
+from evaluation.judges.fidelity import Distances, Estoi, Pesq
+from evaluation.judges.judge import Judge
+from evaluation.judges.pool import Hearing, hear
+from evaluation.judges.speakers import Resemblyzer
+from evaluation.judges.words import Words
 from evaluation.speech import at_rate
-from evaluation.words import Words
 from tests.whisper_base import whisper_base
 
 DEMO = Path("data/demo")

@@ -8,8 +8,8 @@ import pytest
 import torch
 
 import train_encoder
+from tests.small_training import ALONE, CROPS, EVERY_PART
 from tests.teachers import use_random_teacher
-from tests.test_step import ALONE, CROPS, EVERY_PART
 from training.config import load_config
 from training.metrics import combined, over_ranks
 

@@ -18,7 +18,7 @@ import torch
 from data import Crops, DataError, JoinedClips, Order, Shuffled, Stream, crop_loader, open_clips, open_sources, order_of
 from data.order import BLOCK, OF_SPEAKER, BySpeaker, Mixed
 from data.sources import Source
-from tests.test_data import audio_bytes, write_parquet
+from experiments.random_speech import audio_bytes, write_parquet
 
 SPEAKERS = np.array([0, 0, 0, 0, 0, 1, 1, 2], dtype=np.int32)  # one with much speech, one with a single clip
 

@@ -11,8 +11,8 @@ from torch.nn import functional as F
 
 from codec import load_release
 from codec.tensors import expected_encoder
-from tests.releases import REAL
-from tests.server import codec_class, load_server_codec
+from evaluation.server_codec import codec_class, load_server_codec
+from experiments.random_release import REAL
 
 BOTH_SIZES = pytest.mark.parametrize("size", ["small_release", "real_release"])
 

@@ -21,6 +21,7 @@ from mistral_common.protocol.speech.request import SpeechRequest
 from mistral_common.tokens.tokenizers.mistral import MistralTokenizer
 
 import codec
+from experiments.random_release import linked_copy
 from release import changes
 from release.changes import STATE
 from tests.forks import exit_status
@@ -35,7 +36,6 @@ from tests.patching import (
     served_voices,
     snapshot,
 )
-from tests.releases import linked_copy
 
 MOMENTS = 50
 pytestmark = pytest.mark.usefixtures("one_thread")

@@ -13,6 +13,8 @@ from mistral_common.tokens.tokenizers.audio import Audio
 
 import codec
 from data.reference import prepare, read_clip
+from evaluation.server_codec import load_server_codec
+from experiments.random_release import SMALL, TINY, random_codec
 from release.changes import STATE
 from tests.patching import (
     PRESET,
@@ -30,8 +32,6 @@ from tests.patching import (
     served_voices,
     snapshot,
 )
-from tests.releases import SMALL, TINY, random_codec
-from tests.server import load_server_codec
 from tests.tokenizers import write_speaking_release
 
 

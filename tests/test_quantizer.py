@@ -7,7 +7,7 @@ import torch
 
 from codec.codec import Codec
 from codec.quantizer import Draw, Quantizer, SemanticCodebook
-from tests.releases import TINY, random_codec
+from experiments.random_release import TINY, random_codec
 
 BATCH, FRAMES = 400, 3
 

@@ -17,26 +17,21 @@ import torch
 from codec import Codec, load_release
 from codec.checkpoint import with_encoder
 from evaluation import Compared, Speech, add_agreement, compare, evaluate, evaluate_originals, open_judges, read_speech
-from evaluation.charts import Series, lines
 from evaluation.codes import read_presets
-from evaluation.curves import CurvesError, read_curves
-from evaluation.metric import Metric
-from evaluation.report import recovered, write_report
+from evaluation.judges.judge import Metric
+from evaluation.report.charts import Series, lines
+from evaluation.report.page import recovered, write_report
+from evaluation.report.training_curves import CurvesError, read_curves
 from evaluation.result import Evaluation
 from evaluation.statistics import Interval
 from losses.shaping import voices_target
 
 DEMO = Path("data/demo")
 BROWSER, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
-METRICS = """\
-{"step": 10, "mel": 3.0, "share/mel": 0.7, "share/l1": 0.3, "learning_rate": 0.001, "skipped_clips": 0}
-{"step": 10, "share_latent/commitment": 0.1, "validation/mel": 3.5, "validation/acoustic_at_ends": 0.1}
-{"step": 20, "mel": 2.0, "share/mel": 0.6, "share/l1": 0.4, "learning_rate": 0.001, "skipped_clips": 0}
-{"step": 20, "mel": 2.1, "share/mel": 0.6, "share/l1": 0.4, "learning_rate": NaN, "skipped_clips": 0}
-"""
 PHONE, DESKTOP = (390, 844), (1280, 900)
 
 pytestmark = pytest.mark.usefixtures("one_thread_for_all")
+from tests.run_metrics import METRICS
 
 
 @pytest.fixture(scope="module")

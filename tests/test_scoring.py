@@ -15,7 +15,7 @@ from codec import Codec
 from data import DataError
 from evaluation import evaluate, read_speech
 from evaluation.codes import score_codes
-from evaluation.fidelity import Distances
+from evaluation.judges.fidelity import Distances
 
 DEMO = Path("data/demo")
 WITHHELD = DEMO / "withheld_encoder.safetensors"

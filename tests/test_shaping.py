@@ -11,8 +11,8 @@ import torch
 
 from codec import Codec, ReleaseError
 from codec.voices import recover_codes
+from experiments.random_release import SMALL, random_codec
 from losses.shaping import Shaping, Target, target_as_json, voices_target
-from tests.releases import SMALL, random_codec
 
 WIDE = replace(SMALL, embedding_dim=512)
 

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from data import open_clips
 from data.clips import decode
-from data.demo import train_speaker
+from experiments.stand_in import train_speaker
 from losses.resampling import band_limited_resample
 from losses.speaker import SpeakerDistance, SpeakerModelError, SpeakerNetwork
 from training.distributed import start_ranks

@@ -8,18 +8,11 @@ import pytest
 import torch
 
 import train_encoder
-from tests.releases import TINY
+from experiments.random_release import TINY
+from tests.small_training import ALONE, CROPS, EVERY_PART
 from tests.teachers import use_random_teacher
 from training.config import load_config
-from training.distributed import Ranks
 from training.listener import Listener
-
-ALONE = Ranks(0, 1, torch.device("cpu"))
-EVERY_PART = (
-    *("losses.asr=1", "losses.diversity=0.5", "losses.shaping=0.5", "losses.feature_matching=1"),
-    *("discriminator.channels=2", "log_every=1", "batch_size=4"),
-)
-CROPS = 0.1 * torch.randn(4, 1, 5 * 1920, generator=torch.Generator().manual_seed(0))
 
 
 @pytest.fixture

@@ -19,9 +19,9 @@ import train_encoder
 from codec import load_release
 from codec.checkpoint import checkpoint_tensors, codec_fingerprint, with_encoder
 from codec.tensors import ENCODER_PREFIXES, expected_encoder
+from experiments.random_release import TINY, params_json, random_codec, write_release
+from experiments.random_speech import audio_bytes
 from tests.processes import start, statuses
-from tests.releases import TINY, params_json, random_codec, write_release
-from tests.test_data import audio_bytes
 from training.checkpoints import STATE, checkpoints, load_newest
 from training.config import Config, ConfigError, load_config
 from training.distributed import Ranks

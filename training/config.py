@@ -16,7 +16,7 @@ from typing import Any
 import yaml
 
 from data.sources import Source
-from training.environment import from_environment
+from system.environment import from_environment
 
 
 class ConfigError(Exception):

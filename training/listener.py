@@ -6,7 +6,7 @@ from pathlib import Path
 
 from torch import Tensor
 
-from losses.asr_distillation import ASRDistillation
+from losses.asr.distillation import ASRDistillation
 from training.companion import Companion
 from training.config import Config
 from training.distributed import Ranks
@@ -17,7 +17,7 @@ class Listener(Companion):
     nothing was heard give no term; they are counted."""
 
     def __init__(self, config: Config, ranks: Ranks, semantic_dim: int):
-        from losses.asr_teacher import Teacher  # with Whisper, which takes seconds to import
+        from losses.asr.teacher import Teacher  # with Whisper, which takes seconds to import
 
         options, cache = config.losses, Path(config.hf_cache) if config.hf_cache else None
         if not ranks.main:

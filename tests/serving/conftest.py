@@ -14,8 +14,8 @@ import soundfile
 import soxr
 
 from data import decode, open_clips
+from experiments.random_release import linked_copy
 from tests.patching import edit, rows, save
-from tests.releases import linked_copy
 from tests.serving.release import DEMO, inject, patch, write_served_release
 from tests.serving.scene import Scene
 from tests.serving.server import Server, data_url

@@ -13,8 +13,8 @@ import torch
 
 from codec import Codec, load_release
 from data.reference import prepare, read_clip
+from experiments.random_release import linked_copy
 from tests.patching import named, rows
-from tests.releases import linked_copy
 from tests.serving.conftest import FORMATS, PRESETS
 from tests.serving.release import fingerprints, inject, patch
 from tests.serving.scene import Scene, blocks

@@ -1,0 +1,271 @@
+"""A frozen Whisper that listens to clips: what it says, in which frames it heard it, and what it thought."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import pickle
+import warnings
+from pathlib import Path
+from typing import Any
+
+import torch
+import whisper
+from filelock import FileLock
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.nn.utils.rnn import pad_sequence
+from whisper.audio import HOP_LENGTH, log_mel_spectrogram
+from whisper.model import Whisper, disable_sdpa
+from whisper.tokenizer import get_tokenizer
+
+from losses.asr.alignment import align
+from losses.asr.distillation import Heard, TeacherError
+from losses.asr.transcript_cache import TranscriptCache
+from losses.resampling import band_limited_resample
+
+CLIP_RATE = 24000  # Hz
+CODEC_FRAME = 1920  # samples
+WHISPER_FRAME = 480  # samples: 20 ms, what the encoder's second convolution leaves
+FRAME_RATE = CLIP_RATE // WHISPER_FRAME  # 50 Hz
+WINDOW_SECONDS = 30.0  # what Whisper was trained on
+# A transcript that has not ended by then is a loop: English is spoken at 4 to 5 tokens a second.
+TOKENS_AT_LEAST, TOKENS_A_SECOND = 8, 10
+# Whisper's own probability that there is no speech, above which it is believed: base gives silence and a noise floor
+# 0.91 to 0.96, and makes a "you" of them; crops of 1.28 s of speech 0.78 at most
+NO_SPEECH = 0.85
+# (decoder layers, width) -> openai-whisper's name; large-v1 cannot be told from large-v2
+SIZES = {(4, 384): "tiny", (6, 512): "base", (12, 768): "small", (24, 1024): "medium", (32, 1280): "large-v2"}
+NEWER_VOCABULARY = 51866  # knows one language more
+NEWER_SIZES = {(4, 1280): "turbo", (32, 1280): "large-v3"}
+RECIPE = 1  # part of a cache's name; raise it when transcripts change
+
+
+class Teacher:
+    """Listens with a frozen Whisper. It is no module on purpose: nobody trains it, saves it or wraps it.
+
+    language: of the speech, as Whisper names it ("en"); an English-only model takes no other.
+    context_seconds: the window that a clip is padded to with silence. Whisper knows 30 s, and with less it misses
+        ends and loops (experiments/teacher_window.py measures it). A shorter one saves time where there is no GPU.
+    cache: a folder for transcripts, see TranscriptCache; None keeps none.
+    """
+
+    def __init__(
+        self,
+        model: Whisper,
+        language: str = "en",
+        context_seconds: float = WINDOW_SECONDS,
+        cache: Path | None = None,
+    ):
+        if not model.is_multilingual and language != "en":
+            raise TeacherError(f"losses.asr_language is {language!r}, but the teacher was trained on English alone")
+        try:
+            self.tokenizer = get_tokenizer(
+                model.is_multilingual, num_languages=model.num_languages, language=language, task="transcribe"
+            )
+        except ValueError as error:
+            raise TeacherError(
+                f"losses.asr_language is {language!r}, expected a language of Whisper: {error}"
+            ) from error
+        if not 0 < context_seconds <= WINDOW_SECONDS:
+            raise TeacherError(f"losses.asr_context_seconds is {context_seconds}, expected more than 0 and at most 30")
+        self.model = model.eval().requires_grad_(False)
+        self.device, self.dtype = model.device, model.encoder.conv1.weight.dtype
+        self.width = model.dims.n_text_state
+        self.context = round(context_seconds * FRAME_RATE)  # in frames of 20 ms
+        self.resample = band_limited_resample(CLIP_RATE).to(self.device)
+        self.prompt = torch.tensor(self.tokenizer.sot_sequence_including_notimestamps, device=self.device)
+        self.heads: list[tuple[int, int]] = [tuple(pair) for pair in model.alignment_heads.indices().T.tolist()]
+        # only text and its end: no special tokens, no times, none of the symbols for music and noise
+        forbidden = torch.zeros(model.dims.n_vocab, dtype=torch.bool, device=self.device)
+        forbidden[self.tokenizer.eot + 1 :] = True
+        forbidden[list(self.tokenizer.non_speech_tokens)] = True
+        self.forbidden = forbidden
+        self.cache = TranscriptCache(cache, self.fingerprint()) if cache else None
+
+    @classmethod
+    def load(
+        cls, name: str, device: str | torch.device = "cpu", download_folder: Path | None = None, **options: Any
+    ) -> Teacher:
+        """The teacher of that name ("base", or the hub's "openai/whisper-base"; downloaded once), or of a `.pt` file in
+        openai-whisper's format; float16 on a GPU, float32 on the CPU. `options` are the class's own. Raises
+        TeacherError."""
+        name = name.removeprefix("openai/whisper-")  # the hub's names of the same weights
+        root = str(download_folder) if download_folder else None
+        lock = (download_folder or Path.home() / ".cache" / "whisper") / "download.lock"
+        try:
+            if name in whisper.available_models():  # processes that download at once would write into one file
+                lock.parent.mkdir(parents=True, exist_ok=True)
+                with FileLock(lock):
+                    model = whisper.load_model(name, device="cpu", download_root=root)
+            else:
+                model = whisper.load_model(name, device="cpu")
+                set_alignment_heads(model)
+        except (OSError, RuntimeError, EOFError, LookupError, TypeError, pickle.UnpicklingError) as error:
+            reason = (str(error) or repr(error)).splitlines()[0]
+            raise TeacherError(
+                f"the Whisper teacher {name!r} cannot be loaded ({reason}): "
+                "losses.asr.teacher is a name such as base, or the path of a .pt file that openai-whisper reads; "
+                "losses.asr=0 switches the loss off"
+            ) from error
+        model = model.to(device)
+        return cls(in_half(model) if model.device.type == "cuda" else model, **options)
+
+    @torch.no_grad()
+    def listen(self, waveform: Tensor, lengths: Tensor | None = None) -> Heard:
+        """Waveforms [B, T] at 24 kHz in [-1, 1], clips of `lengths` samples [B] (all of T without), with
+        F = ceil(T / 1920) codec frames. Each clip gives what it gives alone: what lies behind its length is not heard.
+
+        A clip gives no rows where Whisper finds no speech, or a transcript that does not end. Raises ValueError for
+        clips that do not fit into the window, and for ones under 0.1 s.
+        """
+        frames = math.ceil(waveform.shape[-1] / CODEC_FRAME)
+        sizes = [waveform.shape[-1]] * len(waveform) if lengths is None else [int(length) for length in lengths]
+        if max(sizes) > self.context * WHISPER_FRAME or min(sizes) < CLIP_RATE // 10:
+            raise ValueError(
+                f"clips are {min(sizes) / CLIP_RATE:.2f} to {max(sizes) / CLIP_RATE:.2f} s long, expected 0.1 to "
+                f"{self.context / FRAME_RATE} s: see losses.asr_context_seconds"
+            )
+        alignments: list[Tensor] = [waveform.new_empty(0)] * len(sizes)
+        states, masks = alignments.copy(), alignments.copy()
+        with torch.autocast(self.device.type, enabled=False):
+            for size in sorted(set(sizes)):  # attention knows no lengths: only equal ones go together
+                members = [i for i, other in enumerate(sizes) if other == size]
+                for i, *parts in zip(members, *self._listen(waveform[members, :size].to(self.device)), strict=True):
+                    alignments[i], states[i], masks[i] = parts
+        return Heard(
+            pad_sequence([F.pad(a, (0, frames - a.shape[-1])) for a in alignments], batch_first=True),
+            pad_sequence(states, batch_first=True),
+            pad_sequence(masks, batch_first=True),
+        )
+
+    def transcribe(self, waveform: Tensor) -> list[str]:
+        """The words heard in waveforms [B, T] at 24 kHz; empty where nothing was."""
+        with torch.no_grad():
+            tokens = self._generate(self._encode(waveform.to(self.device)), waveform.shape[-1])
+        return [self.tokenizer.decode(row).strip() for row in tokens]
+
+    def fingerprint(self) -> str:
+        """A short hash of all that transcripts depend on, beside the clip: the weights, and the settings."""
+        digest = hashlib.sha256(
+            repr((RECIPE, whisper.__version__, self.prompt.tolist(), self.context, str(self.dtype))).encode()
+        )
+        for key, tensor in self.model.state_dict().items():
+            digest.update(key.encode() + tensor.cpu().contiguous().view(torch.uint8).numpy().tobytes())
+        return digest.hexdigest()[:16]
+
+    def _listen(self, waveform: Tensor) -> Heard:
+        """Clips of one length."""
+        audio = self._encode(waveform)
+        if self.cache is None:
+            return self._read(audio, self._generate(audio, waveform.shape[-1]), waveform.shape[-1])
+        keys = [hashlib.sha256(clip.numpy().tobytes()).hexdigest() for clip in waveform.float().cpu()]
+        tokens = [self.cache.get(key) for key in keys]
+        new = [i for i, kept in enumerate(tokens) if kept is None]
+        if new:
+            for i, row in zip(new, self._generate(audio[new], waveform.shape[-1]), strict=True):
+                tokens[i] = row
+                self.cache.put(keys[i], row)
+        return self._read(audio, [row for row in tokens if row is not None], waveform.shape[-1])
+
+    def _encode(self, waveform: Tensor) -> Tensor:
+        """Waveforms [B, T] to the encoder's states [B, context, width], silence behind the clip."""
+        heard = self.resample(waveform.float())
+        heard = F.pad(heard, (0, 2 * self.context * HOP_LENGTH - heard.shape[-1]))
+        # one by one: the spectrogram's floor is relative to the loudest point of all that it is given
+        mels = self.model.dims.n_mels
+        mel = torch.stack([log_mel_spectrogram(clip, mels) for clip in heard]).to(self.dtype)
+        encoder = self.model.encoder  # whose own forward takes 30 s and nothing else
+        hidden = F.gelu(encoder.conv2(F.gelu(encoder.conv1(mel)))).transpose(1, 2)
+        hidden = hidden + encoder.positional_embedding[: self.context].to(self.dtype)
+        for block in encoder.blocks:
+            hidden = block(hidden)
+        return encoder.ln_post(hidden)
+
+    def _generate(self, audio: Tensor, samples: int) -> list[list[int]]:
+        """The most probable tokens, one after the other, for each row of the encoder's states; without prompt and end.
+        Empty for what is no speech and for what does not end."""
+        end = self.tokenizer.eot
+        limit = min(TOKENS_AT_LEAST + math.ceil(TOKENS_A_SECOND * samples / CLIP_RATE), self.model.dims.n_text_ctx // 2)
+        chosen = self.prompt.expand(len(audio), -1)
+        ended = torch.zeros(len(audio), dtype=torch.bool, device=self.device)
+        rows: list[Tensor] = []
+        cache, hooks = self.model.install_kv_cache_hooks()
+        try:
+            while len(rows) < limit and not ended.all():
+                logits = self.model.decoder(chosen, audio, kv_cache=cache)
+                if not rows:
+                    start = self.prompt.tolist().index(self.tokenizer.sot)
+                    no_speech = logits[:, start].softmax(dim=-1)[:, self.tokenizer.no_speech]
+                best = logits[:, -1].masked_fill(self.forbidden, -math.inf).argmax(dim=-1)
+                token = torch.where(ended, end, best)
+                ended |= token == end
+                rows.append(token)
+                chosen = token[:, None]
+        finally:
+            for hook in hooks:
+                hook.remove()
+        speech = ended & (no_speech <= NO_SPEECH)
+        return [
+            [token for token in row if token != end] if spoken else []
+            for row, spoken in zip(torch.stack(rows, dim=1).tolist(), speech.tolist(), strict=True)
+        ]
+
+    def _read(self, audio: Tensor, tokens: list[list[int]], samples: int) -> Heard:
+        """One pass over transcripts that are known: their alignment and states."""
+        end, first = self.tokenizer.eot, len(self.prompt)
+        text = pad_sequence(
+            [torch.tensor([*row, end], device=self.device) for row in tokens], batch_first=True, padding_value=end
+        )
+        sequence = torch.cat([self.prompt.expand(len(tokens), -1), text], dim=1)
+        counts = torch.tensor([len(row) for row in tokens], device=self.device)[:, None]
+        places = torch.arange(sequence.shape[1], device=self.device)
+
+        scores: list[Tensor] = []
+
+        def keep(attention: nn.Module, inputs: tuple[Tensor, ...], outputs: tuple[Tensor, Tensor]) -> None:
+            scores.append(outputs[1][..., : math.ceil(samples / WHISPER_FRAME)])  # the clip, without what pads it
+
+        decoder = self.model.decoder
+        hooks = [block.cross_attn.register_forward_hook(keep) for block in decoder.blocks]
+        try:
+            with disable_sdpa():  # the fused attention keeps no scores
+                hidden = decoder.token_embedding(sequence) + decoder.positional_embedding[: sequence.shape[1]]
+                hidden = hidden.to(self.dtype)
+                for block in decoder.blocks:
+                    hidden = block(hidden, audio, mask=decoder.mask)
+        finally:
+            for hook in hooks:
+                hook.remove()
+        timing = torch.stack([scores[layer][:, head] for layer, head in self.heads], dim=1)
+        aligned = align(timing, places <= counts + first)  # with the prompt and one end, as whisper's timing.py
+        # the state that gives token l is the one before it: the first one's is at the prompt's last place
+        given = slice(first - 1, first - 1 + int(counts.max()))
+        alignment, states = aligned[:, given], decoder.ln(hidden)[:, given].float()
+        mask = (places[: alignment.shape[1]] < counts) & (alignment.sum(dim=-1) > 0)
+        return Heard(alignment * mask[..., None], states * mask[..., None], mask)
+
+
+def set_alignment_heads(model: Whisper) -> None:
+    """Gives a model from a file the alignment heads of its size, which openai-whisper gives only to those it loads by
+    name. Of a size it does not know, all heads of the upper half of the layers are taken, with a warning."""
+    dims = model.dims
+    sizes = NEWER_SIZES if dims.n_vocab == NEWER_VOCABULARY else SIZES
+    size = sizes.get((dims.n_text_layer, dims.n_text_state))
+    if size is None:
+        warnings.warn(
+            f"no alignment heads are known for a Whisper of {dims.n_text_layer} decoder layers of width "
+            f"{dims.n_text_state}: all of the upper half of its layers are taken, and words are placed less well",
+            stacklevel=2,
+        )
+        return
+    english = ".en" if not model.is_multilingual else ""
+    model.set_alignment_heads(whisper._ALIGNMENT_HEADS[size + english])
+
+
+def in_half(model: Whisper) -> Whisper:
+    """The model in float16, apart from its norms: openai-whisper computes them in float32."""
+    for module in model.modules():
+        if isinstance(module, nn.Linear | nn.Conv1d | nn.Embedding):
+            module.half()
+    return model

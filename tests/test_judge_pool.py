@@ -1,0 +1,159 @@
+"""Judges in several processes: they say what those in one say, and end with it."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from evaluation import Speech, open_judges, read_speech
+from evaluation.judges.available import NAMES
+from evaluation.judges.fidelity import Distances
+from evaluation.judges.pool import Hearing, Jury, JuryError, Workers, open_jury
+
+DEMO = Path("data/demo")
+WITHHELD = DEMO / "withheld_encoder.safetensors"
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+@pytest.fixture
+def clips(tmp_path: Path) -> list[Speech]:
+    return read_speech([str(DEMO / "unseen.parquet")], str(tmp_path), limit=3)[0]
+
+
+def _hearings(clips: list[Speech]) -> list[Hearing]:
+    """More than are under way at once; one too short for some judges; each with its original and something worse."""
+    short = replace(clips[0], waveform=clips[0].waveform[24000:26400])
+    noise = [0.01 * torch.randn(clip.waveform.shape) for clip in (*clips, short)]
+    pairs = zip((*clips, short), noise, strict=True)
+    return 2 * [Hearing(clip, [clip.waveform + louder, clip.waveform]) for clip, louder in pairs]
+
+
+def test_two_processes_say_the_same_to_the_bit_and_in_the_same_order(clips: list[Speech]) -> None:
+    names = ("distances", "pesq", "estoi", "resemblyzer", "quality")
+    hearings = _hearings(clips)
+    with open_jury(names, 1) as alone, open_jury(names, 2) as several:
+        expected, found = list(alone.hear(hearings)), list(several.hear(iter(hearings)))
+        assert found == expected
+        assert several.metrics == alone.metrics
+        assert isinstance(several, Workers)
+        assert len(several.processes) == 2
+    assert not any(process.is_alive() for process in several.processes)
+    reconstruction, original = found[0]
+    assert {"band_level", "mel", "stft", "pesq", "estoi", "speaker_resemblyzer", "distillmos"} == set(
+        reconstruction.values
+    )
+    assert set(original.values) == {"distillmos"}, "of an original only what needs none"
+    assert set(found[3][0].failed) >= {"pesq", "estoi"}
+
+
+def test_it_makes_no_difference_how_many_threads_there_are(clips: list[Speech]) -> None:
+    judges, _ = open_judges(["distances", "estoi"])
+    found = []
+    for threads in (1, 2):
+        torch.set_num_threads(threads)
+        torch.manual_seed(0)
+        found.append(list(Jury(judges).hear(_hearings(clips))))
+        assert torch.get_num_threads() == threads
+    assert found[0] == found[1]
+
+
+def test_a_process_that_ends_too_soon_is_an_error_and_no_endless_waiting(clips: list[Speech]) -> None:
+    """But not one that is interrupted: that is for the parent to answer."""
+    with open_jury(["distances"], 2) as jury:
+        assert isinstance(jury, Workers)
+        verdicts = jury.hear(_hearings(clips))
+        next(verdicts)
+        for process in jury.processes:
+            assert process.pid is not None
+            os.kill(process.pid, signal.SIGINT)
+        time.sleep(0.3)
+        assert all(process.is_alive() for process in jury.processes)
+        next(iter(jury.processes)).kill()
+        with pytest.raises(JuryError, match="--jobs"):
+            list(verdicts)
+
+
+def test_a_judge_that_one_process_lacks_is_an_error_and_no_hole_in_the_table(clips: list[Speech]) -> None:
+    class Elsewhere(Distances):
+        name = "words"
+
+    workers = Workers([Elsewhere()], {}, 1, {"whisper": "nowhere.pt"})
+    try:
+        with pytest.raises(JuryError, match=r"words: Whisper 'nowhere.pt'"):
+            next(workers.hear(_hearings(clips)))
+    finally:
+        workers.end(at_once=True)
+
+
+def test_an_interruption_waits_until_every_judge_has_what_it_starts_with(monkeypatch: pytest.MonkeyPatch) -> None:
+    submitted, over = [], threading.Event()
+    submit = ProcessPoolExecutor.submit
+
+    def interrupted(pool: ProcessPoolExecutor, *arguments: Any) -> Any:
+        os.kill(os.getpid(), signal.SIGINT)
+        found = submit(pool, *arguments)
+        submitted.append(found)
+        return found
+
+    monkeypatch.setattr(ProcessPoolExecutor, "submit", interrupted)
+    other = threading.Thread(target=over.wait)  # takes the signal that the main thread has blocked
+    other.start()
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            Workers([], {}, 2, {})
+    finally:
+        over.set()
+        other.join()
+    assert len(submitted) == 2
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
+def test_whatever_ends_the_evaluation_ends_its_judges(number: signal.Signals, tmp_path: Path) -> None:
+    others = [name for name in NAMES if name != "distances"]
+    arguments = ("--model-dir", DEMO / "release", "--encoder", WITHHELD, "--device", "cpu", "--jobs", "2", "--without")
+    command = subprocess.Popen(
+        [sys.executable, "evaluate_encoder.py", *map(str, arguments), *others],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+        env=os.environ | {"HF_CACHE": str(tmp_path)},
+        # a shell's background job, such as this may be part of, ignores Ctrl-C, and hands that on
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
+    children = Path(f"/proc/{command.pid}/task/{command.pid}/children")
+    if not children.exists():
+        command.kill()
+        pytest.skip("this system does not tell a process's children")
+    # the resource tracker is the third; all are in torch's import now, or beyond it
+    _until(lambda: len(children.read_text().split()) == 3)
+    started = [Path(f"/proc/{child}") for child in children.read_text().split()]
+    if number == signal.SIGINT:
+        os.killpg(command.pid, number)  # as a terminal does it
+    else:
+        command.kill()
+    error = command.communicate(timeout=60)[1]
+    _until(lambda: not any(child.exists() for child in started))
+    if number == signal.SIGINT:
+        assert command.returncode == 2
+        assert error == "error: interrupted: nothing was written\n"
+
+
+def _until(holds: Callable[[], bool], seconds: float = 60) -> None:
+    ends = time.monotonic() + seconds
+    while not holds():
+        assert time.monotonic() < ends
+        time.sleep(0.05)
