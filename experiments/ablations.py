@@ -20,7 +20,7 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from statistics import mean
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import soundfile
@@ -36,20 +36,35 @@ CONFIGS = ROOT / "configs" / "ablations"
 DEMO = ROOT / "data" / "demo"
 RECIPE, BAND_LIMITED = "recipe", "band_limited"
 ENDS = ("against", "untrained")
-# what it breaks, shown by these metrics, the runs with its part and without it
-WALLS = (
-    ("codebook collapse", ("sem_util", "distinct_codes"), RECIPE, "no_diversity"),
-    ("the same, from a random start", ("sem_util", "distinct_codes"), "random_start", "random_start_no_diversity"),
-    ("acoustic saturation", ("acoustic_to_target", "at_ends"), RECIPE, "no_shaping"),
-    ("speaker lost", ("speaker_resemblyzer",), RECIPE, "no_speaker"),
-    ("band-limited data", ("band_level",), RECIPE, BAND_LIMITED),
-    ("hand-set weights", ("mel",), RECIPE, "fixed_weights"),
-    ("words", ("wer", "cer"), RECIPE, "no_asr"),
-    ("a start as the inverse", ("mel", "wer"), RECIPE, "random_start"),
-    ("codes by shaping", ("embedding_agreement", "equal_acoustic", "equal_semantic"), RECIPE, "no_shaping"),
-    ("codes by diversity", ("embedding_agreement", "equal_acoustic", "equal_semantic"), RECIPE, "no_diversity"),
-    ("quantization noise", ("mel",), RECIPE, "all_quantized"),
-    ("Adam's beta", ("mel",), RECIPE, "adam_09"),
+
+
+class Ablation(NamedTuple):
+    """Two configurations that differ in one part of the recipe, and the metrics that show what the part is for."""
+
+    title: str  # what goes wrong without the part, or what it is for
+    metrics: tuple[str, ...]
+    complete: str
+    without: str
+
+
+ABLATIONS = (
+    Ablation("codebook collapse", ("sem_util", "distinct_codes"), RECIPE, "no_diversity"),
+    Ablation(
+        "codebook collapse from a random start",
+        ("sem_util", "distinct_codes"),
+        "random_start",
+        "random_start_no_diversity",
+    ),
+    Ablation("acoustic saturation", ("acoustic_to_target", "at_ends"), RECIPE, "no_shaping"),
+    Ablation("speaker lost", ("speaker_resemblyzer",), RECIPE, "no_speaker"),
+    Ablation("band-limited data", ("band_level",), RECIPE, BAND_LIMITED),
+    Ablation("hand-set weights", ("mel",), RECIPE, "fixed_weights"),
+    Ablation("words", ("wer", "cer"), RECIPE, "no_asr"),
+    Ablation("start at the decoder's inverse", ("mel", "wer"), RECIPE, "random_start"),
+    Ablation("codes by shaping", ("embedding_agreement", "equal_acoustic", "equal_semantic"), RECIPE, "no_shaping"),
+    Ablation("codes by diversity", ("embedding_agreement", "equal_acoustic", "equal_semantic"), RECIPE, "no_diversity"),
+    Ablation("quantization noise", ("mel",), RECIPE, "all_quantized"),
+    Ablation("Adam's beta", ("mel",), RECIPE, "adam_09"),
 )
 
 
@@ -128,20 +143,21 @@ def evaluated(options: argparse.Namespace, runs: Sequence[str]) -> dict[str, Any
 
 
 def table(found: dict[str, Any], seeds: int) -> str:
-    """The walls in Markdown."""
+    """A row for each ablation and metric, in Markdown."""
     metrics = {name: Metric(**each) for name, each in found["metrics"].items()}
     totals = found["totals"]
     rows = []
-    for wall, shown, *runs in WALLS:
+    for ablation in ABLATIONS:
+        runs = (ablation.complete, ablation.without)
         if not {f"{run}_0" for run in runs} <= totals.keys():
             continue
-        for name in shown:
+        for name in ablation.metrics:
             metric = metrics[name]
             cells = [f"{of_seeds(totals, run, metric, seeds)}, `{run}`" for run in runs]
-            change = with_interval(metric, paired(found, *runs, name, seeds), signed=True)
+            change = with_interval(metric, paired(found, ablation, name, seeds), signed=True)
             ends = [metric.show(totals[end][name]["value"]) if name in totals[end] else "–" for end in ENDS]
-            rows.append([wall, metric.title, *cells, change, *ends])
-    return markdown(["wall", "shown by", "with its part", "without", "without − with", "withheld", "untrained"], rows)
+            rows.append([ablation.title, metric.title, *cells, change, *ends])
+    return markdown(["ablation", "metric", "with the part", "without", "without − with", "withheld", "untrained"], rows)
 
 
 def of_seeds(totals: dict[str, Any], run: str, metric: Metric, seeds: int) -> str:
@@ -150,16 +166,22 @@ def of_seeds(totals: dict[str, Any], run: str, metric: Metric, seeds: int) -> st
     return f"{metric.show(mean(values))} ({', '.join(map(metric.show, values))})"
 
 
-def paired(found: dict[str, Any], run: str, without: str, metric: str, seeds: int) -> Interval | None:
-    """What changes without a part, the seeds of a clip averaged; None for what is counted over all clips at once."""
+def paired(found: dict[str, Any], ablation: Ablation, metric: str, seeds: int) -> Interval | None:
+    """How the metric changes without the part, paired by clip and averaged over the seeds.
+
+    None where the metric has no score per clip (it counts over all clips at once)."""
+    runs = (ablation.without, ablation.complete)
     values, weights, speakers = [], [], []
     for clip in found["clips"]:
-        scores = [[clip["scores"][f"{each}_{seed}"].get(metric) for seed in range(seeds)] for each in (without, run)]
+        scores = [[clip["scores"][f"{each}_{seed}"].get(metric) for seed in range(seeds)] for each in runs]
         if None not in scores[0] + scores[1]:
             values.append([mean(each) for each in scores])
             weights.append(clip["weights"].get(metric, 1))
             speakers.append(clip["speaker"])
-    return difference(*np.array(values).T, np.array(weights), 0, speakers) if values else None
+    if not values:
+        return None
+    without, complete = np.array(values).T
+    return difference(without, complete, np.array(weights), 0, speakers)
 
 
 if __name__ == "__main__":

@@ -43,7 +43,8 @@ MEASURED, LINE = 200, 50  # steps of the short run, and steps a line of its metr
 WITH_DISCRIMINATOR = 0.05  # of the steps, the last ones, which take several times as long
 KEPT = 5  # encoders of the curve, the last one among them
 VOICES = 8
-Given, Made = TypeVar("Given"), TypeVar("Made")
+Given = TypeVar("Given")
+Made = TypeVar("Made")
 
 
 def main() -> int:
@@ -81,8 +82,13 @@ def main() -> int:
         train(BENCHMARK / "encoder.yaml", options.out / name, [*common, start], steps, KEPT, gpu)
 
     on_gpus(train_encoder, options.encoders)
+
     # side by side, also on one: a GPU waits for the judges
-    figures = on_gpus(lambda unseen, gpu: evaluate(options, release, withheld, *unseen, gpu), options.unseen, at_once=2)
+    def measure(unseen: tuple[str, str], gpu: str) -> Path:
+        name, path = unseen
+        return evaluate(options, release, withheld, name, path, gpu)
+
+    figures = on_gpus(measure, options.unseen, at_once=2)
     tables = run("-m", "experiments.results_tables", *map(str, figures), "--curve", "step_*", options.encoders[0])
     (options.out / "results.md").write_text(tables, encoding="utf-8")
     print(tables)

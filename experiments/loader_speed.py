@@ -2,7 +2,7 @@
 
     python -m experiments.loader_speed                         # made-up clips as long as LibriTTS-R's, 1 to 8 workers
     python -m experiments.loader_speed --data SOURCE           # a run's own data: a path, or a hub name
-    python -m experiments.loader_speed --consumes 140          # audio seconds a second of one GPU: status 1 below 1.5 times
+    python -m experiments.loader_speed --consumes 140          # enough for a GPU that takes 140 s of audio a second?
 
 Batches are those of training: crops of 4 s out of whole clips, read and decoded in worker processes, in random order.
 The files are in the page cache: the disk is not what is measured.
@@ -18,8 +18,6 @@ import sys
 import tempfile
 import time
 from pathlib import Path
-
-sys.path.insert(0, str(Path(__file__).parent.parent))
 
 import numpy as np
 import soundfile

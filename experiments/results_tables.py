@@ -1,7 +1,7 @@
 """The tables of RESULTS.md, in Markdown, from the files that `evaluate_encoder.py --json` wrote.
 
     python -m experiments.results_tables figures.json [more.json ...]
-    python -m experiments.results_tables figures.json --curve 'step_*' recipe    # and what was recovered after how much speech
+    python -m experiments.results_tables figures.json --curve 'step_*' recipe    # and a curve over hours
 
 The curve's encoders are named or matched; how much speech they had heard stands in their files (`audio_seconds`), or is
 their step times --seconds-a-step. They are left out of the other tables, but for the first encoder.

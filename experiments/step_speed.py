@@ -4,7 +4,7 @@
     python -m experiments.step_speed configs/codec.yaml losses.asr=0 losses.feature_matching=0
 
 Steps on noise, the discriminator taking part where the settings have one, and no teacher in them: loaders are measured
-by measure_loader.py.
+by experiments/loader_speed.py.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The commands that measure the walls and the benchmark: what they make of a run's files."""
+"""The programs of the ablations and the benchmark: what they make of a run's files."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from safetensors.torch import save_file
 from experiments import ablations, benchmark
 
 
-def test_a_wall_is_a_row_of_means_each_seeds_figure_and_what_changes_without_its_part() -> None:
-    shown = {name for _, names, *_ in ablations.WALLS for name in names}
+def test_an_ablation_is_a_row_of_means_each_seeds_figure_and_what_changes_without_the_part() -> None:
+    shown = {name for ablation in ablations.ABLATIONS for name in ablation.metrics}
     common = {"better": "", "definition": "", "digits": 2}
     metrics = {name: {"name": name, "title": name, "percent": name == "wer", **common} for name in shown}
-    runs = {run for _, _, *runs in ablations.WALLS for run in runs}
+    runs = {run for ablation in ablations.ABLATIONS for run in (ablation.complete, ablation.without)}
     totals = {f"{run}_{seed}": {name: {"value": 0.2 + 0.1 * seed} for name in shown} for run in runs for seed in (0, 1)}
     totals |= {"against": {name: {"value": 0.5} for name in shown}, "untrained": {"mel": {"value": 7}}}
 
@@ -42,10 +42,10 @@ def test_a_wall_is_a_row_of_means_each_seeds_figure_and_what_changes_without_its
     assert [row.endswith("| 50.0 % | – |") for row in rows if row.startswith(words)] == [True]
 
 
-def test_every_ablation_is_a_wall_and_the_other_way_round() -> None:
+def test_every_configuration_of_an_ablation_is_in_the_table_and_the_other_way_round() -> None:
     configs = {path.stem for path in ablations.CONFIGS.glob("*.yaml")}
-    walls = {run for _, _, *runs in ablations.WALLS for run in runs}
-    assert configs == walls - {ablations.BAND_LIMITED}
+    named = {run for ablation in ablations.ABLATIONS for run in (ablation.complete, ablation.without)}
+    assert configs == named - {ablations.BAND_LIMITED}
 
 
 def test_steps_are_measured_behind_their_warm_up(tmp_path: Path) -> None:

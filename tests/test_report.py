@@ -25,13 +25,13 @@ from evaluation.report.training_curves import CurvesError, read_curves
 from evaluation.result import Evaluation
 from evaluation.statistics import Interval
 from losses.shaping import voices_target
+from tests.run_metrics import METRICS
 
 DEMO = Path("data/demo")
 BROWSER, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
 PHONE, DESKTOP = (390, 844), (1280, 900)
 
 pytestmark = pytest.mark.usefixtures("one_thread_for_all")
-from tests.run_metrics import METRICS
 
 
 @pytest.fixture(scope="module")

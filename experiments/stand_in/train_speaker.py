@@ -1,7 +1,7 @@
 """Trains a small ECAPA-TDNN for the speaker loss, and measures how well one tells unseen speakers apart.
 
-    python -m experiments.stand_in.train_speaker FOLDER --train TRAIN ... --test DEV TEST REAL    # trains, then measures
-    python -m experiments.stand_in.train_speaker FOLDER --test TEST                               # measures what FOLDER holds
+    python -m experiments.stand_in.train_speaker FOLDER --train TRAIN ... --test DEV TEST REAL   # trains, then measures
+    python -m experiments.stand_in.train_speaker FOLDER --test TEST                              # only measures
 
 The data are parquet files in LibriTTS-R's schema, or folders of audio files with one folder a speaker. FOLDER gets
 `hyperparams.yaml` and `embedding_model.ckpt`, as `losses.speaker_model` takes them. All audio is held in memory, at
