@@ -175,7 +175,7 @@ def with_encoder(codec: Codec, path: Path) -> Codec:
     stated, actual = metadata.get("codec_fingerprint"), codec_fingerprint(checkpoint_tensors(codec))
     if stated is not None and stated != actual:
         raise ReleaseError(f"{path} was trained against another codec (fingerprint {stated}, the release's {actual})")
-    device = codec.decoder.output_proj.conv.weight.device
+    device = codec.device
     with shapes_only():
         codec.encoder = Encoder(codec.config)
     state = {name.removeprefix(CODEC_PREFIX): tensors[name].to(device, codec.dtype) for name in expected}

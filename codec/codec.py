@@ -60,10 +60,14 @@ class Codec(nn.Module):
     def dtype(self) -> torch.dtype:
         return self.decoder.output_proj.conv.weight.dtype
 
+    @property
+    def device(self) -> torch.device:
+        return self.decoder.output_proj.conv.weight.device
+
     def with_new_encoder(self, start: str = "mirror") -> Codec:
         """Gives this codec an untrained encoder. It starts as the decoder's "inverse", as far as that is a formula; or
         its transformers "mirror" the decoder's; or all of it is "random". Returns the codec."""
-        self.encoder = Encoder(self.config).to(self.decoder.output_proj.conv.weight.device, self.dtype).eval()
+        self.encoder = Encoder(self.config).to(self.device, self.dtype).eval()
         if start == "inverse":
             start_as_inverse(self.encoder, self.decoder)
         elif start == "mirror":
