@@ -29,10 +29,11 @@ from losses.asr.distillation import TeacherError
 from losses.diversity import spacing
 from losses.shaping import Shaping, target_as_json, voices_target
 from losses.speaker import SpeakerModelError
+from system.files import write_whole
 from system.signals import StoppedError, StopRequest
 from training.adversary import Adversary
 from training.average import AveragedCodec
-from training.checkpoints import CheckpointError, check_same_run, delete_old, load_newest, save_checkpoint, write_whole
+from training.checkpoints import CheckpointError, check_same_run, delete_old, load_newest, save_checkpoint
 from training.companion import Companion
 from training.config import Config, ConfigError, dump_config, load_config
 from training.distributed import Ranks, RanksError, leave, start_ranks

@@ -37,6 +37,7 @@ from codec.tensors import (
     expected_encoder,
     fingerprint,
 )
+from system.files import written_whole
 
 
 def load_release(folder: str | Path, dtype: torch.dtype = torch.bfloat16, device: str | torch.device = "cpu") -> Codec:
@@ -140,8 +141,8 @@ def save_release(folder: Path, codec: Codec, params: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     tensors = {name: t for name, t in checkpoint_tensors(codec).items() if not name.startswith(ENCODER_PREFIXES)}
     _write(folder / "consolidated.safetensors", tensors, {"format": "pt"})
-    partial = Path(shutil.copyfile(params, folder / ".params.json.partial"))
-    partial.replace(folder / "params.json")
+    with written_whole(folder / "params.json") as partial:
+        shutil.copyfile(params, partial)
 
 
 def read_encoder(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
@@ -191,13 +192,11 @@ def _modules(codec: Codec) -> list[tuple[str, nn.Module]]:
 
 
 def _write(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> None:
-    partial = path.with_name(f".{path.name}.partial")
     try:
-        partial.touch()  # with the mode any new file gets: safetensors would make it readable for its owner alone
-        mode = partial.stat().st_mode
-        save_file(tensors, partial, metadata=metadata)
-        partial.chmod(mode)
-        partial.replace(path)
+        with written_whole(path) as partial:
+            partial.touch()  # with the mode any new file gets: safetensors would make it readable for its owner alone
+            mode = partial.stat().st_mode
+            save_file(tensors, partial, metadata=metadata)
+            partial.chmod(mode)
     except (OSError, SafetensorError) as error:
-        partial.unlink(missing_ok=True)
         raise ReleaseError(f"{path} cannot be written ({error}): see to the disk; what was there is kept") from error

@@ -10,6 +10,7 @@ from pathlib import Path
 from filelock import FileLock
 
 from data.clips import DataError
+from system.files import write_whole
 
 SPACE = 2.1  # times the download: the parquet files, and their memory-mapped copy beside them
 LOCAL_FORMS = (
@@ -53,9 +54,7 @@ def download(name: str, split: str, cache: str, endpoint: str | None = None) -> 
                 name, repo_type="dataset", cache_dir=root, allow_patterns=sorted(files), endpoint=endpoint
             )
             paths = [Path(folder) / file for file in sorted(files)]
-            partial = listing.with_suffix(".partial")
-            partial.write_text(json.dumps([str(path.relative_to(root.resolve())) for path in paths]), encoding="utf-8")
-            partial.replace(listing)
+            write_whole(listing, json.dumps([str(path.relative_to(root.resolve())) for path in paths]))
             return paths
     except DryRunError as error:
         raise DataError(

@@ -21,7 +21,6 @@ import urllib.error
 import urllib.request
 import wave
 from collections.abc import Sequence
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +28,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the repository's
 
 from data.clips import BadClipError
 from data.reference import SAMPLE_RATE, prepare, read_clip
+from system.files import written_whole
 
 SAMPLE_BYTES = 2  # the server's "pcm" is 16 bits, one channel
 PIECE = 4096  # bytes read at a time
@@ -83,26 +83,25 @@ def request(arguments: argparse.Namespace) -> dict[str, Any]:
 
 def speak(url: str, body: dict[str, Any], out: Path) -> None:
     """Posts the request and writes the speech to `out`, which appears when it is whole."""
-    partial = out.with_name(f".{out.name}.partial")
     headers = {"Content-Type": "application/json"}
     posted = urllib.request.Request(f"{url.rstrip('/')}/v1/audio/speech", json.dumps(body).encode(), headers)
     started, first = time.monotonic(), None
     try:
         if out.is_dir():
             raise SpeechError(f"{out} is a folder: name a wav file to write")
-        with (
-            partial.open("wb") as opened,  # first, so that nothing is spoken for nothing
-            urllib.request.urlopen(posted, timeout=TIMEOUT) as answer,
-            wave.open(opened, "wb") as file,
-        ):
-            file.setparams((1, SAMPLE_BYTES, SAMPLE_RATE, 0, "NONE", "not compressed"))
-            while piece := answer.read1(PIECE):
-                first = first or time.monotonic() - started
-                file.writeframesraw(piece)
-            seconds = file.tell() / SAMPLE_RATE
-        if first is None:
-            raise SpeechError("the server spoke nothing: its log says why")
-        partial.replace(out)
+        with written_whole(out) as partial:
+            with (
+                partial.open("wb") as opened,  # first, so that nothing is spoken for nothing
+                urllib.request.urlopen(posted, timeout=TIMEOUT) as answer,
+                wave.open(opened, "wb") as file,
+            ):
+                file.setparams((1, SAMPLE_BYTES, SAMPLE_RATE, 0, "NONE", "not compressed"))
+                while piece := answer.read1(PIECE):
+                    first = first or time.monotonic() - started
+                    file.writeframesraw(piece)
+                seconds = file.tell() / SAMPLE_RATE
+            if first is None:
+                raise SpeechError("the server spoke nothing: its log says why")
     except urllib.error.HTTPError as error:
         raise SpeechError(explained(error.code, error.read().decode(errors="replace"), body.get("voice"))) from error
     except urllib.error.URLError as error:
@@ -112,9 +111,6 @@ def speak(url: str, body: dict[str, Any], out: Path) -> None:
         raise SpeechError("the server broke off in the middle: its log says why, it may need a new start") from error
     except OSError as error:
         raise SpeechError(f"{out} cannot be written ({error.strerror}): see to the folder and to its disk") from error
-    finally:
-        with suppress(OSError):  # where no file can be made, none can be deleted
-            partial.unlink(missing_ok=True)
     took = time.monotonic() - started
     print(f"wrote {out}: {seconds:.1f} s of speech in {took:.1f} s, the first sound after {first:.1f} s")
 

@@ -30,6 +30,7 @@ from evaluation.judges.judge import Metric
 from evaluation.statistics import Interval, difference
 from evaluation.table import with_interval
 from experiments.results_tables import markdown
+from system.files import folder_written_whole
 
 ROOT = Path(__file__).parent.parent
 CONFIGS = ROOT / "configs" / "ablations"
@@ -115,18 +116,16 @@ def main() -> int:
 
 def by_way_of_16_khz(speech: Path, lowered: Path) -> None:
     """The same clips, with nothing left above 8 kHz."""
-    partial = lowered.with_name(lowered.name + ".partial")
 
-    def lower(path: Path) -> None:
+    def lower(path: Path, folder: Path) -> None:
         samples, rate = soundfile.read(path, dtype="float32")
-        target = partial / path.relative_to(speech).with_suffix(".wav")
+        target = folder / path.relative_to(speech).with_suffix(".wav")
         target.parent.mkdir(parents=True, exist_ok=True)
         narrow = soxr.resample(soxr.resample(samples, rate, 16000), 16000, rate)
         soundfile.write(target, narrow.clip(-1, 1), rate, subtype="PCM_16")
 
-    with ThreadPoolExecutor(8) as threads:  # soxr lets go of the interpreter
-        list(threads.map(lower, sorted(path for path in speech.rglob("*") if path.is_file())))
-    partial.rename(lowered)
+    with folder_written_whole(lowered) as partial, ThreadPoolExecutor(8) as threads:  # soxr lets go of the interpreter
+        list(threads.map(lambda path: lower(path, partial), sorted(p for p in speech.rglob("*") if p.is_file())))
 
 
 def evaluated(options: argparse.Namespace, runs: Sequence[str]) -> dict[str, Any]:

@@ -21,7 +21,8 @@ from pathlib import Path
 from typing import Any
 
 from codec.config import ReleaseError
-from release.splice import require_room, sync_folder, told, write_verified
+from release.splice import require_room, told, write_verified
+from system.files import sync
 
 STATE = ".patch_tokenizer"
 _CHANGE, _UNDO, _JOURNAL = "change", "undo", "journal.json"
@@ -63,9 +64,9 @@ def change(folder: Path, steps: Sequence[Step], undoable: bool = True) -> None:
         write_verified(draft, json.dumps(journal, indent=1).encode(), like=folder / "params.json")
         with told("write", work):
             for made in (work / "new", work / "old", work, work.parent, folder):
-                sync_folder(made)
+                sync(made)
             draft.rename(work / _JOURNAL)
-            sync_folder(work)
+            sync(work)
     except ReleaseError:
         _tidy(folder)
         raise
@@ -130,13 +131,13 @@ def _finish(folder: Path) -> None:
                 new.rename(target)
             # Before the next step, so that a power cut can't keep a later step and lose an earlier one.
             if target.parent.is_dir():
-                sync_folder(target.parent)
+                sync(target.parent)
     with told("write", work, outcome):
         if undo.exists():
             shutil.rmtree(undo)
         if journal["undoable"]:
             work.rename(undo)
-            sync_folder(undo.parent)
+            sync(undo.parent)
         else:
             (work / _JOURNAL).unlink()
             _tidy(folder)

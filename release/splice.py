@@ -27,6 +27,7 @@ import numpy as np
 
 from codec.config import ReleaseError
 from codec.files import tensor_names
+from system.files import folder_written_whole, sync
 
 CHUNK = 1 << 20  # bytes; a multiple of every dtype's size. Writing 4 MB at a time took four times as long
 WRITE_OUT = 64 << 20  # bytes, after which the disk is asked to begin with them
@@ -174,7 +175,7 @@ def apply(folder: Path, steps: Sequence[Step]) -> None:
                 else:
                     step.target.unlink(missing_ok=True)
                 # Before the next step, so that a power cut can't keep a later step and lose an earlier one.
-                sync_folder(folder)
+                sync(folder)
     finally:
         for partial in partials.values():
             with suppress(OSError):
@@ -268,20 +269,10 @@ def apply_to_copy(folder: Path, steps: Sequence[Step], output: Path, leave_out: 
     final = {step.target.name: step for step in steps}  # the last step decides of a file
     writes = [step for step in final.values() if isinstance(step, Write)]
     require_room(output.parent, sum(step.nbytes for step in writes))
-    partial = output.with_name(f".{output.name}.partial")
-    try:
-        with told("write", output):
-            if partial.exists():  # of a killed run
-                shutil.rmtree(partial)
-            partial.mkdir()
+    with told("write", output), folder_written_whole(output) as partial:
         for step in writes:
             write_verified(partial / step.target.name, step.content, step.like)
         _carry_over(folder, partial, leave_out | set(final))
-        with told("write", output):
-            partial.rename(output)
-            sync_folder(output.parent)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
 
 
 def _carry_over(source: Path, target: Path, leave_out: set[str]) -> None:
@@ -298,9 +289,8 @@ def _carry_over(source: Path, target: Path, leave_out: set[str]) -> None:
                 # Small files are what people edit, and editing a linked file would edit the release too.
                 if file.stat().st_size < LINK_FROM or not _linked(file, folder / name):
                     shutil.copy(file, folder / name)
-                    with (folder / name).open("rb") as copy:
-                        os.fsync(copy.fileno())
-            sync_folder(folder)
+                    sync(folder / name)
+            sync(folder)
 
 
 def _linked(file: Path, target: Path) -> bool:
@@ -311,18 +301,6 @@ def _linked(file: Path, target: Path) -> bool:
             raise
         return False
     return True
-
-
-def sync_folder(folder: Path) -> None:
-    """Forces a folder's entries, and so the renames in it, to the disk."""
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    except OSError as error:
-        if error.errno != errno.EINVAL:  # some network disks can't do this for a folder
-            raise
-    finally:
-        os.close(handle)
 
 
 @contextmanager

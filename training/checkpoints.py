@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import pickle
 import shutil
 from pathlib import Path
@@ -12,6 +11,7 @@ from zipfile import BadZipFile, ZipFile
 import torch
 import yaml
 
+from system.files import folder_written_whole, sync
 from training.config import ConfigError
 
 
@@ -31,19 +31,16 @@ def save_checkpoint(folder: Path, step: int, state: dict[str, Any], keep: int, b
     """Writes `folder/step_0001000/state.pt` beside, renames it into place and deletes all but the newest `keep` and
     that of the step `best`. Raises CheckpointError where it cannot be written; those before it stay as they are."""
     target = folder / f"step_{step:07}"
-    partial = folder / f".step_{step:07}.partial"
-    for left in folder.glob(".step_*.partial"):  # of a run that was killed while it wrote
+    for left in folder.glob(".step_*.partial"):  # a run was killed while it wrote this
         shutil.rmtree(left)
     try:
-        partial.mkdir(parents=True)
-        with (partial / STATE).open("wb") as file:
-            torch.save(state, file)
-            file.flush()
-            os.fsync(file.fileno())
-        shutil.rmtree(target, ignore_errors=True)
-        partial.rename(target)
+        folder.mkdir(parents=True, exist_ok=True)
+        with folder_written_whole(target) as partial:
+            with (partial / STATE).open("wb") as file:
+                torch.save(state, file)
+            sync(partial / STATE)
+            shutil.rmtree(target, ignore_errors=True)
     except (OSError, RuntimeError) as error:  # torch reports a full disk as a RuntimeError of its writer
-        shutil.rmtree(partial, ignore_errors=True)
         raise CheckpointError(
             f"{target} cannot be written ({error}): see to the disk; the one before is kept"
         ) from error
@@ -55,13 +52,6 @@ def delete_old(folder: Path, keep: int, best: int) -> None:
     one."""
     for old in set(folder.glob("step_*")) - set(checkpoints(folder)[-keep:]) - {folder / f"step_{best:07}"}:
         shutil.rmtree(old)
-
-
-def write_whole(path: Path, text: str) -> None:
-    """Writes a small text file beside and renames it into place."""
-    partial = path.with_name(f".{path.name}.partial")
-    partial.write_text(text, encoding="utf-8")
-    partial.replace(path)
 
 
 def load_newest(folder: Path) -> dict[str, Any] | None:

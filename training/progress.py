@@ -21,7 +21,7 @@ from tqdm import tqdm
 
 from data.crops import Fault
 from losses.mel import MelDistance
-from training.checkpoints import write_whole
+from system.files import write_whole
 from training.config import Config
 from training.distributed import Ranks
 from training.validation import Validation

