@@ -54,7 +54,7 @@ def main() -> int:
     command("-m", "data.export", str(speech), str(DEMO / "seen.parquet"))
     paths = (f"model_dir={release}", f"output_dir={output}", f"data.train={speech}", f"hf_cache={output / 'cache'}")
     whisper = whisper_base()
-    words = ("losses.asr=1", f"losses.asr.teacher={whisper}") if whisper else ()
+    words = ("losses.asr=1", f"losses.asr_teacher={whisper}") if whisper else ()
     command("train_encoder.py", "--config", "configs/demo.yaml", *paths, *words)
     print("\n2. Injecting it into the release", flush=True)
     command("inject_encoder.py", "--model-dir", str(release), "--encoder", str(output / "encoder.safetensors"))

@@ -97,7 +97,7 @@ def main() -> int:
             return
         folder.mkdir(parents=True, exist_ok=True)
         settings = (f"output_dir={folder}", f"data.train={speech}", f"seed={seed}", *options.overrides)
-        teacher = f"losses.asr.teacher={options.whisper}"
+        teacher = f"losses.asr_teacher={options.whisper}"
         with (folder / "log.txt").open("w", encoding="utf-8") as log:
             command = ("train_encoder.py", "--config", str(CONFIGS / f"{config}.yaml"), *settings, teacher)
             ended = subprocess.run([sys.executable, *command], stdout=log, stderr=log, cwd=ROOT, env=share, check=False)

@@ -67,7 +67,7 @@ def main() -> int:
     options.out.mkdir(parents=True, exist_ok=True)
 
     common = [f"data.train={options.speech}", f"data.validation={options.validation}", *options.overrides]
-    common += [f"losses.asr.teacher={options.whisper}"]
+    common += [f"losses.asr_teacher={options.whisper}"]
     codec = options.out / "codec"
     steps = fitting(BENCHMARK / "codec.yaml", codec, common, options.codec_minutes)
     train(BENCHMARK / "codec.yaml", codec, common, steps, 2)

@@ -53,7 +53,7 @@ def main() -> int:
         settings = (
             *(f"steps={STEPS}", f"log_every={LINE}", f"validate_every={STEPS}", f"save_every={STEPS}"),
             *(f"data.train={options.speech}", f"data.validation={options.speech}", f"model_dir={release}"),
-            *(f"losses.asr.teacher={options.whisper}", f"losses.speaker_model={speaker(Path(work) / 'speaker')}"),
+            *(f"losses.asr_teacher={options.whisper}", f"losses.speaker_model={speaker(Path(work) / 'speaker')}"),
             *options.overrides,
         )
         medians = []

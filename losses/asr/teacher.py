@@ -105,7 +105,7 @@ class Teacher:
             reason = (str(error) or repr(error)).splitlines()[0]
             raise TeacherError(
                 f"the Whisper teacher {name!r} cannot be loaded ({reason}): "
-                "losses.asr.teacher is a name such as base, or the path of a .pt file that openai-whisper reads; "
+                "losses.asr_teacher is a name such as base, or the path of a .pt file that openai-whisper reads; "
                 "losses.asr=0 switches the loss off"
             ) from error
         model = model.to(device)
