@@ -36,11 +36,11 @@ from evaluation.codes import read_presets
 from evaluation.descent import Descent
 from evaluation.judges.available import NAMES
 from evaluation.judges.judge import first_line
-from evaluation.judges.pool import JuryError, open_jury
+from evaluation.judges.pool import open_jury
 from evaluation.provenance import machine, release_files, sha256, versions
 from evaluation.report.charts import Chart
-from evaluation.report.training_curves import CurvesError, read_curves
-from evaluation.requirement import RequirementError, read_requirement
+from evaluation.report.training_curves import read_curves
+from evaluation.requirement import read_requirement
 from evaluation.result import Evaluation
 from evaluation.scoring import ORIGINAL, Scores, add_verdicts, score_encoding, unscored_originals
 from evaluation.speech import RESAMPLER, Problem, Speech, spread
@@ -61,8 +61,7 @@ DEMO_SPEECH = Path(__file__).parent / "data" / "demo" / "unseen.parquet"
 
 def main(argv: Sequence[str] | None = None) -> int:
     arguments = parse(argv)
-    errors = (CurvesError, DataError, JuryError, ReleaseError, RequirementError)
-    return exit_status(lambda: run(arguments), "nothing was written", errors)
+    return exit_status(lambda: run(arguments), "nothing was written", "the evaluation is not complete")
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:

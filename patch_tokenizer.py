@@ -31,7 +31,6 @@ from codec import load_release
 from codec.codec import Codec
 from codec.config import CodecConfig, ReleaseError, read_params
 from codec.files import listed
-from data.clips import BadClipError
 from data.reference import NAME, SAMPLE_RATE, Reference, prepare, read_clip
 from release import changes
 from release.named_voices import NamedVoices, embedding_files, read_named_voices, restored, steps
@@ -53,7 +52,7 @@ from system.command import exit_status, model_folder
 def main(argv: Sequence[str] | None = None) -> int:
     arguments = parse(argv)
     interrupted = "the release can be served, the next run finishes what was begun"
-    return exit_status(lambda: run(arguments), interrupted, (ReleaseError, BadClipError))
+    return exit_status(lambda: run(arguments), interrupted)
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:

@@ -8,11 +8,13 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
+from system.command import UserError
+
 SPECIAL_TOKENS = 2  # rows 0 (empty audio) and 1 (end of audio) stand before the codes of every codebook
 TABLE_ROW_MULTIPLE = 128  # the audio embedding table's row count is rounded up to this
 
 
-class ReleaseError(Exception):
+class ReleaseError(UserError):
     """A release, or a file meant for one, is not what it has to be. The message says what, where and what to do."""
 
 

@@ -16,6 +16,8 @@ import soxr
 import torch
 from torch import Tensor
 
+from system.command import UserError
+
 if TYPE_CHECKING:
     from pyarrow import Schema
 
@@ -25,11 +27,11 @@ OGG_END = 4  # the flag of an OGG file's last page
 SILENCE = 1e-4  # peak under which a clip counts as silent (-80 dBFS)
 
 
-class DataError(Exception):
+class DataError(UserError):
     """Data that cannot be used at all. The message says what, where and what is accepted."""
 
 
-class BadClipError(Exception):
+class BadClipError(UserError):
     """One clip that cannot be used, named with its reason. The run counts it by `kind` and goes on."""
 
     def __init__(self, name: str, kind: str, detail: str = ""):

@@ -18,8 +18,9 @@ from pathlib import Path
 
 import soundfile
 
-from data.clips import BadClipError, Clips, DataError, read_audio
+from data.clips import BadClipError, Clips, read_audio
 from data.sources import open_clips
+from system.command import exit_status
 from system.environment import from_environment
 
 
@@ -46,11 +47,13 @@ def main() -> int:
     parser.add_argument("sources", nargs="+")
     parser.add_argument("--workers", type=int, default=os.cpu_count())
     options = parser.parse_args()
-    try:
-        clips = open_clips(options.sources, from_environment("HF_CACHE"))
-    except DataError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    left = f"{options.folder} holds the clips written so far"
+    return exit_status(lambda: export(options), left, left)
+
+
+def export(options: argparse.Namespace) -> int:
+    """Writes the clips. Returns the exit status."""
+    clips = open_clips(options.sources, from_environment("HF_CACHE"))
     with multiprocessing.get_context("spawn").Pool(options.workers) as pool:
         problems = [text for text in pool.imap(_Writer(clips, options.folder), range(len(clips)), chunksize=16) if text]
     for text in problems:

@@ -7,6 +7,8 @@ import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
+from system.command import UserError
+
 COMPARISONS: dict[str, Callable[[float, float], bool]] = {
     ">=": operator.ge,
     "<=": operator.le,
@@ -15,7 +17,7 @@ COMPARISONS: dict[str, Callable[[float, float], bool]] = {
 }
 
 
-class RequirementError(Exception):
+class RequirementError(UserError):
     """A requirement that says nothing. The message says how one looks."""
 
 

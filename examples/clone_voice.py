@@ -26,8 +26,8 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the repository's own packages, from any folder
 
-from data.clips import BadClipError
 from data.reference import SAMPLE_RATE, prepare, read_clip
+from system.command import UserError, exit_status
 from system.files import written_whole
 
 SAMPLE_BYTES = 2  # the server's "pcm" is 16 bits, one channel
@@ -36,17 +36,17 @@ URL = re.compile(r"https?://(\[[0-9a-f:]+\]|[^\s/:]+)(:\d+)?(/\S*)?", re.IGNOREC
 TIMEOUT = 600  # seconds without a byte
 
 
-class SpeechError(Exception):
+class SpeechError(UserError):
     """A sentence that says why there is no speech."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     arguments = parse(argv)
-    try:
-        speak(arguments.url, request(arguments), Path(arguments.out))
-    except (SpeechError, BadClipError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    return exit_status(lambda: run(arguments), "no speech was written", "no speech was written")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    speak(arguments.url, request(arguments), Path(arguments.out))
     return 0
 
 

@@ -21,14 +21,14 @@ from evaluation.codes import AGREEMENT
 from evaluation.judges.judge import Metric
 from evaluation.statistics import Interval
 from evaluation.table import ARROWS, as_share, fewer, speed_lines, with_interval
-from system.command import exit_status
+from system.command import UserError, exit_status
 
 GOAL = 0.95  # of the other encoder's quality, recovered by every metric
 ENDS = ("untrained", "against", "original")
 ALIKE = {metric.name for metric in AGREEMENT}  # how alike two encoders are is not how good one is
 
 
-class ResultsError(Exception):
+class ResultsError(UserError):
     """Figures that cannot be made into tables. The message says which, and what is expected."""
 
 
@@ -108,7 +108,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print("\n\n".join(described(path, arguments.curve, arguments.seconds_a_step) for path in arguments.files))
         return 0
 
-    return exit_status(run, "nothing was written", (ResultsError,))
+    return exit_status(run, "nothing was written", "no table was printed")
 
 
 def described(path: Path, curve: Sequence[str], seconds_a_step: float) -> str:

@@ -18,13 +18,14 @@ import yaml
 from torch import Tensor, nn
 
 from losses.resampling import JUDGES_RATE, band_limited_resample
+from system.command import UserError
 
 PUBLISHED = "speechbrain/spkrec-ecapa-voxceleb"
 HYPERPARAMETERS, WEIGHTS = "hyperparams.yaml", "embedding_model.ckpt"
 SHORTEST = 0.1  # seconds; the network's widest convolution needs five frames of 10 ms
 
 
-class SpeakerModelError(Exception):
+class SpeakerModelError(UserError):
     """The speaker network cannot be loaded. The message names it, the configuration key, and the way to do without."""
 
 

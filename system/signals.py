@@ -1,4 +1,4 @@
-"""A run that is asked to stop finishes its step, saves its state, and ends with a status that says so."""
+"""A run that is asked to stop finishes its step, saves its state, and ends with an exit status that says so."""
 
 from __future__ import annotations
 
@@ -10,21 +10,22 @@ SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
 class StoppedError(Exception):
-    """The run was stopped by a signal, and all is saved. `status` is the process's: 128 and the signal's number."""
+    """A signal stopped the run, and its state is saved. `status` is the exit status: 128 plus the signal's number."""
 
     def __init__(self, number: int, step: int):
-        super().__init__(f"stopped by {signal.Signals(number).name} after step {step}, which is saved")
+        name = signal.Signals(number).name
+        super().__init__(f"stopped by {name} after step {step}, which is saved")
         self.status = 128 + number
 
 
 class StopRequest:
-    """Takes SIGTERM and SIGINT while it is entered. `number` is that of the signal that came, 0 before."""
+    """Takes SIGTERM and SIGINT while it is entered. `number` is the number of the signal that came, or 0."""
 
     def __init__(self) -> None:
         self.number = 0
 
     def __enter__(self) -> StopRequest:
-        self.before: dict[int, Any] = {}  # there before the first signal can come
+        self.before: dict[int, Any] = {}  # must exist before the first signal can come
         for number in SIGNALS:
             self.before[number] = signal.signal(number, self._note)
         return self
@@ -35,5 +36,5 @@ class StopRequest:
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         self.number = number
-        # A signal for the whole group ends the loader's workers too; their death is no failure now.
+        # A signal to the whole process group also ends the loader's workers: from now on their death is no failure.
         self.before.setdefault(signal.SIGCHLD, signal.signal(signal.SIGCHLD, signal.SIG_DFL))

@@ -11,11 +11,12 @@ from zipfile import BadZipFile, ZipFile
 import torch
 import yaml
 
+from system.command import UserError
 from system.files import folder_written_whole, sync
 from training.config import ConfigError
 
 
-class CheckpointError(Exception):
+class CheckpointError(UserError):
     """A checkpoint could not be written or read. The message says where and why."""
 
 

@@ -22,10 +22,11 @@ from torch import Tensor
 from evaluation.judges.available import open_judges
 from evaluation.judges.judge import Judge, Metric, Verdict, first_line
 from evaluation.speech import Speech
+from system.command import UserError
 from system.signals import StopRequest
 
 
-class JuryError(Exception):
+class JuryError(UserError):
     """Judging cannot go on. The message says why."""
 
 

@@ -7,13 +7,14 @@ from collections import defaultdict
 from pathlib import Path
 
 from evaluation.report.charts import Chart, Series, lines
+from system.command import UserError
 
 POINTS = 400  # a curve, at most: a page is no archive
 SHARES = {"share": "shares of the gradient, waveform", "share_latent": "shares of the gradient, latent"}
 NOT_SHOWN = ("skipped_clips", "kept_clips", "audio_seconds_per_second", "memory_gb")
 
 
-class CurvesError(Exception):
+class CurvesError(UserError):
     """A metrics file that cannot be read. The message says which line and what is expected."""
 
 

@@ -15,8 +15,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from system.command import UserError
 
-class TeacherError(Exception):
+
+class TeacherError(UserError):
     """A teacher that cannot be had. The message names it, the configuration key and what to do."""
 
 

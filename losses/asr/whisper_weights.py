@@ -25,6 +25,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from system.command import UserError, exit_status
 from system.files import written_whole
 
 FILE_NAME = "whisper-base.pt"
@@ -58,7 +59,7 @@ VALUES = {"weight": "weight", "bias": "bias", "gamma": "weight", "beta": "bias"}
 LAYER_NAME = re.compile(r"(encoder|decoder)/layer_(\d+)/(.+)/(weight|bias|gamma|beta)")
 
 
-class WeightsError(Exception):
+class WeightsError(UserError):
     """The weights could not be had. The message says why."""
 
 
@@ -167,12 +168,13 @@ def to_openai(variables: Mapping[str, np.ndarray]) -> dict[str, Any]:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path, help="where whisper-base.pt goes")
-    try:
-        print(fetch(parser.parse_args().folder))
-    except WeightsError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
+    folder = parser.parse_args().folder
+
+    def run() -> int:
+        print(fetch(folder))
+        return 0
+
+    return exit_status(run, "no weights were written", "no weights were written")
 
 
 if __name__ == "__main__":

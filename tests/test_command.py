@@ -1,0 +1,58 @@
+"""How programs end."""
+
+from __future__ import annotations
+
+import errno
+import signal
+from pathlib import Path
+
+import pytest
+
+from system.command import UserError, exit_status, model_folder
+from system.signals import StoppedError
+
+SENTENCES = {
+    "the codec is damaged: get it again": (UserError("the codec is damaged: get it again"), 2),
+    "a.wav: No such file or directory; nothing was changed": (
+        FileNotFoundError(errno.ENOENT, "No such file or directory", "a.wav"),
+        2,
+    ),
+    "[Errno 28] No space left on device; nothing was changed": (OSError(errno.ENOSPC, "No space left on device"), 2),
+    "interrupted: the old file is still there": (KeyboardInterrupt(), 2),
+    "stopped by SIGTERM after step 3, which is saved: repeat the command to resume": (
+        StoppedError(signal.SIGTERM, 3),
+        128 + signal.SIGTERM,
+    ),
+}
+
+
+@pytest.mark.parametrize("sentence", SENTENCES)
+def test_a_failure_is_one_sentence_and_an_exit_status(sentence: str, capsys: pytest.CaptureFixture[str]) -> None:
+    failure, status = SENTENCES[sentence]
+
+    def command() -> int:
+        raise failure
+
+    assert exit_status(command, "the old file is still there") == status
+    assert capsys.readouterr().err.removeprefix("error: ") == sentence + "\n"
+
+
+def test_a_bug_is_no_sentence() -> None:
+    def command() -> int:
+        raise ValueError("a bug")
+
+    with pytest.raises(ValueError, match="a bug"):
+        exit_status(command, "")
+
+
+def test_the_release_is_the_folder_given_or_that_of_the_environment(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MODEL_DIR", str(tmp_path))
+    assert model_folder(None) == tmp_path
+    monkeypatch.delenv("MODEL_DIR")
+    assert model_folder(str(tmp_path)) == tmp_path
+    with pytest.raises(UserError, match="set MODEL_DIR"):
+        model_folder(None)
+    with pytest.raises(UserError, match="is not a folder"):
+        model_folder(str(tmp_path / "missing"))
