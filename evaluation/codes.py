@@ -1,5 +1,5 @@
-"""What the codes themselves say: how much of the codebooks is used, how far the served arithmetic moves them, and
-whether they look like those of the release's own voices."""
+"""Metrics of the codes themselves: how much of the codebooks is used, how many codes bf16 changes, and how similar they
+are to the codes and embeddings of the release's preset voices."""
 
 from __future__ import annotations
 
@@ -13,36 +13,36 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from codec import Codec
-from evaluation.judges.judge import Metric, Verdict, first_line
+from evaluation.judges.judge import Measurements, Metric, first_line
 from losses.shaping import Target
 
 PER_CLIP = (
-    Metric("distinct_codes", "distinct semantic codes a clip", "", "distinct semantic codes of an utterance", 1),
+    Metric("distinct_codes", "distinct semantic codes a clip", "", "distinct semantic codes in a clip", 1),
     Metric("at_ends", "acoustic codes at the ends", "", "share of acoustic codes that are 0 or the highest", 1, True),
-    Metric("embedding_norm", "embedding norm", "", "mean norm of a voice embedding's rows, the last one left out", 2),
+    Metric("embedding_norm", "embedding norm", "", "mean norm of a voice embedding's rows, without the last one", 2),
     Metric(
         "embedding_to_presets",
         "embedding, to presets",
         "",
-        "cosine of a clip's mean embedding row with that of each preset voice, mean over the presets",
+        "cosine of a clip's mean embedding row with each preset voice's, mean over the presets",
     ),
-    Metric("moved_semantic", "semantic codes moved", "", "share that is another one in float32 arithmetic", 1, True),
-    Metric("moved_acoustic", "acoustic codes moved", "", "share that is another one in float32 arithmetic", 1, True),
+    Metric("moved_semantic", "semantic codes moved", "", "share that differs in float32 arithmetic", 1, True),
+    Metric("moved_acoustic", "acoustic codes moved", "", "share that differs in float32 arithmetic", 1, True),
 )
 AGREEMENT = (
-    Metric("equal_semantic", "semantic codes equal", "higher", "share that the other encoder chooses too", 1, True),
-    Metric("equal_acoustic", "acoustic codes equal", "higher", "share that the other encoder chooses too", 1, True),
+    Metric("equal_semantic", "semantic codes equal", "higher", "share that equals the other encoder's", 1, True),
+    Metric("equal_acoustic", "acoustic codes equal", "higher", "share that equals the other encoder's", 1, True),
     Metric(
         "embedding_agreement",
         "embedding, to the other's",
         "higher",
-        "cosine with the other encoder's embedding, row by row, mean over the frames",
+        "cosine of each embedding row with the other encoder's, mean over the frames",
     ),
 )
 WHOLE = (
     Metric("sem_util", "semantic codes used", "", "distinct semantic codes over all clips", 0),
-    Metric("semantic_entropy", "semantic entropy", "", "bits of the distribution of semantic codes over all clips", 2),
-    Metric("acoustic_entropy", "acoustic entropy", "", "bits a code, mean over the acoustic dimensions", 2),
+    Metric("semantic_entropy", "semantic entropy", "", "entropy of the semantic codes of all clips, in bits", 2),
+    Metric("acoustic_entropy", "acoustic entropy", "", "bits per code, mean over the acoustic dimensions", 2),
     Metric(
         "acoustic_to_target",
         "acoustic codes, to target",
@@ -53,14 +53,14 @@ WHOLE = (
 
 
 class Presets(NamedTuple):
-    """What the release's own voices look like."""
+    """Statistics of the release's preset voices."""
 
-    means: Tensor  # [V, dim], the mean row of each; unit length
+    means: Tensor  # [V, dim], the mean row of each voice, scaled to unit length
     norm: float  # mean norm of their rows
 
     @property
     def among_themselves(self) -> float | None:
-        """Mean cosine of one with another, None for fewer than two."""
+        """Mean cosine between two voices; None if there are fewer than two."""
         count = len(self.means)
         if count < 2:
             return None
@@ -68,7 +68,7 @@ class Presets(NamedTuple):
 
 
 def read_presets(voices: Path) -> Presets | None:
-    """The preset voices of a release, None where it has none."""
+    """The preset voices in the folder `voices`; None if there are none."""
     embeddings = [
         torch.load(file, map_location="cpu", weights_only=True)[:-1].float() for file in sorted(voices.glob("*.pt"))
     ]
@@ -78,40 +78,42 @@ def read_presets(voices: Path) -> Presets | None:
     return Presets(means, float(torch.cat(embeddings).norm(dim=1).mean()))
 
 
-def score_codes(codec: Codec, exact: Codec | None, waveform: Tensor, codes: Tensor, presets: Presets | None) -> Verdict:
-    """`codes` [37, F] of a waveform [1, 1, T], by `codec` as it serves and by `exact`, the same in float32; without it
-    they are of no encoder, and nothing is said of the arithmetic."""
-    verdict = Verdict()
+def score_codes(
+    codec: Codec, exact: Codec | None, waveform: Tensor, codes: Tensor, presets: Presets | None
+) -> Measurements:
+    """Scores the codes [37, F] that `codec` gave for a waveform [1, 1, T]. `exact` is the same codec in float32;
+    without it (for codes that no encoder gave) the two "moved" metrics are missing."""
+    found = Measurements()
     semantic, acoustic = codes[0], codes[1:]
     frames = float(codes.shape[1])
-    verdict.set("distinct_codes", float(semantic.unique().numel()))
+    found.set("distinct_codes", float(semantic.unique().numel()))
     top = codec.config.acoustic_codebook_size - 1
-    verdict.set("at_ends", float(((acoustic == 0) | (acoustic == top)).float().mean()), frames)
+    found.set("at_ends", float(((acoustic == 0) | (acoustic == top)).float().mean()), frames)
     rows = embedding_rows(codec, codes)
-    verdict.set("embedding_norm", float(rows.norm(dim=1).mean()), frames)
+    found.set("embedding_norm", float(rows.norm(dim=1).mean()), frames)
     if presets is None:
-        verdict.failed["embedding_to_presets"] = "the release has no preset voices"
+        found.failed["embedding_to_presets"] = "the release has no preset voices"
     else:
         mean = F.normalize(rows.mean(dim=0), dim=0)
-        verdict.set("embedding_to_presets", float((presets.means @ mean).mean()))
+        found.set("embedding_to_presets", float((presets.means @ mean).mean()))
     if exact is not None:
         try:
             with in_float32():
                 moved = codes != exact.encode(waveform)[0].cpu()
-        except RuntimeError as error:  # twice the memory; the codes as they are served are there all the same
-            verdict.failed |= dict.fromkeys(("moved_semantic", "moved_acoustic"), f"in float32: {first_line(error)}")
-            return verdict
-        verdict.set("moved_semantic", float(moved[0].float().mean()), frames)
-        verdict.set("moved_acoustic", float(moved[1:].float().mean()), frames)
-    return verdict
+        except RuntimeError as error:  # float32 takes twice the memory; the codes in bf16 are there anyway
+            found.failed |= dict.fromkeys(("moved_semantic", "moved_acoustic"), f"in float32: {first_line(error)}")
+            return found
+        found.set("moved_semantic", float(moved[0].float().mean()), frames)
+        found.set("moved_acoustic", float(moved[1:].float().mean()), frames)
+    return found
 
 
 @contextmanager
 def in_float32() -> Iterator[None]:
-    """Without TF32, whose mantissa has 10 bits and not 23: a GPU's convolutions take it unless they are told not to."""
+    """Turns TF32 off, which a GPU's convolutions use by default: its mantissa has 10 bits instead of 23."""
     cudnn, matmul = torch.backends.cudnn, torch.backends.cuda.matmul
     before = cudnn.allow_tf32, matmul.allow_tf32
-    # not by cudnn.flags, which would set all of its other flags too
+    # cudnn.flags would set all other flags too
     cudnn.allow_tf32 = matmul.allow_tf32 = False
     try:
         yield
@@ -119,31 +121,30 @@ def in_float32() -> Iterator[None]:
         cudnn.allow_tf32, matmul.allow_tf32 = before
 
 
-def agreement(codec: Codec, codes: Tensor, other: Tensor) -> Verdict:
-    """How alike two encoders of one codec take a clip: codes [37, F] of both."""
-    verdict = Verdict()
+def agreement(codec: Codec, codes: Tensor, other: Tensor) -> Measurements:
+    """How similar the codes [37, F] of two encoders for the same clip are."""
+    found = Measurements()
     equal, frames = (codes == other).float(), float(codes.shape[1])
-    verdict.set("equal_semantic", float(equal[0].mean()), frames)
-    verdict.set("equal_acoustic", float(equal[1:].mean()), frames)
+    found.set("equal_semantic", float(equal[0].mean()), frames)
+    found.set("equal_acoustic", float(equal[1:].mean()), frames)
     cosines = F.cosine_similarity(embedding_rows(codec, codes), embedding_rows(codec, other), dim=1)
-    verdict.set("embedding_agreement", float(cosines.mean()), frames)
-    return verdict
+    found.set("embedding_agreement", float(cosines.mean()), frames)
+    return found
 
 
 def embedding_rows(codec: Codec, codes: Tensor) -> Tensor:
     """The voice embedding of codes [37, F] without its end-of-audio row: [F, dim], float32."""
-    device = codec.decoder.output_proj.conv.weight.device
-    return codec.embed(codes[None].to(device))[0, :-1].float().cpu()
+    return codec.embed(codes[None].to(codec.device))[0, :-1].float().cpu()
 
 
 def acoustic_histogram(codes: Sequence[Tensor], levels: int) -> Tensor:
-    """Codes [37, F] of all clips to shares [36, levels]."""
+    """Codes [37, F] of all clips to the share of each level in each acoustic dimension: [36, levels]."""
     counts = F.one_hot(torch.cat(list(codes), dim=1)[1:], levels).sum(dim=1).float()
     return counts / counts.sum(dim=1, keepdim=True)
 
 
 def score_all_codes(codes: Sequence[Tensor], levels: int, target: Target) -> dict[str, float]:
-    """The metrics of WHOLE, over all clips' codes."""
+    """The metrics in WHOLE, from the codes [37, F] of all clips."""
     semantic = torch.cat([each[0] for each in codes])
     histogram = acoustic_histogram(codes, levels)
     return {
@@ -155,5 +156,5 @@ def score_all_codes(codes: Sequence[Tensor], levels: int, target: Target) -> dic
 
 
 def entropy(shares: Tensor) -> Tensor:
-    """Of distributions in the last dimension, in bits."""
+    """Entropy in bits, over the last dimension."""
     return -torch.special.xlogy(shares, shares).sum(dim=-1) / torch.log(torch.tensor(2.0))

@@ -1,5 +1,5 @@
-"""An encoder against another one: differences, paired by clip, and how much of the way from an untrained encoder to
-the other one it has come."""
+"""Compares an encoder with another one: differences, paired by clip, and the recovered share, which is 0 for an
+untrained encoder and 1 for the other one."""
 
 from __future__ import annotations
 
@@ -14,21 +14,21 @@ from evaluation.statistics import Interval
 @dataclass(frozen=True)
 class Compared:
     metric: Metric
-    clips: int  # that both have a value for
-    difference: Interval  # the encoder's minus the other's
-    recovered: Interval | None  # 0 at the untrained encoder, 1 at the other one; None where these cannot be told apart
-    recovered_clips: int = 0  # that the untrained one has a value for too
+    clips: int  # clips that both encoders have a value for
+    difference: Interval  # the encoder's value minus the other's
+    recovered: Interval | None  # 0: untrained encoder, 1: other one; None if these two do not differ significantly
+    recovered_clips: int = 0  # clips that the untrained encoder has a value for too
 
 
 def compare(encoder: Scores, other: Scores, untrained: Scores, seed: int = 0) -> dict[str, Compared]:
-    """By metric: the difference from the other one over the clips that both have values for, and what is recovered over
-    those that the untrained one has values for too: of a sound that is next to silence some judges say nothing. What
-    only describes is not recovered, and what is counted over all clips at once has no recovered share."""
+    """Compares every metric. The difference is over the clips that both encoders have values for. The recovered share
+    is over those that the untrained encoder has values for too: some judges refuse its audio, which may be almost
+    silent. Metrics that only describe, and metrics over all clips at once, have no recovered share."""
     found = {}
     for metric in encoder.metrics:
         name = metric.name
         if name in encoder.whole and name in other.whole:
-            if len(encoder.coded) == len(other.coded):  # fewer clips have fewer distinct codes
+            if len(encoder.coded) == len(other.coded):  # a count over fewer clips is lower
                 gap = Interval(encoder.whole[name] - other.whole[name], None, None)
                 found[name] = Compared(metric, len(encoder.coded), gap, None)
             continue
@@ -45,7 +45,7 @@ def compare(encoder: Scores, other: Scores, untrained: Scores, seed: int = 0) ->
 def _recovered(metric: Metric, systems: tuple[Scores, ...], clips: list[int], seed: int) -> Interval | None:
     (value, weight), (best, _), (worst, _) = (system.column(metric.name, clips) for system in systems)
     if not _better(metric, float(best @ weight), float(worst @ weight)):
-        return None  # the other one is worse than an untrained encoder: there is nothing to recover
+        return None  # the other encoder is worse than the untrained one: there is nothing to recover
     return statistics.recovered(value, best, worst, weight, seed, systems[0].speakers(clips))
 
 

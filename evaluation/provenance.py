@@ -1,5 +1,4 @@
-"""What changes scores beside the encoder's name: what its file and the release hold, versions of the libraries, and the
-machine."""
+"""What scores depend on besides the encoder: the files' contents, the versions of the libraries, and the machine."""
 
 from __future__ import annotations
 
@@ -33,36 +32,36 @@ LIBRARIES = (
 
 
 def versions() -> dict[str, str]:
-    """Library -> version, of those that are installed."""
+    """Library -> version, of the installed ones."""
     found = {"python": platform.python_version()}
     for name in LIBRARIES:
         try:
             found[name] = metadata.version(name)
         except metadata.PackageNotFoundError:
             continue
-    found["torch"] = torch.__version__  # names the build too
+    found["torch"] = torch.__version__  # with the build, such as +cpu
     return found
 
 
 def machine(device: torch.device) -> str:
-    """The device in words, and the processor: judges compute on it too."""
+    """Names the GPU, if there is one, and the processor, which judges always use too."""
     cpu = f"{processor()}, {torch.get_num_threads()} threads"
     return f"{torch.cuda.get_device_name(device)}; {cpu}" if device.type == "cuda" else cpu
 
 
 def processor() -> str:
-    """Its model where the system tells, and its architecture."""
+    """The processor's model, if the system names it, and its architecture."""
     about = Path("/proc/cpuinfo")
     model = re.search(r"^model name\s*:\s*(.+)$", about.read_text(), re.MULTILINE) if about.exists() else None
     return f"{model[1]}, {platform.machine()}" if model else platform.machine()
 
 
 def sha256(path: Path) -> str:
-    """Of a file's bytes, in hexadecimal digits."""
+    """The SHA-256 of a file, in hexadecimal digits."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def release_files(folder: Path) -> dict[str, int]:
-    """Size in bytes of each file that the codec is read from; their contents are gigabytes of language model."""
+    """The size in bytes of each file that the codec is read from. Not a hash: they hold gigabytes of language model."""
     return {path.name: path.stat().st_size for path in (folder / "params.json", *served_files(folder))}

@@ -1,4 +1,4 @@
-"""`--require metric>=value`: what has to hold for the exit status to be 0."""
+"""`--require metric>=value`: a condition on a metric. If it is not met, the exit status is 1."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ COMPARISONS: dict[str, Callable[[float, float], bool]] = {
 
 
 class RequirementError(UserError):
-    """A requirement that says nothing. The message says how one looks."""
+    """Text that is no requirement. The message shows what one looks like."""
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,7 @@ class Requirement:
         return f"{self.metric}{self.comparison}{self.value:g}"
 
     def unmet(self, figures: Mapping[str, float]) -> str:
-        """Why it does not hold; empty where it does."""
+        """Why the requirement is not met; empty if it is."""
         if self.metric not in figures:
             return f"{self}: {self.metric} was not measured; measured: {', '.join(figures)}"
         found = figures[self.metric]

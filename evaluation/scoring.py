@@ -1,4 +1,4 @@
-"""An encoder's scores: every clip encoded and decoded as the server does it, and put before the judges."""
+"""Scores of an encoder: encodes and decodes every clip as the server does, and sends the result to the judges."""
 
 from __future__ import annotations
 
@@ -15,42 +15,42 @@ from codec import Codec
 from data import DataError
 from evaluation import statistics
 from evaluation.codes import AGREEMENT, PER_CLIP, WHOLE, Presets, agreement, score_all_codes, score_codes
-from evaluation.judges.judge import Judge, Measured, Metric, Verdict, first_line
-from evaluation.judges.pool import Hearing, Jury
+from evaluation.judges.judge import Judge, Measurement, Measurements, Metric, first_line
+from evaluation.judges.pool import ClipVersions, JudgePool
 from evaluation.speech import Problem, Speech
 from evaluation.statistics import Interval
 from losses.shaping import Target
 
 ORIGINAL = "original"
 Encode = Callable[[Sequence[Tensor]], Sequence[Tensor]]
-Progress = Callable[[Iterable[Any], str, int], Iterable[Any]]  # shows how far a named work of so many clips has come
+Progress = Callable[[Iterable[Any], str, int], Iterable[Any]]  # wraps an iterable: (items, what is done, how many)
 
 
-def unseen(clips: Iterable[Any], work: str, count: int) -> Iterable[Any]:
-    """No progress is shown."""
-    return clips
+def no_progress(items: Iterable[Any], work: str, count: int) -> Iterable[Any]:
+    """A Progress that shows nothing."""
+    return items
 
 
 @dataclass
 class ClipScores:
     clip: Speech
     codes: Tensor | None = None  # [37, F]; None for an original
-    values: dict[str, Measured] = field(default_factory=dict)
-    heard: str = ""
+    values: dict[str, Measurement] = field(default_factory=dict)  # by metric
+    transcript: str = ""  # by the speech recognizer
 
 
 @dataclass
 class Scores:
-    """Of one encoder, or of the originals themselves. `clips` are in the order of the speech given."""
+    """The scores of one system: an encoder, other codes, or the originals. `clips` are in the order of the speech."""
 
     name: str
     metrics: tuple[Metric, ...]
     clips: list[ClipScores]
     problems: list[Problem]
-    whole: dict[str, float] = field(default_factory=dict)  # over all clips at once; these have no intervals
+    whole: dict[str, float] = field(default_factory=dict)  # metrics over all clips at once; they have no intervals
 
     def column(self, metric: str, clips: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
-        """Values and weights of these clips, which all have the metric."""
+        """Values and weights of these clips. All of them must have the metric."""
         pairs = [self.clips[i].values[metric] for i in clips]
         return np.array([pair.value for pair in pairs]), np.array([pair.weight for pair in pairs])
 
@@ -58,11 +58,11 @@ class Scores:
         return [self.clips[i].clip.speaker for i in clips]
 
     def scored(self, metric: str) -> list[int]:
-        """The clips that have a value."""
+        """Indices of the clips that have a value."""
         return [i for i, clip in enumerate(self.clips) if metric in clip.values]
 
     def total(self, metric: str, seed: int = 0) -> Interval | None:
-        """Over the clips that have it; None where none has."""
+        """The weighted mean over the clips that have a value; None if no clip has one."""
         if metric in self.whole:
             return Interval(self.whole[metric], None, None)
         clips = self.scored(metric)
@@ -70,7 +70,7 @@ class Scores:
 
     @property
     def coded(self) -> list[Tensor]:
-        """The codes of the clips that have some."""
+        """The codes of the clips that have codes."""
         return [clip.codes for clip in self.clips if clip.codes is not None]
 
     def has(self, metric: str) -> bool:
@@ -87,19 +87,19 @@ def evaluate(
     target: Target | None = None,
     encode: Encode | None = None,
 ) -> Scores:
-    """Scores of a codec with its encoder. In bfloat16, as `load_release` gives it, it computes what the server does.
-    `encode` finds the codes [37, F] of waveforms [T] in another way. A clip that a judge cannot score is a problem of
-    that judge's metrics alone."""
+    """Scores of a codec with its encoder. In bfloat16, as `load_release` gives it, the codec computes what the server
+    does. `encode` replaces the encoder: it gives the codes [37, F] of waveforms [T]. If a judge cannot score a clip,
+    only that judge's metrics of that clip are missing, with a Problem."""
     codes = encode([clip.waveform for clip in speech]) if encode else None
     scores = score_encoding(codec, speech, name=name, presets=presets, target=target, codes=codes)
-    add_verdicts(codec, [scores], Jury(judges))
+    add_judge_scores(codec, [scores], JudgePool(judges))
     return scores
 
 
 def evaluate_originals(speech: Sequence[Speech], judges: Sequence[Judge]) -> Scores:
-    """What the absolute judges say of the originals: how far a perfect codec could come."""
+    """The absolute judges' scores of the originals: what a perfect codec would get."""
     scores = unscored_originals(speech)
-    add_verdicts(None, [scores], Jury(judges))
+    add_judge_scores(None, [scores], JudgePool(judges))
     return scores
 
 
@@ -111,16 +111,17 @@ def score_encoding(
     presets: Presets | None = None,
     target: Target | None = None,
     codes: Sequence[Tensor | None] | None = None,
-    progress: Progress = unseen,
+    progress: Progress = no_progress,
 ) -> Scores:
-    """The codes of every clip, and what they say themselves: as `evaluate`, before any judge has heard them. `codes`
-    are those found in another way, None for a clip that has none."""
+    """Encodes every clip and scores the codes; `add_judge_scores` adds the rest. `codes` replaces the encoder's codes;
+    a clip whose entry is None has no codes. Raises ValueError if the codec has no encoder and no codes are given, and
+    DataError if no clip has codes."""
     if codes is None and codec.encoder is None:
         raise ValueError("this release has no encoder: inject one with inject_encoder.py")
     exact = copy.deepcopy(codec).float() if codes is None else None
     scores = Scores(name, PER_CLIP + (WHOLE if target else ()), [], [])
     for i, clip in enumerate(progress(speech, name, len(speech))):
-        waveform = clip.waveform[None, None].to(codec.decoder.output_proj.conv.weight.device)
+        waveform = clip.waveform[None, None].to(codec.device)
         scored = ClipScores(clip)
         scores.clips.append(scored)
         try:
@@ -129,7 +130,7 @@ def score_encoding(
                 _add(scores, scored, score_codes(codec, exact, waveform, found, presets))
                 scored.codes = found
         except (RuntimeError, ValueError) as error:
-            # a clip that is too long for the memory, weights that give no codes: the others are scored all the same
+            # a clip too long for the memory, or weights that give no valid codes: go on with the other clips
             scores.problems.append(Problem(clip.name, "clip", first_line(error), name))
     if not scores.coded:
         reasons = [problem.reason for problem in scores.problems if problem.what == "clip"]
@@ -140,32 +141,35 @@ def score_encoding(
 
 
 def unscored_originals(speech: Sequence[Speech]) -> Scores:
-    """The originals, before any judge has heard them."""
+    """The originals, without any scores yet."""
     return Scores(ORIGINAL, (), [ClipScores(clip) for clip in speech], [])
 
 
-def add_verdicts(codec: Codec | None, systems: Sequence[Scores], jury: Jury, progress: Progress = unseen) -> None:
-    """Adds what the judges say of each system's clips, decoded by `codec`; originals need none."""
+def add_judge_scores(
+    codec: Codec | None, systems: Sequence[Scores], judges: JudgePool, progress: Progress = no_progress
+) -> None:
+    """Adds the judges' scores of each system's clips, decoded by `codec`. Originals need no codec."""
     for scores in systems:
-        scores.metrics = (jury.absolute_metrics if scores.name == ORIGINAL else jury.metrics) + scores.metrics
-    heard: list[list[tuple[Scores, ClipScores]]] = []  # what each hearing is about; grows as the jury asks for more
+        scores.metrics = (judges.absolute_metrics if scores.name == ORIGINAL else judges.metrics) + scores.metrics
+    # whose versions were sent, clip by clip; it grows while the judges take more clips
+    sent: list[list[tuple[Scores, ClipScores]]] = []
 
-    def hearings() -> Iterator[Hearing]:
-        for versions in zip(*(scores.clips for scores in systems), strict=True):
-            pairs = zip(systems, versions, strict=True)
-            sounds = [(pair, sound) for pair in pairs if (sound := _sound(codec, *pair)) is not None]
-            if sounds:
-                heard.append([pair for pair, _ in sounds])
-                yield Hearing(versions[0].clip, [sound for _, sound in sounds])
+    def clips() -> Iterator[ClipVersions]:
+        for same_clip in zip(*(scores.clips for scores in systems), strict=True):
+            pairs = zip(systems, same_clip, strict=True)
+            versions = [(pair, audio) for pair in pairs if (audio := _audio(codec, *pair)) is not None]
+            if versions:
+                sent.append([pair for pair, _ in versions])
+                yield ClipVersions(same_clip[0].clip, [audio for _, audio in versions])
 
-    verdicts = progress(jury.hear(hearings()), "judges", len(systems[0].clips))
-    for found, about in zip(verdicts, heard, strict=True):
-        for (scores, scored), verdict in zip(about, found, strict=True):
-            _add(scores, scored, verdict)
+    measured = progress(judges.score(clips()), "judges", len(systems[0].clips))
+    for of_clip, pairs in zip(measured, sent, strict=True):
+        for (scores, scored), found in zip(pairs, of_clip, strict=True):
+            _add(scores, scored, found)
 
 
-def _sound(codec: Codec | None, scores: Scores, scored: ClipScores) -> Tensor | None:
-    """What there is to hear of a clip: [T]; None without codes, or where they cannot be decoded, which is noted."""
+def _audio(codec: Codec | None, scores: Scores, scored: ClipScores) -> Tensor | None:
+    """The audio [T] of a clip: None if it has no codes, or if they cannot be decoded, which adds a Problem."""
     if scores.name == ORIGINAL:
         return scored.clip.waveform
     if scored.codes is None:
@@ -173,13 +177,13 @@ def _sound(codec: Codec | None, scores: Scores, scored: ClipScores) -> Tensor | 
     assert codec is not None
     try:
         return reconstruct(codec, scored.codes, scored.clip)
-    except RuntimeError as error:  # too long for the memory: the other clips are heard all the same
+    except RuntimeError as error:  # too long for the memory: go on with the other clips
         scores.problems.append(Problem(scored.clip.name, "sound", first_line(error), scores.name))
         return None
 
 
 def add_agreement(codec: Codec, scores: Scores, other: Scores) -> None:
-    """Adds to one encoder's scores how alike the other one's codes and embeddings are."""
+    """Adds to `scores` how often its codes equal the other encoder's, and how similar the embeddings are."""
     scores.metrics += AGREEMENT
     for scored, reference in zip(scores.clips, other.clips, strict=True):
         if scored.codes is not None and reference.codes is not None:
@@ -188,13 +192,13 @@ def add_agreement(codec: Codec, scores: Scores, other: Scores) -> None:
 
 @torch.no_grad()
 def reconstruct(codec: Codec, codes: Tensor, clip: Speech) -> Tensor:
-    """Codes [37, F] to the waveform [T] one hears, as long as the original."""
-    device = codec.decoder.output_proj.conv.weight.device
-    return codec.decode(codes[None].to(device))[0, 0, : clip.waveform.shape[-1]].clamp(-1, 1).cpu()
+    """Codes [37, F] to a waveform [T] in [-1, 1], as long as the original."""
+    decoded = codec.decode(codes[None].to(codec.device))
+    return decoded[0, 0, : clip.waveform.shape[-1]].clamp(-1, 1).cpu()
 
 
-def _add(scores: Scores, scored: ClipScores, verdict: Verdict) -> None:
-    scored.values |= verdict.values
-    scored.heard = verdict.heard or scored.heard
+def _add(scores: Scores, scored: ClipScores, found: Measurements) -> None:
+    scored.values |= found.values
+    scored.transcript = found.transcript or scored.transcript
     name = scored.clip.name
-    scores.problems += [Problem(name, metric, reason, scores.name) for metric, reason in verdict.failed.items()]
+    scores.problems += [Problem(name, metric, reason, scores.name) for metric, reason in found.failed.items()]

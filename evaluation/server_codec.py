@@ -1,8 +1,8 @@
 """The server's own codec class, unmodified, from the installed package `vllm-omni`, without vLLM and a GPU.
 
-Its two source files import names from vLLM (and, through their packages' `__init__`, all of vLLM) that computing
-codes does not need. Where vLLM is absent, those names are stood in for while the files are loaded under their real
-module names. Nothing in them is changed.
+Its two source files import names from vLLM (and, through their packages' `__init__`, all of vLLM) that computing codes
+does not need. If vLLM is not installed, placeholder modules provide those names while the files are loaded under their
+real module names. The files are not changed.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ PACKAGE = "vllm_omni.model_executor.models.voxtral_tts"
 
 
 class _Anything(type):
-    """A class that can be a base, a decorator or an annotation."""
+    """The metaclass of a class that works as a base class, a decorator or an annotation."""
 
     def __getattr__(cls, name: str) -> Any:
         if name.startswith("__"):
@@ -38,8 +38,8 @@ class _Anything(type):
         return cls
 
 
-class _StandIn(ModuleType):
-    """A module that gives a placeholder class for any name asked of it."""
+class _Placeholder(ModuleType):
+    """A module that has a placeholder class for every name."""
 
     __path__: list[str] = []  # noqa: RUF012
 
@@ -50,14 +50,15 @@ class _StandIn(ModuleType):
 
 
 def _copy_weight(parameter: Tensor, loaded: Tensor) -> None:
-    """What vLLM's default weight loader does: the sizes must agree, the values are copied."""
+    """Does what vLLM's default weight loader does: checks the size and copies the values."""
     if parameter.size() != loaded.size():
         raise ValueError(f"{list(loaded.shape)} does not fit {list(parameter.shape)}")
     parameter.data.copy_(loaded)
 
 
-def _stand_in(name: str, **attributes: Any) -> None:
-    module = _StandIn(name)
+def _add_placeholder(name: str, **attributes: Any) -> None:
+    """Puts a placeholder module with these attributes into sys.modules."""
+    module = _Placeholder(name)
     module.__dict__.update(attributes)
     sys.modules[name] = module
 
@@ -85,15 +86,15 @@ def codec_class() -> Any:
                 "vllm.tokenizers",
                 "vllm.tokenizers.mistral",
             ):
-                _stand_in(name)
-            _stand_in("vllm.logger", init_logger=logging.getLogger)
-            _stand_in("vllm.model_executor.model_loader.weight_utils", default_weight_loader=_copy_weight)
+                _add_placeholder(name)
+            _add_placeholder("vllm.logger", init_logger=logging.getLogger)
+            _add_placeholder("vllm.model_executor.model_loader.weight_utils", default_weight_loader=_copy_weight)
         parts = PACKAGE.split(".")
         for depth in range(1, len(parts) + 1):
-            _stand_in(".".join(parts[:depth]))
-        _stand_in("vllm_omni.quantization")
-        _stand_in("vllm_omni.quantization.component_config")
-        _stand_in("vllm_omni.platforms", current_omni_platform=SimpleNamespace(device_type="cpu"))
+            _add_placeholder(".".join(parts[:depth]))
+        _add_placeholder("vllm_omni.quantization")
+        _add_placeholder("vllm_omni.quantization.component_config")
+        _add_placeholder("vllm_omni.platforms", current_omni_platform=SimpleNamespace(device_type="cpu"))
         source = Path(str(distribution("vllm-omni").locate_file(PACKAGE.replace(".", "/"))))
         for leaf in ("voxtral_tts_audio_generation", "voxtral_tts_audio_tokenizer"):
             spec = importlib.util.spec_from_file_location(f"{PACKAGE}.{leaf}", source / f"{leaf}.py")
@@ -106,8 +107,9 @@ def codec_class() -> Any:
 
 
 def load_server_codec(folder: Path, dtype: torch.dtype = torch.bfloat16) -> Any:
-    """The server's codec with the release's weights, built as the server builds it: under the model's dtype, every
-    tensor handed to its own `load_weight` (the quantizer's buffers keep the file's dtype, bf16)."""
+    """The server's codec with the release's weights, built as the server builds it: with `dtype` as the default dtype,
+    and every tensor passed to its own `load_weight`. The quantizer's buffers keep the file's dtype, bf16, unless
+    `dtype` is float32."""
     params = read_params(folder)
     audio = {
         "codec_args": params["multimodal"]["audio_tokenizer_args"],

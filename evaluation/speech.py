@@ -1,4 +1,4 @@
-"""The speech an encoder is measured on: whole clips at 24 kHz, as the server takes them, and at other rates."""
+"""The speech an encoder is measured on: whole clips at 24 kHz, prepared as for the server, and resampling."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from data import BadClipError, DataError, open_clips
 from data.reference import SAMPLE_RATE, prepare
 
 RESAMPLER = "soxr HQ"
-TOLD = ("clipped", "band-limited", "resampled", "mixed down")  # notes about a clip that change its scores
+REPORTED = ("clipped", "band-limited", "resampled", "mixed down")  # kinds of notes: these change a clip's scores
 
 
 @dataclass(frozen=True, eq=False)
 class Speech:
-    """One clip. `text` is empty where nobody wrote down what is said."""
+    """One clip. `text` is what is said, empty without a transcript; `speaker` is empty if unknown."""
 
     name: str
     waveform: Tensor  # [T], 24 kHz, in [-1, 1]
@@ -33,8 +33,8 @@ class Speech:
 
 @dataclass(frozen=True)
 class Problem:
-    """Something that a clip could not be scored for: `what` names a metric, or is "clip" for all of them, or
-    "sound" for all that hear it."""
+    """Why a clip has no score. `what` is a metric's name, "clip" for all metrics, or "sound" for all metrics of the
+    decoded audio. `encoder` is the system's name, empty for all of them."""
 
     clip: str
     what: str
@@ -43,9 +43,9 @@ class Problem:
 
 
 def read_speech(paths: Sequence[str], cache: str = "", limit: int = 0) -> tuple[list[Speech], list[Problem], list[str]]:
-    """The clips of folders and parquet files, prepared as the server prepares a reference, with an empty text where the
-    transcript is missing; those that cannot be used, with their reasons; and notes about the others. With a `limit`
-    that many clips, spread evenly over all. Raises DataError where there are none at all."""
+    """Reads folders and parquet files. Returns the clips, prepared as the server prepares a reference; a Problem for
+    each clip that cannot be used; and notes about the clips. With a `limit`, reads that many clips, spread evenly over
+    all. Raises DataError if no clip can be used."""
     clips = open_clips(paths, cache, needs_text=False)
     count = min(limit or len(clips), len(clips))
     speech, problems, notes = [], [], []
@@ -58,7 +58,7 @@ def read_speech(paths: Sequence[str], cache: str = "", limit: int = 0) -> tuple[
         except BadClipError as error:
             problems.append(Problem(name, "clip", str(error)))
             continue
-        notes += [note.sentence for note in reference.notes if note.kind in TOLD]
+        notes += [note.sentence for note in reference.notes if note.kind in REPORTED]
         speech.append(Speech(name, reference.waveform[0], clip.speaker, clip.text))
     if not speech:
         raise DataError(f"none of {count} clips can be used; the first: {problems[0].reason}")
@@ -66,11 +66,11 @@ def read_speech(paths: Sequence[str], cache: str = "", limit: int = 0) -> tuple[
 
 
 def spread(count: int, clips: int) -> list[int]:
-    """So many of the clips, or all where there are no more, evenly spread from the first to the last."""
+    """The indices of `count` of `clips`, evenly spread from the first to the last; of all if there are fewer."""
     count = min(count, clips)
     return [round(k * (clips - 1) / max(1, count - 1)) for k in range(count)]
 
 
 def at_rate(waveform: Tensor, rate: int) -> np.ndarray:
-    """Samples [T] at 24 kHz to samples at `rate` Hz, float32."""
+    """Resamples a waveform [T] from 24 kHz to `rate` Hz, float32."""
     return np.asarray(soxr.resample(waveform.numpy(), SAMPLE_RATE, rate, quality="HQ"), dtype=np.float32)

@@ -1,4 +1,4 @@
-"""How fast: what a client waits for the codes of a reference clip, and audio seconds a second."""
+"""Speed: how long a client waits for the codes of a reference clip, and the real-time factors."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ RUNS = 5
 
 
 def measure_speed(codec: Codec, clip: Speech, device: torch.device) -> dict[str, float]:
-    """Median, fastest and slowest of some encodings of a 10 s prompt (the clip, repeated), after one that is not
-    counted, and the same prompt decoded. Real-time factors are seconds of work for a second of audio. Raises
-    RuntimeError where the device's memory is too small for one more codec."""
+    """Encodes and decodes a 10 s prompt, made by repeating the clip, RUNS times each after a warm-up. `latency` is the
+    median encoding time in seconds, with its minimum and maximum; the real-time factors are seconds of computation per
+    second of audio. Raises RuntimeError if the device's memory is too small for another copy of the codec."""
     samples = round(PROMPT_SECONDS * codec.sample_rate)
     prompt = clip.waveform.repeat(-(-samples // clip.waveform.shape[-1]))[None, None, :samples].to(device)
     codec = copy.deepcopy(codec).to(device)
@@ -36,8 +36,8 @@ def measure_speed(codec: Codec, clip: Speech, device: torch.device) -> dict[str,
 
 
 def timed(work: Callable[[], Tensor], device: torch.device) -> tuple[list[float], Tensor]:
-    """Seconds that each of the runs takes, and what the work gives. The first run is not counted, and has ended before
-    the second begins."""
+    """The seconds that each of RUNS runs takes, and the result. A warm-up run comes first and is not counted; on a GPU
+    it ends before the first counted run starts."""
     taken = []
     for _ in range(1 + RUNS):
         started = time.perf_counter()

@@ -1,63 +1,63 @@
-"""The totals as a table: cells for the report, lines for the terminal."""
+"""The table of totals: its cells, also for the report, and its text for the terminal."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 
 from evaluation.judges.judge import Metric
-from evaluation.result import Evaluation
+from evaluation.results import Results
 from evaluation.scoring import Scores
 from evaluation.statistics import Interval
 
 ARROWS = {"lower": "↓", "higher": "↑", "": ""}
-LONGEST_LINE = 180  # characters, of the table on the terminal
-WITHOUT_INTERVAL = ("untrained", "original")  # the ends of the scale: theirs are in the JSON
+LONGEST_LINE = 180  # characters; wider tables are folded
+WITHOUT_INTERVAL = ("untrained", "original")  # their intervals are in the JSON
 
 
-def header(result: Evaluation) -> list[str]:
-    """The table's columns."""
-    one = len(result.comparisons) == 1
+def header(results: Results) -> list[str]:
+    """The headings of the columns."""
+    one = len(results.comparisons) == 1
     compared = [
-        what if one else f"{name}: {what}" for name in result.comparisons for what in ("difference", "recovered")
+        what if one else f"{name}: {what}" for name in results.comparisons for what in ("difference", "recovered")
     ]
-    return ["metric", "", *map(_heading, result.systems), result.originals.name, *compared, "clips"]
+    return ["metric", "", *map(_heading, results.systems), results.originals.name, *compared, "clips"]
 
 
 def _heading(scores: Scores) -> str:
-    """A system's name, and how many clips it has scores of where these are not all."""
+    """A system's name, with its number of scored clips if not all have scores."""
     return scores.name + fewer(len(scores.coded), len(scores.clips))
 
 
-def rows(result: Evaluation) -> list[tuple[Metric, list[str]]]:
-    """A metric and the cells of its row. Intervals hold 95 %; a dash stands where there is nothing to say."""
+def rows(results: Results) -> list[tuple[Metric, list[str]]]:
+    """Each metric with the cells of its row. Intervals are 95 % intervals; a dash means no value."""
     found = []
-    for metric in result.metrics:
+    for metric in results.metrics:
         name = metric.name
         cells = [metric.title, ARROWS[metric.better]]
-        for scores in (*result.systems, result.originals):
-            total = scores.total(name, result.seed)
+        for scores in (*results.systems, results.originals):
+            total = scores.total(name, results.seed)
             if total and scores.name in WITHOUT_INTERVAL:
                 total = Interval(total.value, None, None)
             cells.append(with_interval(metric, total))
-        for comparison in result.comparisons.values():
+        for comparison in results.comparisons.values():
             compared = comparison.get(name)
             cells.append(with_interval(metric, compared.difference, signed=True) if compared else "–")
             of = fewer(compared.recovered_clips, compared.clips) if compared and compared.recovered else ""
             cells.append(as_share(compared.recovered) + of if compared else "–")
-        clips = len(result.encoder.scored(name)) or len(result.encoder.clips)
-        common = result.compared[name].clips if name in result.compared else clips
+        clips = len(results.encoder.scored(name)) or len(results.encoder.clips)
+        common = results.compared[name].clips if name in results.compared else clips
         cells.append(str(clips) if common == clips else f"{clips}, {common} compared")
         found.append((metric, cells))
     return found
 
 
 def fewer(clips: int, of: int) -> str:
-    """`, 3 clips` where these are not all, else nothing."""
+    """`, 3 clips` if these are fewer than `of`, else an empty text."""
     return f", {clips} {'clip' if clips == 1 else 'clips'}" if clips < of else ""
 
 
 def with_interval(metric: Metric, interval: Interval | None, signed: bool = False) -> str:
-    """`1.15 [1.10, 1.21]`, in the metric's unit."""
+    """`1.15 [1.10, 1.21]`, in the metric's unit; a dash for None."""
     if interval is None:
         return "–"
     text = metric.show(interval.value)
@@ -69,10 +69,10 @@ def with_interval(metric: Metric, interval: Interval | None, signed: bool = Fals
 
 
 def as_share(interval: Interval | None) -> str:
-    """A recovered share in percent."""
+    """A recovered share, `96 % [93, 98]`; a dash for None."""
     if interval is None:
         return "–"
-    value, low, high = (None if part is None else round(100 * part) for part in interval)  # whole numbers have no "-0"
+    value, low, high = (None if part is None else round(100 * part) for part in interval)  # integers have no "-0"
     return f"{value} %" if low is None or high is None else f"{value} % [{low}, {high}]"
 
 
@@ -80,37 +80,39 @@ def _bare(metric: Metric, value: float) -> str:
     return metric.show(value).removesuffix(" %")
 
 
-def as_text(result: Evaluation) -> str:
-    """The whole finding for a terminal. Two evaluations of the same give the same text."""
-    lines = [f"{result.settings['encoder']}: {described_data(result)}", ""]
-    lines += folded([header(result), *(row for _, row in rows(result))])
-    over = result.settings["bootstrap_over"]
-    lines += ["", f"In brackets 95 % intervals: bootstrap over the {over}; counts over all clips at once have none."]
-    if result.comparisons:
+def as_text(results: Results) -> str:
+    """All results but the speed, for the terminal. Repeating an evaluation gives the same text."""
+    lines = [f"{results.settings['encoder']}: {described_data(results)}", ""]
+    lines += folded([header(results), *(row for _, row in rows(results))])
+    over = results.settings["bootstrap_over"]
+    lines += ["", f"In brackets: 95 % intervals, bootstrap over the {over}. Counts over all clips at once have none."]
+    if results.comparisons:
         lines.append(
-            "Difference: encoder minus against, paired by clip. Recovered: 0 % is an untrained encoder of mirrored "
-            "layers, 100 % the\none against; a dash where these two cannot be told apart."
+            "Difference: encoder minus against, paired by clip. Recovered: 0 % is an untrained encoder whose layers "
+            "mirror the decoder's,\n100 % is the encoder of --against; a dash means that these two do not differ "
+            "significantly."
         )
-    lines += [f"{metric.title}: {metric.definition}" for metric in result.metrics if metric.name == "mel"]
+    lines += [f"{metric.title}: {metric.definition}" for metric in results.metrics if metric.name == "mel"]
     lines.append(
-        f"Resampler: {result.settings['resampler']}; seed {result.settings['seed']}; {described_versions(result)}"
+        f"Resampler: {results.settings['resampler']}; seed {results.settings['seed']}; {described_versions(results)}"
     )
-    if result.presets:
-        among = result.presets.among_themselves
+    if results.presets:
+        among = results.presets.among_themselves
         lines.append(
-            f"Preset voices: embedding norm {result.presets.norm:.2f}"
+            f"Preset voices: embedding norm {results.presets.norm:.2f}"
             + (f", cosine among themselves {among:.3f}" if among is not None else "")
         )
-    lines += [f"left out: {name}: {reason}" for name, reason in (result.missing | result.without_values()).items()]
-    lines += problem_lines(result)
-    lines += [f"note: {note}" for note in result.notes[:5]]
-    if len(result.notes) > 5:
-        lines.append(f"note: {len(result.notes) - 5} more of the kind, in the JSON")
+    lines += [f"left out: {name}: {reason}" for name, reason in (results.missing | results.without_values()).items()]
+    lines += problem_lines(results)
+    lines += [f"note: {note}" for note in results.notes[:5]]
+    if len(results.notes) > 5:
+        lines.append(f"note: {len(results.notes) - 5} more in the JSON")
     return "\n".join(lines)
 
 
 def folded(table: list[list[str]], named: int = 2) -> list[str]:
-    """Lines of a table; where they would be too long its columns go on below, after the first `named` ones."""
+    """The lines of a table. If they would be too long, the last columns follow below, with the first `named` columns
+    repeated."""
     widths = [max(map(len, column)) for column in zip(*table, strict=True)]
     parts: list[list[int]] = [[]]
     for column in range(named, len(widths)):
@@ -125,23 +127,24 @@ def folded(table: list[list[str]], named: int = 2) -> list[str]:
     return lines[1:]
 
 
-def described_data(result: Evaluation) -> str:
-    """How much speech was looked at."""
-    seconds = sum(clip.seconds for clip in result.speech)
-    speakers = len({clip.speaker for clip in result.speech if clip.speaker})
+def described_data(results: Results) -> str:
+    """How much speech was measured, and in which arithmetic."""
+    seconds = sum(clip.seconds for clip in results.speech)
+    speakers = len({clip.speaker for clip in results.speech if clip.speaker})
     voices = f" of {speakers} speakers" if speakers else ""
-    return f"{len(result.speech)} clips{voices}, {seconds / 60:.1f} minutes, {result.settings['arithmetic']}"
+    return f"{len(results.speech)} clips{voices}, {seconds / 60:.1f} minutes, {results.settings['arithmetic']}"
 
 
-def described_versions(result: Evaluation) -> str:
-    return ", ".join(f"{name} {version}" for name, version in result.settings["versions"].items())
+def described_versions(results: Results) -> str:
+    return ", ".join(f"{name} {version}" for name, version in results.settings["versions"].items())
 
 
-def problem_lines(result: Evaluation, limit: int = 8) -> list[str]:
-    """Clips that were not scored, or not by every judge; metrics that have no clip at all are named elsewhere."""
-    empty = result.without_values()
+def problem_lines(results: Results, limit: int = 8) -> list[str]:
+    """A line for each clip that is missing scores. Metrics that no clip has are not repeated here: `without_values`
+    lists them."""
+    empty = results.without_values()
     grouped: dict[tuple[str, str, str], list[str]] = {}
-    for problem in result.all_problems:
+    for problem in results.all_problems:
         if problem.what not in empty:
             grouped.setdefault((problem.clip, problem.encoder, problem.reason), []).append(problem.what)
     lines = [
@@ -152,7 +155,7 @@ def problem_lines(result: Evaluation, limit: int = 8) -> list[str]:
 
 
 def speed_lines(speed: Mapping[str, Mapping[str, float]]) -> list[str]:
-    """What a client waits, by device."""
+    """A line for each device: latency and real-time factors."""
     return [
         f"{device}: a 10 s prompt takes {1000 * figures['latency']:.0f} ms "
         f"({1000 * figures['latency_min']:.0f} to {1000 * figures['latency_max']:.0f}); real-time factor "

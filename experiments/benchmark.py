@@ -186,11 +186,12 @@ def evaluate(options: argparse.Namespace, release: Path, withheld: Path, name: s
     first = options.out / options.encoders[0]
     encoders += [f"{path.stem}={path}" for path in sorted(first.glob("kept/step_*.safetensors"))]
     sides = ("--model-dir", str(release), "--against", str(withheld), "--data", speech, "--clips", str(options.clips))
-    descent = ("--descent", str(options.descent), "--descent-clips", str(options.descent_clips))
+    descent = ("--descent-steps", str(options.descent), "--descent-clips", str(options.descent_clips))
     judges = ("--whisper", options.whisper, "--speaker-model", options.speaker_model, "--without", "wavlm")
     report = ("--report", str(options.out / f"report_{name}"), "--metrics", str(first / "metrics.jsonl"))
     more = ("--jobs", str(max(1, options.jobs // len(options.unseen))), "--json", str(figures), *report)
-    print(run("evaluate_encoder.py", "--encoder", *encoders, *sides, *descent, *judges, *more, gpu=gpu), flush=True)
+    program = ("-m", "experiments.evaluate_with_descent")
+    print(run(*program, "--encoder", *encoders, *sides, *descent, *judges, *more, gpu=gpu), flush=True)
     return figures
 
 

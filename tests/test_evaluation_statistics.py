@@ -11,7 +11,7 @@ import torch
 
 from evaluation.codes import acoustic_histogram, entropy
 from evaluation.comparison import compare
-from evaluation.judges.judge import Measured, Metric
+from evaluation.judges.judge import Measurement, Metric
 from evaluation.judges.words import errors
 from evaluation.report.charts import round_numbers
 from evaluation.requirement import RequirementError, read_requirement
@@ -28,7 +28,7 @@ def _scores(name: str, values: list[float | None], metric: Metric = ERRORS) -> S
     clips = [ClipScores(Speech(f"clip {i}", torch.zeros(1))) for i in range(len(values))]
     for clip, value in zip(clips, values, strict=True):
         if value is not None:
-            clip.values[metric.name] = Measured(value)
+            clip.values[metric.name] = Measurement(value)
     return Scores(name, (metric,), clips, [])
 
 

@@ -19,8 +19,8 @@ import torch
 
 from evaluation import Speech, open_judges, read_speech
 from evaluation.judges.available import NAMES
-from evaluation.judges.fidelity import Distances
-from evaluation.judges.pool import Hearing, Jury, JuryError, Workers, open_jury
+from evaluation.judges.pool import ClipVersions, JudgeError, JudgePool, WorkerPool, open_judge_pool
+from evaluation.judges.quality import Distances
 
 DEMO = Path("data/demo")
 WITHHELD = DEMO / "withheld_encoder.safetensors"
@@ -33,22 +33,22 @@ def clips(tmp_path: Path) -> list[Speech]:
     return read_speech([str(DEMO / "unseen.parquet")], str(tmp_path), limit=3)[0]
 
 
-def _hearings(clips: list[Speech]) -> list[Hearing]:
+def _versions(clips: list[Speech]) -> list[ClipVersions]:
     """More than are under way at once; one too short for some judges; each with its original and something worse."""
     short = replace(clips[0], waveform=clips[0].waveform[24000:26400])
     noise = [0.01 * torch.randn(clip.waveform.shape) for clip in (*clips, short)]
     pairs = zip((*clips, short), noise, strict=True)
-    return 2 * [Hearing(clip, [clip.waveform + louder, clip.waveform]) for clip, louder in pairs]
+    return 2 * [ClipVersions(clip, [clip.waveform + louder, clip.waveform]) for clip, louder in pairs]
 
 
-def test_two_processes_say_the_same_to_the_bit_and_in_the_same_order(clips: list[Speech]) -> None:
+def test_two_processes_give_the_same_bits_and_in_the_same_order(clips: list[Speech]) -> None:
     names = ("distances", "pesq", "estoi", "resemblyzer", "quality")
-    hearings = _hearings(clips)
-    with open_jury(names, 1) as alone, open_jury(names, 2) as several:
-        expected, found = list(alone.hear(hearings)), list(several.hear(iter(hearings)))
+    given = _versions(clips)
+    with open_judge_pool(names, 1) as alone, open_judge_pool(names, 2) as several:
+        expected, found = list(alone.score(given)), list(several.score(iter(given)))
         assert found == expected
         assert several.metrics == alone.metrics
-        assert isinstance(several, Workers)
+        assert isinstance(several, WorkerPool)
         assert len(several.processes) == 2
     assert not any(process.is_alive() for process in several.processes)
     reconstruction, original = found[0]
@@ -65,37 +65,37 @@ def test_it_makes_no_difference_how_many_threads_there_are(clips: list[Speech]) 
     for threads in (1, 2):
         torch.set_num_threads(threads)
         torch.manual_seed(0)
-        found.append(list(Jury(judges).hear(_hearings(clips))))
+        found.append(list(JudgePool(judges).score(_versions(clips))))
         assert torch.get_num_threads() == threads
     assert found[0] == found[1]
 
 
 def test_a_process_that_ends_too_soon_is_an_error_and_no_endless_waiting(clips: list[Speech]) -> None:
     """But not one that is interrupted: that is for the parent to answer."""
-    with open_jury(["distances"], 2) as jury:
-        assert isinstance(jury, Workers)
-        verdicts = jury.hear(_hearings(clips))
-        next(verdicts)
-        for process in jury.processes:
+    with open_judge_pool(["distances"], 2) as pool:
+        assert isinstance(pool, WorkerPool)
+        measured = pool.score(_versions(clips))
+        next(measured)
+        for process in pool.processes:
             assert process.pid is not None
             os.kill(process.pid, signal.SIGINT)
         time.sleep(0.3)
-        assert all(process.is_alive() for process in jury.processes)
-        next(iter(jury.processes)).kill()
-        with pytest.raises(JuryError, match="--jobs"):
-            list(verdicts)
+        assert all(process.is_alive() for process in pool.processes)
+        next(iter(pool.processes)).kill()
+        with pytest.raises(JudgeError, match="--jobs"):
+            list(measured)
 
 
 def test_a_judge_that_one_process_lacks_is_an_error_and_no_hole_in_the_table(clips: list[Speech]) -> None:
     class Elsewhere(Distances):
         name = "words"
 
-    workers = Workers([Elsewhere()], {}, 1, {"whisper": "nowhere.pt"})
+    workers = WorkerPool([Elsewhere()], {}, 1, {"whisper": "nowhere.pt"})
     try:
-        with pytest.raises(JuryError, match=r"words: Whisper 'nowhere.pt'"):
-            next(workers.hear(_hearings(clips)))
+        with pytest.raises(JudgeError, match=r"words: Whisper 'nowhere.pt'"):
+            next(workers.score(_versions(clips)))
     finally:
-        workers.end(at_once=True)
+        workers.close(terminate=True)
 
 
 def test_an_interruption_waits_until_every_judge_has_what_it_starts_with(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -113,7 +113,7 @@ def test_an_interruption_waits_until_every_judge_has_what_it_starts_with(monkeyp
     other.start()
     try:
         with pytest.raises(KeyboardInterrupt):
-            Workers([], {}, 2, {})
+            WorkerPool([], {}, 2, {})
     finally:
         over.set()
         other.join()

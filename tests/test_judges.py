@@ -17,9 +17,9 @@ import torch
 from data.reference import SAMPLE_RATE
 from evaluation import Speech, evaluate_originals, open_judges, read_speech
 from evaluation.judges.available import NAMES
-from evaluation.judges.fidelity import Distances, Estoi, Pesq
 from evaluation.judges.judge import Judge
-from evaluation.judges.pool import Hearing, hear
+from evaluation.judges.pool import ClipVersions, score_versions
+from evaluation.judges.quality import Distances, Estoi, Pesq
 from evaluation.judges.speakers import Resemblyzer
 from evaluation.judges.words import Words
 from evaluation.speech import at_rate
@@ -138,10 +138,10 @@ def test_what_librosa_refuses_is_a_reason_and_ends_nothing(
         raise librosa.ParameterError("Audio buffer is not finite everywhere")
 
     judges = open_judges(["distances", "resemblyzer"])[0]
-    monkeypatch.setattr(judges[1], "prepared", refuse)
-    (verdict,) = hear(judges, Hearing(clips[0], [_noisy(clips[0], 0.003)]))
-    assert "mel" in verdict.values
-    assert verdict.failed == {"speaker_resemblyzer": "Audio buffer is not finite everywhere"}
+    monkeypatch.setattr(judges[1], "trim_silence", refuse)
+    (found,) = score_versions(judges, ClipVersions(clips[0], [_noisy(clips[0], 0.003)]))
+    assert "mel" in found.values
+    assert found.failed == {"speaker_resemblyzer": "Audio buffer is not finite everywhere"}
 
 
 def test_pesq_refuses_a_clip_that_its_library_would_crash_on(clips: list[Speech]) -> None:
@@ -214,9 +214,9 @@ def test_a_clip_without_transcript_is_held_against_what_whisper_hears_in_the_ori
     words: Words, clips: list[Speech]
 ) -> None:
     silent_about_it = Speech("no transcript", clips[0].waveform)
-    verdict = words.score(silent_about_it, silent_about_it.waveform)
-    assert verdict.failed == {"wer": "there is no transcript", "cer": "there is no transcript"}
-    assert verdict.values["wer_to_original"].value == 0
+    found = words.score(silent_about_it, silent_about_it.waveform)
+    assert found.failed == {"wer": "there is no transcript", "cer": "there is no transcript"}
+    assert found.values["wer_to_original"].value == 0
 
 
 def test_a_clip_in_another_language_than_expected_is_not_judged_by_its_words(

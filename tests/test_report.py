@@ -22,7 +22,7 @@ from evaluation.judges.judge import Metric
 from evaluation.report.charts import Series, lines
 from evaluation.report.page import recovered, write_report
 from evaluation.report.training_curves import CurvesError, read_curves
-from evaluation.result import Evaluation
+from evaluation.results import Results
 from evaluation.statistics import Interval
 from losses.shaping import voices_target
 from tests.run_metrics import METRICS
@@ -43,7 +43,7 @@ def one_thread_for_all() -> Iterator[None]:
 
 
 @pytest.fixture(scope="module")
-def evaluated(tmp_path_factory: pytest.TempPathFactory) -> tuple[Evaluation, Codec]:
+def evaluated(tmp_path_factory: pytest.TempPathFactory) -> tuple[Results, Codec]:
     """Of two clips, the stand-in's own encoder on both sides, one of them with a name made to break a page."""
     folder = tmp_path_factory.mktemp("evaluated")
     speech, _, _ = read_speech([str(DEMO / "unseen.parquet")], str(folder / "cache"), limit=2)
@@ -69,14 +69,14 @@ def evaluated(tmp_path_factory: pytest.TempPathFactory) -> tuple[Evaluation, Cod
         "seed": 0,
     }
     settings |= {"arithmetic": "bf16", "machine": "a machine", "resampler": "soxr", "whisper": "none", "language": "en"}
-    settings |= {"clips": "all", "without": [], "descent_steps": 0, "descent_clips": "all"}
+    settings |= {"clips": "all", "without": [], "extra_systems": {}}
     settings |= {
         "speaker_model": "none",
         "bootstrap_draws": 2000,
         "bootstrap_over": "speakers",
         "versions": {"torch": torch.__version__},
     }
-    result = Evaluation(
+    results = Results(
         settings=settings,
         speech=speech,
         encoders=scores[:1],
@@ -89,11 +89,11 @@ def evaluated(tmp_path_factory: pytest.TempPathFactory) -> tuple[Evaluation, Cod
         comparisons={"encoder": compare(*scores)},
         missing={"words": "Whisper is not here"},
     )
-    return result, codec
+    return results, codec
 
 
 @pytest.fixture(scope="module")
-def page(evaluated: tuple[Evaluation, Codec], tmp_path_factory: pytest.TempPathFactory) -> Path:
+def page(evaluated: tuple[Results, Codec], tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("report")
     (folder / "metrics.jsonl").write_text(METRICS, encoding="utf-8")
     return write_report(folder / "report", *evaluated, 2, read_curves(folder / "metrics.jsonl"))
@@ -157,9 +157,11 @@ def test_every_series_has_a_colour_and_its_legend_has_the_same(page: Path) -> No
         assert text.count(f"--{style}: #") == 2  # in both schemes
 
 
-def test_of_several_systems_the_first_ones_bars_are_open(evaluated: tuple[Evaluation, Codec], tmp_path: Path) -> None:
-    result, codec = evaluated
-    several = replace(result, comparisons=dict.fromkeys(("encoder", "older", "oldest"), result.comparisons["encoder"]))
+def test_of_several_systems_the_first_ones_bars_are_open(evaluated: tuple[Results, Codec], tmp_path: Path) -> None:
+    results, codec = evaluated
+    several = replace(
+        results, comparisons=dict.fromkeys(("encoder", "older", "oldest"), results.comparisons["encoder"])
+    )
     text = write_report(tmp_path, several, codec, 1).read_text(encoding="utf-8")
     assert re.findall(r'<h3 class="missing">(.+)</h3>', text) == ["encoder"]
     folded = re.findall(
@@ -168,10 +170,10 @@ def test_of_several_systems_the_first_ones_bars_are_open(evaluated: tuple[Evalua
     assert folded == ["older", "oldest"]
 
 
-def test_of_many_versions_the_first_nine_have_a_key(evaluated: tuple[Evaluation, Codec], tmp_path: Path) -> None:
-    result, codec = evaluated
-    encoders = [replace(result.encoder, name=f"step_{i}") for i in range(10)]
-    many = replace(result, encoders=encoders, comparisons={})
+def test_of_many_versions_the_first_nine_have_a_key(evaluated: tuple[Results, Codec], tmp_path: Path) -> None:
+    results, codec = evaluated
+    encoders = [replace(results.encoder, name=f"step_{i}") for i in range(10)]
+    many = replace(results, encoders=encoders, comparisons={})
     text = write_report(tmp_path, many, codec, 1).read_text(encoding="utf-8")
     assert re.findall(r"<h4><kbd>(\d+)</kbd> ", text) == [str(i) for i in range(1, 10)]
     assert text.count("<h4>") == 12  # the original, ten encoders, the other one

@@ -10,12 +10,12 @@ from typing import Any
 import pytest
 import torch
 
-import evaluate_encoder
 from codec import Codec
 from data import DataError
 from evaluation import evaluate, read_speech
 from evaluation.codes import score_codes
-from evaluation.judges.fidelity import Distances
+from evaluation.judges.quality import Distances
+from evaluation.measure import load_encoder
 
 DEMO = Path("data/demo")
 WITHHELD = DEMO / "withheld_encoder.safetensors"
@@ -31,7 +31,7 @@ def test_a_judge_that_fails_on_a_clip_is_named_with_its_reason_and_does_not_stop
             return super().score(clip, audio)
 
     speech, _, _ = read_speech([str(DEMO / "unseen.parquet")], str(tmp_path), limit=2)
-    codec = evaluate_encoder.given_encoder(DEMO / "release", str(WITHHELD), torch.device("cpu"))
+    codec = load_encoder(DEMO / "release", str(WITHHELD), torch.device("cpu"))
     scores = evaluate(codec, speech, [Failing()])
     assert scores.scored("mel") == [1]
     assert scores.scored("distinct_codes") == [0, 1]
@@ -48,7 +48,7 @@ def test_a_clip_that_cannot_be_encoded_is_named_and_the_others_are_scored(
         return whole(waveform)
 
     speech, _, _ = read_speech([str(DEMO / "unseen.parquet")], str(tmp_path), limit=2)
-    codec = evaluate_encoder.given_encoder(DEMO / "release", str(WITHHELD), torch.device("cpu"))
+    codec = load_encoder(DEMO / "release", str(WITHHELD), torch.device("cpu"))
     whole = codec.encode
     monkeypatch.setattr(codec, "encode", encode)
     scores = evaluate(codec, speech, [Distances()])
@@ -60,7 +60,7 @@ def test_a_clip_that_cannot_be_encoded_is_named_and_the_others_are_scored(
         evaluate(codec, speech[:1], [Distances()])
 
 
-def test_a_clip_that_cannot_be_decoded_is_named_and_the_others_are_heard(
+def test_a_clip_that_cannot_be_decoded_is_named_and_the_others_are_scored(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def decode(codes: torch.Tensor) -> torch.Tensor:
@@ -69,7 +69,7 @@ def test_a_clip_that_cannot_be_decoded_is_named_and_the_others_are_heard(
         return whole(codes)
 
     speech, _, _ = read_speech([str(DEMO / "unseen.parquet")], str(tmp_path), limit=2)
-    codec = evaluate_encoder.given_encoder(DEMO / "release", str(WITHHELD), torch.device("cpu"))
+    codec = load_encoder(DEMO / "release", str(WITHHELD), torch.device("cpu"))
     whole, calls = codec.decode, itertools.count()
     monkeypatch.setattr(codec, "decode", decode)
     scores = evaluate(codec, speech, [Distances()])
@@ -91,7 +91,7 @@ def test_codes_that_cannot_be_compared_with_float32_are_scored_as_they_are_serve
     whole = Codec.encode
     monkeypatch.setattr(Codec, "encode", encode)
     speech, _, _ = read_speech([str(DEMO / "unseen.parquet")], str(tmp_path), limit=1)
-    codec = evaluate_encoder.given_encoder(DEMO / "release", str(WITHHELD), torch.device("cpu"))
+    codec = load_encoder(DEMO / "release", str(WITHHELD), torch.device("cpu"))
     scores = evaluate(codec, speech, [Distances()])
     assert scores.scored("mel") == scores.scored("distinct_codes") == [0]
     reasons = {each.what: each.reason for each in scores.problems if each.what.startswith("moved")}
@@ -113,7 +113,7 @@ def test_the_comparison_with_float32_does_without_tf32_and_leaves_the_other_flag
     matmul = torch.backends.cuda.matmul
     monkeypatch.setattr(torch.backends.cudnn, "benchmark", True)
     speech, _, _ = read_speech([str(DEMO / "unseen.parquet")], str(tmp_path), limit=1)
-    codec = evaluate_encoder.given_encoder(DEMO / "release", str(WITHHELD), torch.device("cpu"))
+    codec = load_encoder(DEMO / "release", str(WITHHELD), torch.device("cpu"))
     exact = copy.deepcopy(codec)
     monkeypatch.setattr(exact, "encode", encode)
     waveform, before = speech[0].waveform[None, None], flags()

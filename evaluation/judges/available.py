@@ -1,4 +1,4 @@
-"""The judges that can be had here, and why the others cannot."""
+"""Opens the judges that are available here, and gives the reason for each that is not."""
 
 from __future__ import annotations
 
@@ -6,9 +6,8 @@ from collections.abc import Callable, Collection
 
 import torch
 
-from evaluation.judges.fidelity import Distances, Estoi, Pesq
 from evaluation.judges.judge import Judge, MissingJudgeError
-from evaluation.judges.quality import Quality
+from evaluation.judges.quality import Distances, DistillMOS, Estoi, Pesq
 from evaluation.judges.speakers import Ecapa, Resemblyzer, WavLM
 from evaluation.judges.words import Words
 
@@ -24,9 +23,9 @@ def open_judges(
     cache: str = "",
     device: str | torch.device = "cpu",
 ) -> tuple[list[Judge], dict[str, str]]:
-    """The judges of `names`, and of those whose library or weights are not there, the reason. `whisper` is a published
-    model's name or a file, `speaker_model` a hub name or a folder (empty: the published ECAPA-TDNN), `cache` the hub's
-    cache folder (empty: its own default)."""
+    """Opens the judges of `names`. Returns them, and by name the reason for each whose library or weights are missing.
+    `whisper` is a published model's name or a file. `speaker_model` is a hub name or a folder; empty means the
+    published ECAPA-TDNN. `cache` is the hub's cache folder; empty means the hub's default."""
     device = torch.device(device)
     known: dict[str, Callable[[], Judge]] = {
         "distances": Distances,
@@ -36,7 +35,7 @@ def open_judges(
         "resemblyzer": lambda: Resemblyzer(device),
         "ecapa": lambda: Ecapa(speaker_model, cache, device),
         "wavlm": lambda: WavLM(cache, device),
-        "quality": lambda: Quality(device),
+        "quality": lambda: DistillMOS(device),
     }
     judges, missing = [], {}
     for name in NAMES:

@@ -1,4 +1,4 @@
-"""What is measured: a metric's name and meaning, one measurement of it, and what gives measurements."""
+"""What a metric, a measurement and a judge are, and what all judges share."""
 
 from __future__ import annotations
 
@@ -9,12 +9,18 @@ from typing import Any, Literal, NamedTuple, Protocol
 
 from torch import Tensor
 
+from data.clips import SILENCE
+from data.reference import SAMPLE_RATE
 from evaluation.speech import Speech
+
+JUDGE_RATE = 16000  # Hz: wide-band PESQ and the networks for quality, voices and words all take this rate
+SHORTEST = 1.0  # seconds; the shortest clip that a network judges
 
 
 @dataclass(frozen=True)
 class Metric:
-    """`better` says which way is good; an empty one describes and does not judge. `percent` metrics are shares."""
+    """`better` says which direction is good; an empty one means that the metric only describes. `percent` metrics are
+    shares, shown in percent."""
 
     name: str
     title: str
@@ -24,47 +30,49 @@ class Metric:
     percent: bool = False
 
     def show(self, value: float) -> str:
-        """A value for people to read."""
+        """The value as text, in the metric's unit."""
         digits, factor = (1, 100) if self.percent else (self.digits, 1)
         rounded = round(factor * value, digits) + 0.0  # no "-0.00"
         return f"{rounded:.{digits}f}" + (" %" if self.percent else "")
 
 
-class Measured(NamedTuple):
-    """One clip's value. A total is the mean weighted by `weight`: word errors a word, say, and not a clip."""
+class Measurement(NamedTuple):
+    """A metric's value for one clip. Totals are means weighted by `weight`: word errors are weighted by the number of
+    words, so that a total is per word and not per clip."""
 
     value: float
     weight: float = 1.0
 
 
 @dataclass
-class Verdict:
-    """What a judge says of one clip: values by metric, and for the others why there is none."""
+class Measurements:
+    """What was measured on one version of a clip: by metric a value, or the reason why there is none."""
 
-    values: dict[str, Measured] = field(default_factory=dict)
+    values: dict[str, Measurement] = field(default_factory=dict)
     failed: dict[str, str] = field(default_factory=dict)
-    heard: str = ""  # the words a judge of words understood
+    transcript: str = ""  # by the speech recognizer; empty without it
 
     def set(self, name: str, value: float, weight: float = 1.0) -> None:
+        """Stores a value. One that is not finite becomes a failure."""
         if math.isfinite(value):
-            self.values[name] = Measured(value, weight)
+            self.values[name] = Measurement(value, weight)
         else:
             self.failed[name] = f"its value is {value}"
 
-    def add(self, other: Verdict) -> None:
-        """What another judge says of the same clip."""
+    def add(self, other: Measurements) -> None:
+        """Adds what another judge measured on the same version."""
         self.values |= other.values
         self.failed |= other.failed
-        self.heard = other.heard or self.heard
+        self.transcript = other.transcript or self.transcript
 
 
 class MissingJudgeError(Exception):
-    """A judge whose library or weights are not there. The message says which, and how to get it."""
+    """A judge's library or weights are missing. The message says which, and how to get them."""
 
 
 class Judge(Protocol):
-    """Compares a reconstruction with its original. `absolute` judges score the original itself too, because what they
-    say needs no original to be meaningful. What a judge knows of an original it remembers."""
+    """Compares a reconstruction with its original. An `absolute` judge needs no original, so it scores the originals
+    too. Judges cache what they compute from an original."""
 
     @property
     def name(self) -> str: ...
@@ -75,20 +83,34 @@ class Judge(Protocol):
     @property
     def absolute(self) -> bool: ...
 
-    def score(self, clip: Speech, audio: Tensor) -> Verdict:
-        """`audio` [T], float32 in [-1, 1], at the clip's rate and of its length. RuntimeError and ValueError mean that
-        this clip cannot be scored."""
+    def score(self, clip: Speech, audio: Tensor) -> Measurements:
+        """`audio` [T] is float32 in [-1, 1], with the clip's sample rate and length. Raises RuntimeError or ValueError
+        if this clip cannot be scored."""
         ...
 
 
 def first_line(error: Exception) -> str:
-    """Of its message; its name where it has none."""
+    """The first line of the error's message, or the error's class if the message is empty."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
 def library(name: str) -> Any:
-    """A module of requirements-eval.txt. Raises MissingJudgeError where it cannot be imported."""
+    """Imports a library that only evaluation needs. Raises MissingJudgeError if that fails."""
     try:
         return import_module(name)
     except ImportError as error:
-        raise MissingJudgeError(f"{error.msg}: README, Evaluating, tells what to install") from error
+        raise MissingJudgeError(f"{error.msg}: docs/evaluating.md says what to install") from error
+
+
+def refuse_short(audio: Tensor) -> None:
+    """Raises ValueError if `audio` [T] is too short for a network. Networks pad to their window and would answer
+    anyway: 20 ms get a mean opinion score, and 0.1 s of noise counts as half the same voice."""
+    seconds = audio.shape[-1] / SAMPLE_RATE
+    if seconds < SHORTEST:
+        raise ValueError(f"{seconds:.2f} s are too short to judge, expected {SHORTEST:g} s or more")
+
+
+def refuse_silence(audio: Tensor) -> None:
+    """Raises ValueError if `audio` [T] is silent, because the judges would give a meaningless number."""
+    if float(audio.abs().max()) < SILENCE:
+        raise ValueError("the reconstruction is silent")

@@ -1,4 +1,4 @@
-"""The judges at work: clip after clip in this process, or many clips at once in processes with judges of their own."""
+"""Runs the judges: one clip after another in this process, or many clips at once in worker processes."""
 
 from __future__ import annotations
 
@@ -20,30 +20,31 @@ from threadpoolctl import threadpool_limits
 from torch import Tensor
 
 from evaluation.judges.available import open_judges
-from evaluation.judges.judge import Judge, Metric, Verdict, first_line
+from evaluation.judges.judge import Judge, Measurements, Metric, first_line
 from evaluation.speech import Speech
 from system.command import UserError
 from system.signals import StopRequest
 
 
-class JuryError(UserError):
-    """Judging cannot go on. The message says why."""
+class JudgeError(UserError):
+    """The judges cannot continue. The message says why."""
 
 
-class Hearing(NamedTuple):
-    """A clip and the sounds [T] to judge it by; the clip's own waveform is judged by the absolute judges alone. One
-    hearing has one clip, because a judge remembers what it found out about an original."""
+class ClipVersions(NamedTuple):
+    """A clip and the versions [T] of it to score: reconstructions, or the clip's own waveform, which only the absolute
+    judges score. All versions of a clip go to the judges together, because a judge caches what it computes from the
+    original."""
 
     clip: Speech
-    sounds: Sequence[Tensor]
+    versions: Sequence[Tensor]
 
 
-class Jury:
+class JudgePool:
     """Judges in this process."""
 
     def __init__(self, judges: Sequence[Judge], missing: dict[str, str] | None = None):
         self.judges = judges
-        self.missing = missing or {}  # judges that cannot be had -> why
+        self.missing = missing or {}  # judges that are not available -> why
 
     @property
     def metrics(self) -> tuple[Metric, ...]:
@@ -51,149 +52,151 @@ class Jury:
 
     @property
     def absolute_metrics(self) -> tuple[Metric, ...]:
+        """The metrics that originals get too."""
         return tuple(metric for judge in self.judges if judge.absolute for metric in judge.metrics)
 
-    def hear(self, hearings: Iterable[Hearing]) -> Iterator[list[Verdict]]:
-        """A verdict for each sound of each hearing, in their order."""
-        for hearing in hearings:
-            yield hear(self.judges, hearing)
+    def score(self, clips: Iterable[ClipVersions]) -> Iterator[list[Measurements]]:
+        """Measurements of each version of each clip, in the given order."""
+        for each in clips:
+            yield score_versions(self.judges, each)
 
 
-class Workers(Jury):
-    """The same judges in `jobs` other processes, which give the same verdicts. `options` are those of `open_judges`."""
+class WorkerPool(JudgePool):
+    """The same judges in `workers` other processes, with the same results. `options` are those of `open_judges`."""
 
-    def __init__(self, judges: Sequence[Judge], missing: dict[str, str], jobs: int, options: dict[str, Any]):
+    def __init__(self, judges: Sequence[Judge], missing: dict[str, str], workers: int, options: dict[str, Any]):
         super().__init__(judges, missing)
-        self.jobs = jobs
+        self.workers = workers
         names = [judge.name for judge in judges]
         others = set(multiprocessing.active_children())
         # spawned, because a forked process cannot use a GPU that its parent has used
         context = multiprocessing.get_context("spawn")
-        self.pool = ProcessPoolExecutor(jobs, context, _begin, (names, options))
-        # no Ctrl-C for those that start in here: the parent answers it, when all of them have what they start with; the
-        # mask is theirs, and not enough for the parent, whose other threads take the signal
+        self.pool = ProcessPoolExecutor(workers, context, _start_worker, (names, options))
+        # Workers inherit a mask that blocks Ctrl-C, because only the parent answers it. The parent answers it after all
+        # workers have received their start-up data. Its own mask is not enough: its other threads take the signal.
         with StopRequest() as stop:
             mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
             try:
-                for _ in range(jobs):  # all start now, and open their judges while the codec encodes
-                    self.pool.submit(_ready)
+                for _ in range(workers):  # start all now, so that they open their judges while the codec encodes
+                    self.pool.submit(_do_nothing)
                 self.processes = set(multiprocessing.active_children()) - others
             finally:
                 signal.pthread_sigmask(signal.SIG_SETMASK, mask)
         if stop.number:
-            self.end(at_once=True)
+            self.close(terminate=True)
             signal.raise_signal(stop.number)
 
-    def hear(self, hearings: Iterable[Hearing]) -> Iterator[list[Verdict]]:
-        waiting: deque[Future[list[Verdict]]] = deque()
+    def score(self, clips: Iterable[ClipVersions]) -> Iterator[list[Measurements]]:
+        pending: deque[Future[list[Measurements]]] = deque()
         try:
-            for hearing in hearings:
-                waiting.append(self.pool.submit(_hear, _Packed.of(hearing)))
-                if len(waiting) > 2 * self.jobs:  # enough for everyone to do, and few sounds in memory
-                    yield waiting.popleft().result()
-            while waiting:
-                yield waiting.popleft().result()
+            for each in clips:
+                pending.append(self.pool.submit(_score_in_worker, _Packed.of(each)))
+                if len(pending) > 2 * self.workers:  # enough to keep all workers busy, and little audio in memory
+                    yield pending.popleft().result()
+            while pending:
+                yield pending.popleft().result()
         except BrokenProcessPool as error:
-            raise JuryError(
-                f"one of {self.jobs} processes of judges ended before its work did (out of memory?): try fewer --jobs"
+            raise JudgeError(
+                f"one of {self.workers} judge processes died before it had finished (out of memory?): try fewer --jobs"
             ) from error
 
-    def end(self, at_once: bool) -> None:
-        """Ends the processes: at once, or when their work is done."""
-        if at_once:
+    def close(self, terminate: bool) -> None:
+        """Ends the workers: at once with `terminate`, else when their work is done."""
+        if terminate:
             for process in self.processes:
                 process.terminate()
-        self.pool.shutdown(cancel_futures=at_once)
+        self.pool.shutdown(cancel_futures=terminate)
 
 
 @contextmanager
-def open_jury(names: Collection[str], jobs: int = 1, **options: Any) -> Iterator[Jury]:
-    """The judges of `names` that can be had here (`open_judges` explains the options), in `jobs` processes. They end
-    with the context."""
-    judges, missing = open_judges(names, **options)  # here too: first of all they may have to be downloaded, once
-    if jobs == 1:
-        yield Jury(judges, missing)
+def open_judge_pool(names: Collection[str], workers: int = 1, **options: Any) -> Iterator[JudgePool]:
+    """Opens the judges of `names` that are available (`open_judges` explains the options): one worker means this
+    process. Closes them at the end of the context."""
+    judges, missing = open_judges(names, **options)  # in this process first: it may have to download weights, once
+    if workers == 1:
+        yield JudgePool(judges, missing)
         return
-    workers = Workers(judges, missing, jobs, options)
+    pool = WorkerPool(judges, missing, workers, options)
     done = False
     try:
-        yield workers
+        yield pool
         done = True
     finally:
-        workers.end(at_once=not done)
+        pool.close(terminate=not done)
 
 
-def hear(judges: Sequence[Judge], hearing: Hearing) -> list[Verdict]:
-    """What all judges say of each sound. Sums of several threads differ in their last bits from those of one: judges
-    have one each, however many work."""
+def score_versions(judges: Sequence[Judge], clip: ClipVersions) -> list[Measurements]:
+    """What all judges measure on each version. Judges compute with one thread, because sums over several threads differ
+    in their last bits; so the results do not depend on the number of threads or workers."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        with threadpool_limits(1):  # of numpy and scipy
-            return [_verdict(judges, hearing.clip, sound) for sound in hearing.sounds]
+        with threadpool_limits(1):  # numpy and scipy
+            return [_score_version(judges, clip.clip, version) for version in clip.versions]
     finally:
         torch.set_num_threads(threads)
 
 
-def _verdict(judges: Sequence[Judge], clip: Speech, sound: Tensor) -> Verdict:
-    whole = Verdict()
+def _score_version(judges: Sequence[Judge], clip: Speech, audio: Tensor) -> Measurements:
+    total = Measurements()
     for judge in judges:
-        if sound is clip.waveform and not judge.absolute:
+        if audio is clip.waveform and not judge.absolute:
             continue
         try:
-            verdict = judge.score(clip, sound)
+            found = judge.score(clip, audio)
         except (RuntimeError, ValueError) as error:
-            # libraries of many kinds: what one of them cannot do with one clip must not take the others' scores along
-            verdict = Verdict(failed={metric.name: first_line(error) for metric in judge.metrics})
-        whole.add(verdict)
-    return whole
+            # judges call many libraries; if one of them fails on a clip, the other judges' scores must remain
+            found = Measurements(failed={metric.name: first_line(error) for metric in judge.metrics})
+        total.add(found)
+    return total
 
 
 class _Packed(NamedTuple):
-    """A hearing on its way to another process: as arrays, because torch would send tensors by file descriptors, which
+    """A ClipVersions to send to another process, as numpy arrays: torch sends tensors through file descriptors, which
     run out. None stands for the clip's own waveform."""
 
     clip: Speech
     waveform: np.ndarray
-    sounds: list[np.ndarray | None]
+    versions: list[np.ndarray | None]
 
     @classmethod
-    def of(cls, hearing: Hearing) -> _Packed:
-        clip = hearing.clip
-        sounds = [None if sound is clip.waveform else sound.numpy() for sound in hearing.sounds]
-        return cls(replace(clip, waveform=torch.empty(0)), clip.waveform.numpy(), sounds)
+    def of(cls, given: ClipVersions) -> _Packed:
+        clip = given.clip
+        versions = [None if version is clip.waveform else version.numpy() for version in given.versions]
+        return cls(replace(clip, waveform=torch.empty(0)), clip.waveform.numpy(), versions)
 
-    def unpacked(self) -> Hearing:
+    def unpacked(self) -> ClipVersions:
         clip = replace(self.clip, waveform=torch.from_numpy(self.waveform))
-        return Hearing(clip, [clip.waveform if each is None else torch.from_numpy(each) for each in self.sounds])
+        versions = [clip.waveform if version is None else torch.from_numpy(version) for version in self.versions]
+        return ClipVersions(clip, versions)
 
 
-_judges: list[Judge] = []  # of a process of judges
+_judges: list[Judge] = []  # in a worker process
 _missing: dict[str, str] = {}
 
 
-def _begin(names: Collection[str], options: dict[str, Any]) -> None:
-    """Opens the judges of this process."""
-    threading.Thread(target=_end_with_parent, daemon=True).start()
+def _start_worker(names: Collection[str], options: dict[str, Any]) -> None:
+    """Opens the judges of a worker process."""
+    threading.Thread(target=_exit_with_parent, daemon=True).start()
     torch.set_num_threads(1)
     judges, missing = open_judges(names, **options)
     _judges.extend(judges)
     _missing.update(missing)
 
 
-def _end_with_parent() -> None:
-    """However the parent ends: killed, it could not tell its children."""
+def _exit_with_parent() -> None:
+    """Ends this worker when its parent ends. A killed parent cannot end its workers itself."""
     parent = multiprocessing.parent_process()
     assert parent is not None
     parent.join()
     os._exit(1)
 
 
-def _ready() -> None:
+def _do_nothing() -> None:
     pass
 
 
-def _hear(packed: _Packed) -> list[Verdict]:
-    if _missing:  # the parent has them all
-        raise JuryError("a process of judges could not open " + "; ".join(f"{k}: {v}" for k, v in _missing.items()))
-    return hear(_judges, packed.unpacked())
+def _score_in_worker(packed: _Packed) -> list[Measurements]:
+    if _missing:  # the parent could open all of them
+        raise JudgeError("a judge process could not open " + "; ".join(f"{k}: {v}" for k, v in _missing.items()))
+    return score_versions(_judges, packed.unpacked())

@@ -1,4 +1,4 @@
-"""Whether it is still the same voice: cosine of speaker embeddings of reconstruction and original."""
+"""Speaker similarity: cosine of the speaker embeddings of reconstruction and original, by three networks."""
 
 from __future__ import annotations
 
@@ -11,17 +11,24 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from data.reference import SAMPLE_RATE
-from evaluation.judges.fidelity import refuse_short, refuse_silence
-from evaluation.judges.judge import Metric, MissingJudgeError, Verdict, first_line, library
+from evaluation.judges.judge import (
+    JUDGE_RATE,
+    Measurements,
+    Metric,
+    MissingJudgeError,
+    first_line,
+    library,
+    refuse_short,
+    refuse_silence,
+)
 from evaluation.speech import Speech, at_rate
 from losses.speaker import HYPERPARAMETERS, PUBLISHED, SpeakerDistance, SpeakerModelError
 
-RATE = 16000  # Hz
 WAVLM = "microsoft/wavlm-base-plus-sv"
 
 
 class SpeakerJudge(ABC):
-    """A network that knows voices. It embeds an original once."""
+    """A speaker-embedding network. It embeds each original only once."""
 
     name: str
     metrics: tuple[Metric, ...]
@@ -35,18 +42,19 @@ class SpeakerJudge(ABC):
         """[T] at 24 kHz -> [E]."""
 
     @torch.no_grad()
-    def score(self, clip: Speech, audio: Tensor) -> Verdict:
-        verdict = Verdict()
+    def score(self, clip: Speech, audio: Tensor) -> Measurements:
+        found = Measurements()
         refuse_short(audio)
         refuse_silence(audio)
         if clip not in self.originals:
             self.originals[clip] = self.embed(clip.waveform)
-        verdict.set(self.metrics[0].name, float(F.cosine_similarity(self.embed(audio), self.originals[clip], dim=0)))
-        return verdict
+        found.set(self.metrics[0].name, float(F.cosine_similarity(self.embed(audio), self.originals[clip], dim=0)))
+        return found
 
 
 class Resemblyzer(SpeakerJudge):
-    """GE2E (Wan et al. 2018); its package carries the weights, and no loss here trains against it."""
+    """GE2E (Wan et al. 2018). The package contains the weights. It is the independent judge: no loss of this project
+    trains against it."""
 
     name = "resemblyzer"
     metrics = (
@@ -59,12 +67,13 @@ class Resemblyzer(SpeakerJudge):
         super().__init__()
         package = library("resemblyzer")
         self.network = package.VoiceEncoder(device, verbose=False)
-        self.prepared = package.preprocess_wav
-        self.error = library("librosa").ParameterError  # an Exception, and none of the kinds that a judge may raise
+        self.trim_silence = package.preprocess_wav
+        # derives from Exception directly; a judge may raise only RuntimeError and ValueError
+        self.error = library("librosa").ParameterError
 
     def embed(self, waveform: Tensor) -> Tensor:
         try:
-            voiced = self.prepared(at_rate(waveform, RATE))
+            voiced = self.trim_silence(at_rate(waveform, JUDGE_RATE))
             if not len(voiced):
                 raise ValueError("its voice detection finds no speech")
             return torch.from_numpy(self.network.embed_utterance(voiced))
@@ -73,7 +82,7 @@ class Resemblyzer(SpeakerJudge):
 
 
 class Ecapa(SpeakerJudge):
-    """ECAPA-TDNN, the network of the speaker loss: it flatters an encoder that was trained against it."""
+    """ECAPA-TDNN, the network of the speaker loss. Its score is too high for an encoder trained with that loss."""
 
     name = "ecapa"
     metrics = (Metric("speaker_ecapa", "speaker, ECAPA", "higher", "cosine of ECAPA-TDNN embeddings (speechbrain)"),)
@@ -105,16 +114,16 @@ class WavLM(SpeakerJudge):
         try:
             self.network = package.WavLMForXVector.from_pretrained(WAVLM, cache_dir=cache or None).eval().to(device)
         except (OSError, ImportError, RuntimeError) as error:
-            raise MissingJudgeError(f"{WAVLM} cannot be had: {str(error).splitlines()[0]}") from error
+            raise MissingJudgeError(f"{WAVLM} cannot be loaded: {str(error).splitlines()[0]}") from error
         self.device = device
 
     def embed(self, waveform: Tensor) -> Tensor:
-        return self.network(torch.from_numpy(at_rate(waveform, RATE))[None].to(self.device)).embeddings[0].cpu()
+        return self.network(torch.from_numpy(at_rate(waveform, JUDGE_RATE))[None].to(self.device)).embeddings[0].cpu()
 
 
 def require_hub(source: str, file: str, cache: str) -> None:
-    """Raises MissingJudgeError where `source` is no folder, not in the cache, and the hub does not answer: asked once,
-    where the hub's own client would go on trying for half a minute."""
+    """Raises MissingJudgeError if `source` is no folder, not in the cache, and the hub does not answer. The hub is
+    asked once; its own client would retry for half a minute."""
     from huggingface_hub import constants, try_to_load_from_cache
 
     if Path(source).is_dir() or isinstance(try_to_load_from_cache(source, file, cache_dir=cache or None), str):

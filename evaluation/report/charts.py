@@ -1,5 +1,5 @@
-"""Histograms and curves as SVG, coloured by the page's style sheet: series 1 to 10 are its classes s1 to s10, and then
-they begin anew."""
+"""Histograms and curves as SVG. The page's style sheet gives the colours: its classes s1 to s10, which repeat after ten
+series."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from dataclasses import dataclass
 
 from markupsafe import Markup, escape
 
-STYLES = 10  # of series, in the style sheet
-WIDTH, HEIGHT = 340, 200  # as wide as a phone, so that text keeps its size there
-LEFT, RIGHT, TOP, BOTTOM = 52, 8, 10, 36  # margins, for the axes
+STYLES = 10  # classes of series in the style sheet
+WIDTH, HEIGHT = 340, 200  # the width of a phone, so that text keeps its size there
+LEFT, RIGHT, TOP, BOTTOM = 52, 8, 10, 36  # margins for the axes
 
 
 @dataclass(frozen=True)
@@ -22,7 +22,7 @@ class Series:
 
 @dataclass(frozen=True)
 class Chart:
-    """A picture with a title and its legend, for the template."""
+    """An SVG picture with title, legend and caption, for the template."""
 
     title: str
     svg: Markup
@@ -31,7 +31,7 @@ class Chart:
 
     @property
     def legend(self) -> list[tuple[str, str]]:
-        """Class and name of each series."""
+        """The class and name of each series."""
         return [(style(number), name) for number, name in enumerate(self.series, 1)]
 
 
@@ -41,7 +41,7 @@ def style(number: int) -> str:
 
 
 def lines(title: str, series: Sequence[Series], x_label: str, caption: str = "") -> Chart | None:
-    """Curves over a common axis. A series without a finite value is left out; None where none has one."""
+    """Curves over a common axis. A series without finite values is left out; None if no series has any."""
     finite = [Series(each.name, [p for p in each.points if math.isfinite(p[1])]) for each in series]
     shown = [each for each in finite if each.points]
     if not shown:
@@ -58,7 +58,7 @@ def lines(title: str, series: Sequence[Series], x_label: str, caption: str = "")
 
 
 def histogram(title: str, series: Sequence[Series], x_label: str, caption: str = "") -> Chart:
-    """Shares of evenly spaced values: the first series as bars, the others as steps over them."""
+    """A histogram over evenly spaced values: the first series as bars, the others as stepped lines over them."""
     xs = [p[0] for s in series for p in s.points]
     step = min((b - a for a, b in zip(sorted(set(xs)), sorted(set(xs))[1:], strict=False)), default=1.0)
     axes = _Axes([min(xs) - step / 2, max(xs) + step / 2], [0.0, *(p[1] for s in series for p in s.points)])
@@ -81,7 +81,7 @@ def histogram(title: str, series: Sequence[Series], x_label: str, caption: str =
 
 
 def counted(values: Sequence[float], bins: int, low: float, high: float) -> list[tuple[float, float]]:
-    """How many values lie in each of the bins between `low` and `high`: (middle, count)."""
+    """A (middle, count) pair for each of `bins` between `low` and `high`. Values outside count in the outer bins."""
     width = (high - low) / bins or 1.0
     counts = [0] * bins
     for value in values:
@@ -90,7 +90,7 @@ def counted(values: Sequence[float], bins: int, low: float, high: float) -> list
 
 
 class _Axes:
-    """From values to places in the picture, and a few round numbers beside them."""
+    """Maps values to coordinates in the picture, and draws the grid and the ticks."""
 
     def __init__(self, xs: Sequence[float], ys: Sequence[float]):
         self.x_range = _span(xs)
@@ -121,7 +121,7 @@ class _Axes:
 
 
 def round_numbers(low: float, high: float, about: int) -> list[float]:
-    """Multiples of 1, 2 or 5 times a power of ten between `low` and `high`, about so many."""
+    """About `about` ticks between `low` and `high`, all multiples of 1, 2 or 5 times a power of ten."""
     rough = (high - low) / about
     power = 10 ** math.floor(math.log10(rough))
     step = next(power * factor for factor in (1, 2, 5, 10) if power * factor >= rough)

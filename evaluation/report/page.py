@@ -1,4 +1,4 @@
-"""The report: one page that holds everything, to open from disk without a network."""
+"""The report: one HTML file with all its audio and pictures, which opens from disk without a network."""
 
 from __future__ import annotations
 
@@ -14,29 +14,29 @@ from evaluation.codes import acoustic_histogram
 from evaluation.judges.judge import Metric
 from evaluation.report.charts import Chart, Series, counted, histogram
 from evaluation.report.spectrograms import audio_url, log_mel, raster_url, spectrogram_url
-from evaluation.result import Evaluation
+from evaluation.results import Results
 from evaluation.scoring import ClipScores, reconstruct
 from evaluation.speech import spread
 from system.files import write_whole
 
-HEADLINES = ("mel", "pesq", "wer", "speaker_resemblyzer")  # the figures at the top, of those that were measured
-SPAN = 9.0  # natural logarithms a spectrogram shows below its loudest point, 78 dB
+HEADLINES = ("mel", "pesq", "wer", "speaker_resemblyzer")  # shown at the top, if they were measured
+SPAN = 9.0  # a spectrogram's range in natural logarithms, down from the original's loudest point: 78 dB
 
 
 @dataclass(frozen=True)
 class Version:
-    """One way a clip can be heard."""
+    """The original or one system's reconstruction of a clip. All but the name and transcript are data URLs."""
 
     name: str
     audio: str
     spectrogram: str
     raster: str  # empty for the original
-    heard: str
+    transcript: str  # by the speech recognizer, empty without it
 
 
 @dataclass(frozen=True)
 class Shown:
-    """A clip of the listening part. `scores` rows are a metric's title and a cell for each version."""
+    """A clip to listen to. A row of `scores` is a metric's title and a cell for each version."""
 
     name: str
     speaker: str
@@ -48,7 +48,7 @@ class Shown:
 
 @dataclass(frozen=True)
 class Recovered:
-    """A bar between the untrained encoder and the other one; shares can lie outside of 0 to 1."""
+    """A bar for a recovered share: the untrained encoder is 0, the other one 1. A share can lie outside of 0 to 1."""
 
     title: str
     text: str
@@ -57,8 +57,8 @@ class Recovered:
     high: float
 
 
-def write_report(folder: Path, result: Evaluation, codec: Codec, shown: int, curves: Sequence[Chart] = ()) -> Path:
-    """Writes `folder`/index.html, with `shown` clips to listen to and the curves of a training run."""
+def write_report(folder: Path, results: Results, codec: Codec, shown: int, curves: Sequence[Chart] = ()) -> Path:
+    """Writes `folder`/index.html, with `shown` clips to listen to and a training run's curves. Returns its path."""
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent),
         autoescape=True,
@@ -67,19 +67,19 @@ def write_report(folder: Path, result: Evaluation, codec: Codec, shown: int, cur
         undefined=StrictUndefined,
     )
     page = environment.get_template("page.html").render(
-        result=result,
-        described=table.described_data(result),
-        headlines=headlines(result),
-        recovered=recovered(result),
-        header=table.header(result),
-        rows=table.rows(result),
-        shown=shown_clips(result, codec, shown),
-        all_clips=clip_rows(result),
-        histograms=histograms(result),
+        results=results,
+        described=table.described_data(results),
+        headlines=headlines(results),
+        recovered=recovered(results),
+        header=table.header(results),
+        rows=table.rows(results),
+        shown=shown_clips(results, codec, shown),
+        all_clips=clip_rows(results),
+        histograms=histograms(results),
         curves=curves,
-        left_out=result.missing | result.without_values(),
-        problems=table.problem_lines(result, limit=50),
-        speed=table.speed_lines(result.speed),
+        left_out=results.missing | results.without_values(),
+        problems=table.problem_lines(results, limit=50),
+        speed=table.speed_lines(results.speed),
     )
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / "index.html"
@@ -87,14 +87,14 @@ def write_report(folder: Path, result: Evaluation, codec: Codec, shown: int, cur
     return path
 
 
-def headlines(result: Evaluation) -> list[tuple[Metric, str, str]]:
-    """Metric, value, and a line beneath it."""
+def headlines(results: Results) -> list[tuple[Metric, str, str]]:
+    """The HEADLINES that were measured: metric, value, and the line beneath it."""
     found = []
-    for metric in result.metrics:
-        total = result.encoder.total(metric.name, result.seed)
+    for metric in results.metrics:
+        total = results.encoder.total(metric.name, results.seed)
         if metric.name not in HEADLINES or total is None:
             continue
-        compared = result.compared.get(metric.name)
+        compared = results.compared.get(metric.name)
         beneath = "lower is better" if metric.better == "lower" else "higher is better"
         if compared and compared.recovered:
             beneath = f"{100 * compared.recovered.value:.0f} % recovered"
@@ -102,33 +102,33 @@ def headlines(result: Evaluation) -> list[tuple[Metric, str, str]]:
     return found
 
 
-def recovered(result: Evaluation) -> dict[str, list[Recovered]]:
-    """By system a bar for each metric that can be recovered. The page opens with the first system's."""
+def recovered(results: Results) -> dict[str, list[Recovered]]:
+    """By system the bars of all metrics with a recovered share. On the page, the first system's are unfolded."""
     bars: dict[str, list[Recovered]] = {}
-    for name, comparison in result.comparisons.items():
+    for name, comparison in results.comparisons.items():
         for compared in comparison.values():
             if compared.recovered:
                 share, low, high = compared.recovered
                 ends = (share if low is None else low, share if high is None else high)
-                text = table.as_share(compared.recovered) + table.fewer(compared.recovered_clips, len(result.speech))
+                text = table.as_share(compared.recovered) + table.fewer(compared.recovered_clips, len(results.speech))
                 bar = Recovered(compared.metric.title, text, share, *ends)
                 bars.setdefault(name, []).append(bar)
     return bars
 
 
-def shown_clips(result: Evaluation, codec: Codec, count: int) -> list[Shown]:
-    """Clips from the best to the worst by mel distance, evenly spread over that order."""
+def shown_clips(results: Results, codec: Codec, count: int) -> list[Shown]:
+    """`count` clips, evenly spread over all clips ordered by mel distance, the best first."""
 
     def mel(index: int) -> float:
-        values = result.encoder.clips[index].values
+        values = results.encoder.clips[index].values
         return values["mel"].value if "mel" in values else float("inf")
 
-    order = sorted(range(len(result.speech)), key=mel)
-    return [_shown(result, codec, order[place]) for place in spread(count, len(order))]
+    order = sorted(range(len(results.speech)), key=mel)
+    return [_shown(results, codec, order[rank]) for rank in spread(count, len(order))]
 
 
-def _shown(result: Evaluation, codec: Codec, index: int) -> Shown:
-    clip = result.speech[index]
+def _shown(results: Results, codec: Codec, index: int) -> Shown:
+    clip = results.speech[index]
     original = log_mel(clip.waveform)
     high = float(original.max())
     versions = [
@@ -137,12 +137,11 @@ def _shown(result: Evaluation, codec: Codec, index: int) -> Shown:
             audio_url(clip.waveform),
             spectrogram_url(original, high - SPAN, high),
             "",
-            result.originals.clips[index].heard,
+            results.originals.clips[index].transcript,
         )
     ]
-    systems = [
-        scores for scores in result.systems if scores is not result.untrained and scores.clips[index].codes is not None
-    ]
+    shown = [scores for scores in results.systems if scores is not results.untrained]
+    systems = [scores for scores in shown if scores.clips[index].codes is not None]
     for scores in systems:
         scored = scores.clips[index]
         assert scored.codes is not None
@@ -152,24 +151,24 @@ def _shown(result: Evaluation, codec: Codec, index: int) -> Shown:
                 scores.name,
                 audio_url(audio),
                 spectrogram_url(log_mel(audio), high - SPAN, high),
-                raster_url(scored.codes, result.levels),
-                scored.heard,
+                raster_url(scored.codes, results.levels),
+                scored.transcript,
             )
         )
     rows = [
-        [metric.title, *(_cell(metric, scores.clips[index]) for scores in (result.originals, *systems))]
-        for metric in result.metrics
+        [metric.title, *(_cell(metric, scores.clips[index]) for scores in (results.originals, *systems))]
+        for metric in results.metrics
         if any(metric.name in scores.clips[index].values for scores in systems)
     ]
     return Shown(clip.name, clip.speaker, clip.seconds, clip.text, versions, rows)
 
 
-def clip_rows(result: Evaluation) -> tuple[list[Metric], list[list[str]]]:
-    """The encoder's scores of every clip that judge it, and the rows."""
-    metrics = [metric for metric in result.metrics if metric.better and result.encoder.scored(metric.name)]
+def clip_rows(results: Results) -> tuple[list[Metric], list[list[str]]]:
+    """The main encoder's scores of every clip: the metrics that have a better direction, and a row for each clip."""
+    metrics = [metric for metric in results.metrics if metric.better and results.encoder.scored(metric.name)]
     rows = [
-        [clip.name, f"{clip.seconds:.1f}", *(_cell(metric, result.encoder.clips[i]) for metric in metrics)]
-        for i, clip in enumerate(result.speech)
+        [clip.name, f"{clip.seconds:.1f}", *(_cell(metric, results.encoder.clips[i]) for metric in metrics)]
+        for i, clip in enumerate(results.speech)
     ]
     return metrics, rows
 
@@ -178,15 +177,15 @@ def _cell(metric: Metric, scored: ClipScores) -> str:
     return metric.show(scored.values[metric.name].value) if metric.name in scored.values else "–"
 
 
-def histograms(result: Evaluation) -> list[Chart]:
-    """Acoustic codes beside their target, and how the clips spread."""
-    charts = [acoustic_chart(result)]
+def histograms(results: Results) -> list[Chart]:
+    """Histograms of the acoustic codes beside their target, and of a few metrics over the clips."""
+    charts = [acoustic_chart(results)]
     for name in ("mel", "distinct_codes", "speaker_resemblyzer"):
-        metric = next((metric for metric in result.metrics if metric.name == name), None)
+        metric = next((metric for metric in results.metrics if metric.name == name), None)
         if metric is None:
             continue
-        shown = (result.encoder, result.other, result.descent)
-        systems = [scores for scores in shown if scores is not None and scores.scored(name)]
+        compared = [results.encoder, *([results.other] if results.other else []), *results.extra]
+        systems = [scores for scores in compared if scores.scored(name)]
         values = {scores.name: [c.values[name].value for c in scores.clips if name in c.values] for scores in systems}
         everything = [value for each in values.values() for value in each]
         low, high = min(everything), max(everything)
@@ -195,13 +194,13 @@ def histograms(result: Evaluation) -> list[Chart]:
     return charts
 
 
-def acoustic_chart(result: Evaluation) -> Chart:
-    """Shares of the levels, over all acoustic dimensions."""
+def acoustic_chart(results: Results) -> Chart:
+    """The share of each level over all acoustic dimensions, beside the target."""
 
     def shares(rows: Sequence[Sequence[float]]) -> list[tuple[float, float]]:
         return [(float(i), 100 * sum(column) / len(rows)) for i, column in enumerate(zip(*rows, strict=True))]
 
-    found = acoustic_histogram(result.encoder.coded, result.levels).tolist()
-    source = f"{result.target.frames} frames of the release's voices" if result.target.frames else "the default"
-    series = [Series(result.encoder.name, shares(found)), Series("target", shares(result.target.histogram.tolist()))]
-    return histogram("acoustic codes, %", series, "code", f"All dimensions together; the target is {source}.")
+    found = acoustic_histogram(results.encoder.coded, results.levels).tolist()
+    source = f"{results.target.frames} frames of the release's voices" if results.target.frames else "the default"
+    series = [Series(results.encoder.name, shares(found)), Series("target", shares(results.target.histogram.tolist()))]
+    return histogram("acoustic codes, %", series, "code", f"All dimensions together. The target is {source}.")

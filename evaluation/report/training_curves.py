@@ -9,18 +9,18 @@ from pathlib import Path
 from evaluation.report.charts import Chart, Series, lines
 from system.command import UserError
 
-POINTS = 400  # a curve, at most: a page is no archive
+POINTS = 400  # at most, per curve, to keep the page small
 SHARES = {"share": "shares of the gradient, waveform", "share_latent": "shares of the gradient, latent"}
 NOT_SHOWN = ("skipped_clips", "kept_clips", "audio_seconds_per_second", "memory_gb")
 
 
 class CurvesError(UserError):
-    """A metrics file that cannot be read. The message says which line and what is expected."""
+    """A metrics file that cannot be read. The message says which line, and what was expected."""
 
 
 def read_curves(path: Path) -> list[Chart]:
-    """A chart for each metric, training and validation together, and one for the shares of each gradient. A step that
-    was logged twice, by a run that went on from an older checkpoint, counts as it was logged last."""
+    """One chart for each metric, with training and validation, and one for the gradient shares at the waveform and at
+    the latent. If a resumed run logged a step twice, the last value counts. Raises CurvesError."""
     values: dict[str, dict[float, float]] = defaultdict(dict)
     try:
         text = path.read_text(encoding="utf-8")
@@ -50,7 +50,7 @@ def read_curves(path: Path) -> list[Chart]:
             charts.append(lines(name.partition("/")[2], [Series("validation", series.points)], "step"))
     charts += [lines(title, shares[kind], "step") for kind, title in SHARES.items()]
     drawn = [chart for chart in charts if chart]
-    return sorted(drawn, key=lambda chart: chart.title != "mel")  # first what everybody looks for first
+    return sorted(drawn, key=lambda chart: chart.title != "mel")  # mel first: everybody looks for it first
 
 
 def _thinned(points: list[tuple[float, float]]) -> list[tuple[float, float]]:

@@ -1,4 +1,4 @@
-"""Everything one evaluation found, for the terminal, the JSON file and the report."""
+"""Everything that one evaluation measured, for the terminal, the JSON file and the report."""
 
 from __future__ import annotations
 
@@ -15,26 +15,26 @@ from losses.shaping import Target
 
 
 @dataclass
-class Evaluation:
-    """The first of the encoders is the one it is about. `other` and `untrained` are there where encoders are compared,
-    `descent` where it was asked for."""
+class Results:
+    """The first encoder is the main one: headlines, requirements and the list of clips are about it. `other` and
+    `untrained` are None without --against."""
 
-    settings: dict[str, Any]  # what changes scores: release, data, seed, versions, ...
+    settings: dict[str, Any]  # what the scores depend on: release, data, seed, versions, ...
     speech: list[Speech]
     encoders: list[Scores]
     originals: Scores
     target: Target
     presets: Presets | None
     levels: int
+    extra: list[Scores] = field(default_factory=list)  # systems whose codes come from no encoder
     other: Scores | None = None
     untrained: Scores | None = None
-    descent: Scores | None = None  # codes found without an encoder
     comparisons: dict[str, dict[str, Compared]] = field(default_factory=dict)  # with `other`, by system and metric
-    about: dict[str, dict[str, Any]] = field(default_factory=dict)  # what the encoders' files say of themselves
-    missing: dict[str, str] = field(default_factory=dict)  # judges that cannot be had, speed that cannot be told -> why
-    problems: list[Problem] = field(default_factory=list)  # clips that could not be read
-    notes: list[str] = field(default_factory=list)  # about clips that were
-    speed: dict[str, dict[str, float]] = field(default_factory=dict)  # device -> figures; the only ones that vary
+    about: dict[str, dict[str, Any]] = field(default_factory=dict)  # by encoder: its file, hash and training metadata
+    missing: dict[str, str] = field(default_factory=dict)  # judges and speeds that could not be measured -> why
+    problems: list[Problem] = field(default_factory=list)  # clips that could not be read, or have no codes
+    notes: list[str] = field(default_factory=list)  # about the clips that were read
+    speed: dict[str, dict[str, float]] = field(default_factory=dict)  # by device; differs from run to run
 
     @property
     def seed(self) -> int:
@@ -51,17 +51,17 @@ class Evaluation:
 
     @property
     def judged(self) -> list[Scores]:
-        """What is measured, the first encoder first; each is compared with the other one, where there is one."""
-        return [*self.encoders, *([self.descent] if self.descent else [])]
+        """The encoders and extra systems. Each is compared with `other`, if there is one."""
+        return [*self.encoders, *self.extra]
 
     @property
     def systems(self) -> list[Scores]:
-        """The same, and the ends of the scale."""
+        """The same, and the two ends of the scale: `other` and `untrained`."""
         return [*self.judged, *(scores for scores in (self.other, self.untrained) if scores is not None)]
 
     @property
     def metrics(self) -> list[Metric]:
-        """Those with a value anywhere."""
+        """The metrics for which any system has a value."""
         return [metric for metric in self.encoder.metrics if any(scores.has(metric.name) for scores in self.systems)]
 
     @property
@@ -69,7 +69,7 @@ class Evaluation:
         return self.problems + [problem for scores in (*self.systems, self.originals) for problem in scores.problems]
 
     def without_values(self) -> dict[str, str]:
-        """Metrics that had a judge and no clip it could score -> the first reason."""
+        """Metrics whose judge could score no clip -> the first reason."""
         empty = {metric.name for metric in self.encoder.metrics} - {metric.name for metric in self.metrics}
         reasons: dict[str, str] = {}
         for problem in self.all_problems:
@@ -78,7 +78,7 @@ class Evaluation:
         return reasons
 
     def figures(self) -> dict[str, float]:
-        """Every figure that --require can name."""
+        """Every figure that --require accepts, by name."""
         found = {}
         for metric in self.metrics:
             total = self.encoder.total(metric.name, self.seed)
@@ -93,7 +93,7 @@ class Evaluation:
         return found
 
     def to_json(self) -> dict[str, Any]:
-        """Everything, as JSON types. Clips are in the order they were read in."""
+        """Everything, as JSON types. Clips are in the order in which they were read."""
         systems = {scores.name: scores for scores in (*self.systems, self.originals)}
         return {
             "settings": self.settings,
@@ -119,14 +119,18 @@ class Evaluation:
                         name: {metric: measured.value for metric, measured in scores.clips[i].values.items()}
                         for name, scores in systems.items()
                     },
-                    # of this clip in a total, where it is not 1: of word errors, its words
+                    # of this clip in a total, if not 1; for word errors, the number of words
                     "weights": {
                         metric: measured.weight
                         for scores in systems.values()
                         for metric, measured in scores.clips[i].values.items()
                         if measured.weight != 1
                     },
-                    "heard": {name: scores.clips[i].heard for name, scores in systems.items() if scores.clips[i].heard},
+                    "transcript": {
+                        name: scores.clips[i].transcript
+                        for name, scores in systems.items()
+                        if scores.clips[i].transcript
+                    },
                 }
                 for i, clip in enumerate(self.speech)
             ],
