@@ -1,0 +1,1 @@
+"""Programs that produce the project's evidence. README.md in this folder says which one answers which question."""

@@ -1,11 +1,12 @@
-"""Measures how much speech the loader delivers, against what training consumes.
+"""How much speech does the loader deliver, compared with what training consumes?
 
-    python -m experiments.loader_speed                         # made-up clips as long as LibriTTS-R's, 1 to 8 workers
-    python -m experiments.loader_speed --data SOURCE           # a run's own data: a path, or a hub name
-    python -m experiments.loader_speed --consumes 140          # enough for a GPU that takes 140 s of audio a second?
+    python -m experiments.loader_speed                    # random clips as long as LibriTTS-R's, 1 to 8 workers
+    python -m experiments.loader_speed --data SOURCE      # a run's own data: a path, or a hub name
+    python -m experiments.loader_speed --consumes 140     # enough for a GPU that takes 140 s of audio a second?
 
-Batches are those of training: crops of 4 s out of whole clips, read and decoded in worker processes, in random order.
-The files are in the page cache: the disk is not what is measured.
+Batches are made as in training: worker processes read and decode whole clips in random order, and cut crops of 4 s.
+The files are in the page cache, so the disk is not measured. With --consumes, the exit status is 1 if the last number
+of workers delivers less than 1.5 times that.
 """
 
 from __future__ import annotations
@@ -24,32 +25,38 @@ import soundfile
 import torch
 
 from data import Crops, Shuffled, Stream, crop_loader, open_clips
-from experiments.random_speech import write_parquet
+from experiments.random_speech import RATE, write_parquet
+from experiments.runs import experiment_status, spread
 
-RATE = 24000
-CLIPS = 500
-CROP, BATCH, ROUNDS = 4.0, 32, 3
-ENOUGH = 1.5
+CLIPS = 500  # random ones
+CROP, BATCH, ROUNDS = 4.0, 32, 3  # CROP in seconds
+ENOUGH = 1.5  # times what training consumes
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", help="measure this instead of made-up clips")
-    parser.add_argument("--coding", default="WAV", choices=("WAV", "FLAC", "OGG"), help="of the made-up clips")
-    parser.add_argument("--workers", type=int, nargs="+", default=[1, 2, 4, 8])
-    parser.add_argument("--seconds", type=float, default=5.0, help="how long a round lasts")
-    parser.add_argument("--consumes", type=float, default=0.0, help="audio seconds a second that training takes")
+    parser.add_argument("--data", help="measure this instead of random clips")
+    parser.add_argument(
+        "--coding", default="WAV", choices=("WAV", "FLAC", "OGG"), help="of the random clips (default: %(default)s)"
+    )
+    parser.add_argument("--workers", type=int, nargs="+", default=[1, 2, 4, 8], help="(default: 1 2 4 8)")
+    parser.add_argument("--seconds", type=float, default=5.0, help="how long a round lasts (default: %(default)s)")
+    parser.add_argument("--consumes", type=float, default=0.0, help="audio seconds per second that training takes")
     arguments = parser.parse_args()
+    return experiment_status(lambda: measure(arguments))
+
+
+def measure(arguments: argparse.Namespace) -> int:
     torch.set_num_threads(1)
-    with tempfile.TemporaryDirectory(prefix="measure_loader_") as work:
-        source = arguments.data or str(make(Path(work), arguments.coding))
+    with tempfile.TemporaryDirectory(prefix="loader_speed_") as work:
+        source = arguments.data or str(write_random_clips(Path(work), arguments.coding))
         clips = open_clips([source], work)
         crops = Crops(clips, Shuffled(len(clips), seed=0), round(CROP * RATE), RATE, resample=False, seed=0)
         order = Shuffled(len(clips), seed=0)
         print(f"{len(clips)} clips, {os.cpu_count()} CPU cores, crops of {CROP:g} s in batches of {BATCH}")
         print(f"{'workers':>7}{'clips/s':>24}{'audio s/s':>26}")
         for workers in arguments.workers:
-            speeds = [measured(crops, order, workers, arguments.seconds) for _ in range(ROUNDS)]
+            speeds = [clips_per_second(crops, order, workers, arguments.seconds) for _ in range(ROUNDS)]
             print(f"{workers:>7}{spread(speeds):>24}{spread([speed * CROP for speed in speeds]):>26}", flush=True)
     if not arguments.consumes:
         return 0
@@ -58,8 +65,8 @@ def main() -> int:
     return int(times < ENOUGH)
 
 
-def measured(crops: Crops, order: Shuffled, workers: int, seconds: float) -> float:
-    """Clips a second, after the workers have filled their queues and been read empty once."""
+def clips_per_second(crops: Crops, order: Shuffled, workers: int, seconds: float) -> float:
+    """Over so many seconds. Before that, the batches that the workers could prepare meanwhile are taken."""
     batches = crop_loader(crops, Stream(order, BATCH), workers, pin_memory=False)
     for _ in range(1 + 4 * workers):
         next(batches)
@@ -71,8 +78,8 @@ def measured(crops: Crops, order: Shuffled, workers: int, seconds: float) -> flo
     return count / elapsed
 
 
-def make(folder: Path, coding: str) -> Path:
-    """Clips of noise, 1 to 15 s, 6 s in the mean as LibriTTS-R's."""
+def write_random_clips(folder: Path, coding: str) -> Path:
+    """Writes a parquet file of clips of noise, 4 to 15 s long, 6 s in the mean as LibriTTS-R's."""
     draws = np.random.default_rng(0)
     audio = {}
     for number in range(CLIPS):
@@ -81,10 +88,6 @@ def make(folder: Path, coding: str) -> Path:
         soundfile.write(stream, 0.1 * draws.standard_normal(int(seconds * RATE)).clip(-9, 9), RATE, format=coding)
         audio[f"{number}"] = stream.getvalue()
     return write_parquet(folder / "clips.parquet", audio)
-
-
-def spread(values: list[float]) -> str:
-    return f"{statistics.median(values):.0f} ({min(values):.0f} to {max(values):.0f})"
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Releases made for tests: the real layout and names, random weights, any size."""
+"""Releases with random weights, for tests and measurements: the real layout and tensor names, at any size."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ REAL = CodecConfig(layer_scale_init=0.01)
 
 
 def random_codec(config: CodecConfig, seed: int = 0) -> Codec:
-    """A codec whose every part matters to the result: norms and scales away from their neutral values, a codebook
+    """A codec in which every tensor affects the result: norms and scales differ from 1, and the codebook's entries are
     spread like the latents."""
     generator = torch.Generator().manual_seed(seed)
     torch.manual_seed(seed)
@@ -41,7 +41,7 @@ def random_codec(config: CodecConfig, seed: int = 0) -> Codec:
 
 
 def params_json(config: CodecConfig, voices: tuple[str, ...] = ()) -> dict[str, Any]:
-    """The released file's keys, with this codec's values and a small language model."""
+    """The content of params.json: all keys of the released file, this codec's values, and a small language model."""
     return {
         "dim": config.embedding_dim,
         "n_layers": 2,
@@ -93,7 +93,7 @@ def params_json(config: CodecConfig, voices: tuple[str, ...] = ()) -> dict[str, 
 
 
 def language_model(config: CodecConfig, megabytes: float = 0.5) -> dict[str, Tensor]:
-    """Tensors that are not the codec's, of about this size in all."""
+    """Some tensors that do not belong to the codec, in BF16, of about this size in all."""
     rows = max(1, int(megabytes * 1e6 / 2 / 4 / config.embedding_dim))
     generator = torch.Generator().manual_seed(5)
     weights = {
@@ -107,7 +107,8 @@ def language_model(config: CodecConfig, megabytes: float = 0.5) -> dict[str, Ten
 def write_release(
     folder: Path, codec: Codec, with_encoder: bool = True, shards: int = 1, megabytes: float = 0.5
 ) -> Path:
-    """Writes a release of this codec. With several shards, an index file stands beside them."""
+    """Writes a release of this codec with one preset voice, and returns the folder. With several `shards`, the tensors
+    are spread over so many files, and an index file lists them."""
     (folder / "voice_embedding").mkdir(parents=True, exist_ok=True)
     (folder / "params.json").write_text(json.dumps(params_json(codec.config, ("casual_female",)), indent=2))
     tensors = language_model(codec.config, megabytes) | checkpoint_tensors(codec)
@@ -130,7 +131,7 @@ def write_release(
 
 
 def linked_copy(folder: Path, target: Path) -> Path:
-    """A copy that shares its files with `folder`: made at once, and whatever is written in place would show there."""
+    """Copies a release with hard links: fast, and what a program writes in place shows in `folder`."""
     for path in sorted(folder.rglob("*")):
         if path.is_file():
             (target / path.relative_to(folder)).parent.mkdir(parents=True, exist_ok=True)

@@ -1,4 +1,4 @@
-"""Clips of noise, as files and as rows in LibriTTS-R's schema: for tests and measurements that need no words."""
+"""Clips of noise, as audio files and as parquet files with LibriTTS-R's schema, for tests and measurements."""
 
 from __future__ import annotations
 
@@ -10,10 +10,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import soundfile
 
-RATE = 24000
+RATE = 24000  # Hz
 
 
 def audio_bytes(seconds: float, rate: int = RATE, channels: int = 1, level: float = 0.1, kind: str = "WAV") -> bytes:
+    """An audio file of white noise with standard deviation `level`. The same duration gives the same noise."""
     samples = level * np.random.default_rng(int(seconds * 1000)).standard_normal((int(seconds * rate), channels))
     stream = io.BytesIO()
     soundfile.write(stream, samples.clip(-1, 1), rate, format=kind)
@@ -21,6 +22,7 @@ def audio_bytes(seconds: float, rate: int = RATE, channels: int = 1, level: floa
 
 
 def write_parquet(path: Path, clips: dict[str, bytes]) -> Path:
+    """Writes audio files by clip name as rows of a parquet file. A clip's speaker is the first letter of its name."""
     rows = [
         {
             "audio": {"bytes": audio, "path": f"{name}.wav"},

@@ -1,20 +1,21 @@
-"""How long a training step takes on a GPU, its kernels started one by one and recorded and replayed.
+"""How long does a training step take on a GPU, with and without CUDA graphs?
 
     python -m experiments.step_speed CONFIG [key=value ...]
     python -m experiments.step_speed configs/codec.yaml losses.asr=0 losses.feature_matching=0
 
-Steps on noise, the discriminator taking part where the settings have one, and no teacher in them: loaders are measured
-by experiments/loader_speed.py.
+Times steps on noise. The discriminator takes part if the settings have one; steps with the ASR teacher are left out,
+because they are never replayed as CUDA graphs. `experiments.loader_speed` measures the loader.
 """
 
 from __future__ import annotations
 
-import statistics
+import argparse
 import sys
 import time
 
 import torch
 
+from experiments.runs import experiment_status, require_gpu, spread
 from train_encoder import Training
 from training.config import load_config
 from training.distributed import Ranks, start_ranks
@@ -23,41 +24,48 @@ from training.replay import WARM_UP
 ROUNDS, STEPS = 5, 10
 
 
-def main() -> None:
-    with start_ranks() as ranks:  # PyTorch's settings are a run's
-        measure(ranks)
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("config", help="a YAML file, such as configs/codec.yaml")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="settings to change")
+    options = parser.parse_intermixed_args()
+
+    def measure_both() -> int:
+        require_gpu()
+        with start_ranks() as ranks:  # PyTorch's settings are those of a run
+            for cuda_graph in ("false", "true"):
+                measure(options.config, [*options.overrides, f"cuda_graph={cuda_graph}"], ranks)
+        return 0
+
+    return experiment_status(measure_both)
 
 
-def measure(ranks: Ranks) -> None:
-    for cuda_graph in ("false", "true"):
-        config = load_config(
-            sys.argv[1], ["data.train=x", "data.validation=x", *sys.argv[2:], f"cuda_graph={cuda_graph}"]
-        )
-        training = Training(config, ranks)
-        crops, samples = config.batch_size * config.accumulate, round(config.data.crop_seconds * 24000)
-        waveform = 0.1 * torch.randn(crops, 1, samples, device="cuda")
-        # steps in which a teacher listens are never recorded: left out here
-        steps = (
-            step for step in range(config.discriminator.from_step, sys.maxsize) if "asr" not in training.losses_in(step)
-        )
-        for _ in range(WARM_UP + 2):
+def measure(path: str, overrides: list[str], ranks: Ranks) -> None:
+    """Times ROUNDS of STEPS steps and prints a line."""
+    config = load_config(path, ["data.train=x", "data.validation=x", *overrides])
+    training = Training(config, ranks)
+    crops = config.batch_size * config.accumulate
+    samples = round(config.data.crop_seconds * training.codec.sample_rate)
+    waveform = 0.1 * torch.randn(crops, 1, samples, device="cuda")
+    first = config.discriminator.from_step
+    steps = (step for step in range(first, sys.maxsize) if "asr" not in training.losses_in(step))
+    for _ in range(WARM_UP + 2):
+        training.step(waveform, next(steps))
+    taken = []
+    for _ in range(ROUNDS):
+        torch.cuda.synchronize()
+        started = time.perf_counter()
+        for _ in range(STEPS):
             training.step(waveform, next(steps))
-        taken = []
-        for _ in range(ROUNDS):
-            torch.cuda.synchronize()
-            started = time.perf_counter()
-            for _ in range(STEPS):
-                training.step(waveform, next(steps))
-            torch.cuda.synchronize()
-            taken.append((time.perf_counter() - started) / STEPS)
-        seconds = statistics.median(taken)
-        print(
-            f"cuda_graph={cuda_graph}: {1e3 * seconds:.1f} ms ({1e3 * min(taken):.1f} to {1e3 * max(taken):.1f}), "
-            f"{crops * config.data.crop_seconds / seconds:.0f} s of audio a second, "
-            f"{torch.cuda.max_memory_reserved() / 1e9:.1f} GB",
-            flush=True,
-        )
+        torch.cuda.synchronize()
+        taken.append((time.perf_counter() - started) / STEPS)
+    speeds = [crops * config.data.crop_seconds / seconds for seconds in taken]
+    print(
+        f"cuda_graph={str(config.cuda_graph).lower()}: {spread([1e3 * seconds for seconds in taken], 'ms', 1)} a step, "
+        f"{spread(speeds)} s of audio per second, {torch.cuda.max_memory_reserved() / 1e9:.1f} GB",
+        flush=True,
+    )
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

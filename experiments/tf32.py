@@ -1,14 +1,15 @@
-"""How far TF32 takes the speaker loss's gradient from float32's, on a GPU.
+"""How wrong does TF32 make the speaker loss's gradient on a GPU, and what does float32 cost?
 
     python -m experiments.tf32 SPEECH
 
-Crops of 2 s of speech and what the demo's withheld encoder makes of them; the reference is the CPU. Then what float32
-costs with a network of the published size, random weights, 24 x 3 s forward and backward.
+First the error: 24 crops of 2 s, and their reconstructions by the demo's withheld encoder; the reference gradient is
+computed on the CPU. Then the time of a forward and backward pass of 24 x 3 s through a network of the published size
+with random weights.
 """
 
 from __future__ import annotations
 
-import statistics
+import argparse
 import sys
 import tempfile
 import time
@@ -20,67 +21,81 @@ from torch import Tensor
 from codec import load_release
 from codec.checkpoint import with_encoder
 from data import decode, open_clips
-from losses.speaker import HYPERPARAMETERS, WEIGHTS, SpeakerDistance, SpeakerNetwork
+from experiments.runs import DEMO, ExperimentError, experiment_status, require_gpu, spread
+from experiments.stand_in.speaker_network import PUBLISHED, write_random_network
+from losses.speaker import SpeakerDistance
 
-DEMO = Path(__file__).parents[1] / "data" / "demo"
-RATE, CROPS = 24000, 24
-# the demo's network -> spkrec-ecapa-voxceleb's
-PUBLISHED = {
-    "[64, 64, 64, 64, 192]": "[1024, 1024, 1024, 1024, 3072]",
-    "attention_channels: 64": "attention_channels: 128",
-    "res2net_scale: 4": "res2net_scale: 8",
-    "se_channels: 64": "se_channels: 128",
-    "lin_neurons: 96": "lin_neurons: 192",
-}
+CROPS = 24
+SECONDS_COMPARED, SECONDS_TIMED = 2, 3  # of a crop
+WARM_UP, TIMED = 3, 10  # passes; cuDNN chooses its algorithms in the first ones
 
 
-def main() -> None:
-    clips, samples = open_clips([sys.argv[1]]), 2 * RATE
-    waveforms = (decode(clips.read(i), RATE) for i in range(0, len(clips), max(1, len(clips) // (2 * CROPS))))
-    originals = torch.stack([waveform[:, :samples] for waveform in waveforms if waveform.shape[-1] >= samples][:CROPS])
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("speech", help="files, a folder or a hub name, as `data.train` takes it")
+    options = parser.parse_args()
+
+    def measure() -> int:
+        require_gpu()
+        compare(options.speech)
+        with tempfile.TemporaryDirectory() as folder:
+            network = write_random_network(Path(folder), PUBLISHED)
+            measure_time(SpeakerDistance(str(network)).cuda())
+        return 0
+
+    return experiment_status(measure)
+
+
+def compare(speech: str) -> None:
+    """Prints the relative error of the gradient, with TF32 and without."""
     codec = with_encoder(load_release(DEMO / "release", torch.float32), DEMO / "withheld_encoder.safetensors")
+    originals = crops(speech, codec.sample_rate)
     with torch.no_grad():
-        heard = torch.cat([codec.decode(codec.encode(each[None]))[..., :samples] for each in originals])
+        samples = originals.shape[-1]
+        decoded = torch.cat([codec.decode(codec.encode(each[None]))[..., :samples] for each in originals])
 
-    expected = gradient(SpeakerDistance(str(DEMO / "speaker")), heard, originals)
-    speaker = SpeakerDistance(str(DEMO / "speaker")).cuda()
+    expected = gradient(SpeakerDistance(str(DEMO / "speaker")), decoded, originals)
+    distance = SpeakerDistance(str(DEMO / "speaker")).cuda()
     for allowed in (True, False):
         torch.backends.cudnn.allow_tf32 = allowed
-        found = gradient(speaker, heard.cuda(), originals.cuda()).cpu()
+        found = gradient(distance, decoded.cuda(), originals.cuda()).cpu()
         error = ((found - expected).norm(dim=-1) / expected.norm(dim=-1)).flatten()
         median, worst = float(error.median()), float(error.max())
-        print(f"TF32 {allowed}: off by {median:.1e} in the median of {len(error)} crops, {worst:.1e} at most")
+        print(f"TF32 {allowed}: relative error {median:.1e} (median of {len(error)} crops), {worst:.1e} at most")
 
+
+def crops(speech: str, sample_rate: int) -> Tensor:
+    """The beginnings of CROPS clips, spread over all of them: [CROPS, 1, T]."""
+    clips, samples = open_clips([speech]), SECONDS_COMPARED * sample_rate
+    waveforms = (decode(clips.read(i), sample_rate) for i in range(0, len(clips), max(1, len(clips) // (2 * CROPS))))
+    found = [waveform[:, :samples] for waveform in waveforms if waveform.shape[-1] >= samples][:CROPS]
+    if not found:
+        raise ExperimentError(f"{speech} has no clip of {SECONDS_COMPARED} s or more among those that were read")
+    return torch.stack(found)
+
+
+def measure_time(distance: SpeakerDistance) -> None:
+    """Prints the time of a forward and backward pass, with TF32 and without, twice each."""
+    samples = SECONDS_TIMED * distance.resample.orig_freq
+    noise = 0.1 * torch.randn(CROPS, 1, samples, device="cuda")
     torch.backends.cudnn.benchmark = True
-    large, noise = published_size().cuda(), 0.1 * torch.randn(CROPS, 1, 3 * RATE, device="cuda")
     for allowed in (True, False, True, False):
         torch.backends.cudnn.allow_tf32 = allowed
         taken = []
-        for _ in range(13):  # the first three choose algorithms
+        for _ in range(WARM_UP + TIMED):
             torch.cuda.synchronize()
             started = time.perf_counter()
-            gradient(large, noise + 0.01 * torch.randn_like(noise), noise)
+            gradient(distance, noise + 0.01 * torch.randn_like(noise), noise)
             torch.cuda.synchronize()
             taken.append(1e3 * (time.perf_counter() - started))
-        print(f"TF32 {allowed}: {statistics.median(taken[3:]):.1f} ms ({min(taken[3:]):.1f} to {max(taken[3:]):.1f})")
+        print(f"TF32 {allowed}: {spread(taken[WARM_UP:], 'ms', 1)}")
 
 
-def gradient(distance: SpeakerDistance, heard: Tensor, originals: Tensor) -> Tensor:
-    heard = heard.clone().requires_grad_()
-    return torch.autograd.grad(distance.per_clip(heard, originals).sum(), heard)[0]
-
-
-def published_size() -> SpeakerDistance:
-    text = (DEMO / "speaker" / HYPERPARAMETERS).read_text(encoding="utf-8")
-    for small, large in PUBLISHED.items():
-        assert small in text, small
-        text = text.replace(small, large)
-    with tempfile.TemporaryDirectory() as folder:
-        (Path(folder) / HYPERPARAMETERS).write_text(text, encoding="utf-8")
-        network = SpeakerNetwork(Path(folder) / HYPERPARAMETERS)
-        torch.save(network.embedding.state_dict(), Path(folder) / WEIGHTS)
-        return SpeakerDistance(folder)
+def gradient(distance: SpeakerDistance, decoded: Tensor, originals: Tensor) -> Tensor:
+    """Of the sum of the clips' distances, with respect to `decoded` [B, 1, T]."""
+    decoded = decoded.clone().requires_grad_()
+    return torch.autograd.grad(distance.per_clip(decoded, originals).sum(), decoded)[0]
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -307,8 +307,14 @@ def test_an_injected_encoder_is_found_in_its_release(tmp_path: Path) -> None:
         (["--encoder", WITHHELD, "--metrics", "README.md"], "line 1"),
         (["--encoder", WITHHELD, "--json", "nowhere/figures.json"], "nowhere is not a folder"),
         (["--encoder", WITHHELD, "--json", "data"], "--json: data is a folder: name a file in it"),
-        (["--encoder", WITHHELD, "--report", "README.md"], "--report: README.md is not a folder: name a folder, which need not exist yet"),
-        (["--encoder", WITHHELD, "--report", "README.md/report"], "--report: README.md is not a folder: name a folder, which need not exist yet"),
+        (
+            ["--encoder", WITHHELD, "--report", "README.md"],
+            "--report: README.md is not a folder: name a folder, which need not exist yet",
+        ),
+        (
+            ["--encoder", WITHHELD, "--report", "README.md/report"],
+            "--report: README.md is not a folder: name a folder, which need not exist yet",
+        ),
     ],
 )
 def test_other_bad_arguments_are_one_sentence_and_status_2(

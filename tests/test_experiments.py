@@ -1,4 +1,4 @@
-"""The programs of the ablations and the benchmark: what they make of a run's files."""
+"""The programs in experiments/: what they make of a run's files, and the networks that they describe."""
 
 from __future__ import annotations
 
@@ -8,11 +8,15 @@ import time
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 import yaml
 from safetensors.torch import save_file
 
 from experiments import ablations, benchmark
+from experiments.runs import ROOT, ExperimentError, run, run_shown
+from experiments.stand_in.speaker_network import PUBLISHED, SMALL, write_hyperparameters, write_random_network
+from losses.speaker import WEIGHTS, SpeakerNetwork, load_speaker_network
 
 
 def test_an_ablation_is_a_row_of_means_each_seeds_figure_and_what_changes_without_the_part() -> None:
@@ -24,12 +28,12 @@ def test_an_ablation_is_a_row_of_means_each_seeds_figure_and_what_changes_withou
     totals |= {"against": {name: {"value": 0.5} for name in shown}, "untrained": {"mel": {"value": 7}}}
 
     def clip(words: int, change: float, *left_out: str) -> dict[str, Any]:
-        scores: dict[str, dict[str, float]] = {f"{run}_{seed}": {} for run in runs for seed in (0, 1)}
-        for run in ("recipe", "no_asr"):
+        scores: dict[str, dict[str, float]] = {f"{name}_{seed}": {} for name in runs for seed in (0, 1)}
+        for name in ("recipe", "no_asr"):
             for seed in (0, 1):
-                scores[f"{run}_{seed}"]["wer"] = 0.5 + (1 + seed) * change * (run == "no_asr")
-        for run in left_out:
-            del scores[run]["wer"]
+                scores[f"{name}_{seed}"]["wer"] = 0.5 + (1 + seed) * change * (name == "no_asr")
+        for name in left_out:
+            del scores[name]["wer"]
         return {"scores": scores, "weights": {"wer": words}, "speaker": ""}
 
     # seeds average to changes of 0.3 and 0.6, one word and three; the last clip was not scored by all
@@ -51,12 +55,12 @@ def test_every_configuration_of_an_ablation_is_in_the_table_and_the_other_way_ro
 def test_steps_are_measured_behind_their_warm_up(tmp_path: Path) -> None:
     settings = {"batch_size": 4, "accumulate": 2, "data": {"crop_seconds": 1.5}}
     (tmp_path / "config.yaml").write_text(yaml.safe_dump(settings))
-    half, whole, line = benchmark.MEASURED // 2, benchmark.MEASURED, benchmark.LINE
+    half, whole, line = benchmark.MEASURED_STEPS // 2, benchmark.MEASURED_STEPS, benchmark.LOG_EVERY
     speeds = {line: 1.0, half: 60.0, half + line: 2.0, whole: 24.0}
     lines = [{"step": step, "mel": 1.0, "audio_seconds_per_second": speed} for step, speed in speeds.items()]
     lines.append({"step": whole, "validation/mel": 1.0})
     (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    assert benchmark.seconds_a_step(tmp_path) == (0.2, 0.5)
+    assert benchmark.seconds_per_step(tmp_path) == (0.2, 0.5)
 
 
 def test_the_encoders_of_the_curve_are_kept_while_a_run_overwrites_them(tmp_path: Path) -> None:
@@ -67,10 +71,48 @@ def test_the_encoders_of_the_curve_are_kept_while_a_run_overwrites_them(tmp_path
         partial = tmp_path / "partial"
         save_file({"weight": torch.zeros(1)}, partial, {"step": f"{step}"})
         partial.rename(tmp_path / "encoder.safetensors")
-        time.sleep(1.2)
+        kept, deadline = tmp_path / "kept" / f"step_{step:06}.safetensors", time.monotonic() + 60
+        while not kept.exists() and time.monotonic() < deadline:
+            time.sleep(0.05)
     ended.set()
     keeper.join()
     assert [path.name for path in sorted((tmp_path / "kept").glob("step_*"))] == [
         "step_000110.safetensors",
         "step_000220.safetensors",
     ]
+
+
+def test_the_output_of_a_program_is_returned_and_its_last_words_are_in_the_error() -> None:
+    assert (
+        run("-c", "import os; print(os.getcwd(), os.environ['GIVEN'])", environment={"GIVEN": "it"}) == f"{ROOT} it\n"
+    )
+    with pytest.raises(ExperimentError, match=r"ended with status 3; it ends with:\nno room"):
+        run("-c", "import sys; print('no room', file=sys.stderr); sys.exit(3)")
+
+
+def test_a_log_has_both_outputs_of_a_program_and_is_named_in_the_error(tmp_path: Path) -> None:
+    log = tmp_path / "log.txt"
+    with pytest.raises(ExperimentError, match=r"ended with status 3; see .*log\.txt"):
+        run_shown("-c", "import sys; print('out'); print('err', file=sys.stderr); sys.exit(3)", log=log)
+    assert sorted(log.read_text().split()) == ["err", "out"]
+
+
+def test_the_demos_speaker_network_is_the_small_one_that_the_program_describes(tmp_path: Path) -> None:
+    demo = Path("data/demo/speaker")
+    write_hyperparameters(tmp_path, SMALL)
+    (tmp_path / WEIGHTS).write_bytes((demo / WEIGHTS).read_bytes())
+    noise = torch.randn(1, 16000, generator=torch.Generator().manual_seed(0))
+    shipped, described = (load_speaker_network(str(folder)).eval() for folder in (demo, tmp_path))
+    with torch.no_grad():
+        assert torch.equal(shipped(noise), described(noise))
+
+
+def test_what_the_published_description_leaves_out_has_speechbrains_default(tmp_path: Path) -> None:
+    written = load_speaker_network(str(write_random_network(tmp_path / "written", PUBLISHED)))
+    named = {"input_size", "channels", "kernel_sizes", "dilations", "attention_channels", "lin_neurons"}
+    listed = write_hyperparameters(tmp_path / "listed", {name: PUBLISHED[name] for name in named})
+    shapes = [
+        {name: tensor.shape for name, tensor in network.state_dict().items()}
+        for network in (written, SpeakerNetwork(listed))
+    ]
+    assert shapes[0] == shapes[1]

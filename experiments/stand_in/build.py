@@ -1,13 +1,14 @@
-"""Puts data/demo together from a finished run of configs/codec.yaml and a folder of speech.
+"""Writes data/demo from a finished run of configs/codec.yaml and a folder of speech.
 
     python -m experiments.stand_in.build runs/codec SPEECH_DIR
 
-SPEECH_DIR holds train-*.parquet (the run's own data), test.parquet (speakers the run never saw), real.parquet (people)
-and real_sources.csv (their licences). README.md in this folder tells what the parts are.
+SPEECH_DIR holds train-*.parquet (the run's training data), test.parquet (speakers that are not in it), real.parquet
+(recordings of people) and real_sources.csv (their licences). data/demo/README.md says what the parts of data/demo are.
 """
 
 from __future__ import annotations
 
+import argparse
 import csv
 import json
 import shutil
@@ -23,16 +24,33 @@ import torch
 from codec import Codec, load_release
 from codec.checkpoint import with_encoder
 from data.clips import Clip, decode
+from experiments.random_speech import RATE
+from experiments.runs import DEMO, ExperimentError, experiment_status
 
-DEMO = Path(__file__).parents[2] / "data" / "demo"
+SPEECH_FILES = ("test.parquet", "real.parquet", "real_sources.csv")  # and train-*.parquet
 SEEN_CLIPS, UNSEEN_CLIPS = 140, 20
-# by the start of the speaker's name; RAVDESS is left out, its share-alike terms differ from this project's
+SHORTEST, LONGEST = 3, 8  # seconds of a clip
+# by the start of the speaker's name; without RAVDESS, because its share-alike licence differs from this project's
 REAL_CLIPS = {"librittsr-": 5, "libritts-": 4, "ljspeech": 1, "vctk-": 6}
 VOICES = 4
+Row = dict[str, Any]  # of a parquet file
 
 
-def main() -> None:
-    run, speech = Path(sys.argv[1]), Path(sys.argv[2])
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("run", type=Path, help="output_dir of the run")
+    parser.add_argument("speech", type=Path, help="the folder of speech")
+    options = parser.parse_args()
+    return experiment_status(
+        lambda: build(options.run, options.speech), f"repeat the command: {DEMO} may be incomplete"
+    )
+
+
+def build(run: Path, speech: Path) -> int:
+    needed = (run / "release", run / "encoder.safetensors", *(speech / name for name in SPEECH_FILES))
+    missing = [str(path) for path in needed if not path.exists()]
+    if missing:
+        raise ExperimentError(f"{', '.join(missing)} missing: {DEMO} was not changed")
     release = DEMO / "release"
     shutil.rmtree(release, ignore_errors=True)
     shutil.copytree(run / "release", release)
@@ -48,24 +66,26 @@ def main() -> None:
     write_sources(seen, unseen, real, speech / "real_sources.csv")
     codec = with_encoder(load_release(release), DEMO / "withheld_encoder.safetensors")
     add_voices(release, codec, [Clip(row["id"], row["audio"]["bytes"]) for row in seen[:VOICES]])
+    return 0
 
 
-def one_a_speaker(files: list[Path], count: int, start: str = "") -> Iterator[dict[str, Any]]:
-    """The first clip of 3 to 8 s of each speaker, of `count` speakers whose names start so."""
+def one_a_speaker(files: list[Path], count: int, start: str = "") -> Iterator[Row]:
+    """Rows of parquet files: each speaker's first clip of 3 to 8 s, for the first `count` speakers whose names begin
+    with `start`."""
     speakers: set[str] = set()
     for file in files:
         for row in pq.read_table(file).to_pylist():
             speaker = row["speaker_id"]
             if speaker in speakers or not speaker.startswith(start) or len(speakers) == count:
                 continue
-            waveform = decode(Clip(row["id"], row["audio"]["bytes"]), 24000)
-            if 3 * 24000 <= waveform.shape[-1] <= 8 * 24000:
+            waveform = decode(Clip(row["id"], row["audio"]["bytes"]), RATE)
+            if SHORTEST * RATE <= waveform.shape[-1] <= LONGEST * RATE:
                 speakers.add(speaker)
                 yield row
 
 
-def write_sources(seen: list, unseen: list, real: list, real_sources: Path) -> None:
-    """sources.csv: where every clip is from, and its licence."""
+def write_sources(seen: Sequence[Row], unseen: Sequence[Row], real: Sequence[Row], real_sources: Path) -> None:
+    """Writes sources.csv: where every clip comes from, and its licence."""
     with real_sources.open(encoding="utf-8") as file:
         known = {row["id"]: row for row in csv.DictReader(file)}
     with (DEMO / "sources.csv").open("w", encoding="utf-8", newline="") as file:
@@ -80,7 +100,10 @@ def write_sources(seen: list, unseen: list, real: list, real_sources: Path) -> N
 
 
 def add_voices(release: Path, codec: Codec, clips: Sequence[Clip]) -> None:
-    """Preset voices, as a real release has them: embeddings that its own encoder made."""
+    """Gives the release one preset voice for each clip: the embedding of its codes, and the name in params.json.
+
+    `codec` must have the encoder. Raises BadClipError for a clip that cannot be decoded.
+    """
     (release / "voice_embedding").mkdir()
     params = json.loads((release / "params.json").read_text(encoding="utf-8"))
     voices = params["multimodal"]["audio_tokenizer_args"]["voice"]
@@ -93,4 +116,4 @@ def add_voices(release: Path, codec: Codec, clips: Sequence[Clip]) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -1,11 +1,11 @@
-"""Trains a small ECAPA-TDNN for the speaker loss, and measures how well one tells unseen speakers apart.
+"""Trains a small ECAPA-TDNN for the speaker loss, and measures how well it distinguishes unseen speakers.
 
-    python -m experiments.stand_in.train_speaker FOLDER --train TRAIN ... --test DEV TEST REAL   # trains, then measures
-    python -m experiments.stand_in.train_speaker FOLDER --test TEST                              # only measures
+    python -m experiments.stand_in.train_speaker FOLDER --train TRAIN ... --test DEV TEST REAL   # train, then measure
+    python -m experiments.stand_in.train_speaker FOLDER --test TEST                              # only measure
 
-The data are parquet files in LibriTTS-R's schema, or folders of audio files with one folder a speaker. FOLDER gets
-`hyperparams.yaml` and `embedding_model.ckpt`, as `losses.speaker_model` takes them. All audio is held in memory, at
-16 kHz and 16 bits: 115 MB an hour.
+Speech is in parquet files with LibriTTS-R's schema, or in folders of audio files with a subfolder for each speaker.
+The program writes `hyperparams.yaml` and `embedding_model.ckpt` to FOLDER, which `losses.speaker_model` takes. All
+audio is held in memory, at 16 kHz and 16 bits: 115 MB an hour.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import functools
 import math
+import sys
 import time
 from pathlib import Path
 
@@ -22,51 +23,32 @@ from torch import Tensor, nn
 
 from data import open_clips
 from data.clips import read_audio
+from experiments.runs import experiment_status
+from experiments.stand_in.speaker_network import SMALL, write_hyperparameters
 from losses.resampling import JUDGES_RATE, band_limited_resample
-from losses.speaker import (
-    HYPERPARAMETERS,
-    WEIGHTS,
-    SpeakerNetwork,
-    load_speaker_network,
-)
+from losses.speaker import WEIGHTS, SpeakerNetwork, load_speaker_network
 
-# The published network's description (80 mels, sentence mean) with a sixteenth of its channels.
-DESCRIPTION = """\
-compute_features: !new:speechbrain.lobes.features.Fbank
-    n_mels: 80
-
-mean_var_norm: !new:speechbrain.processing.features.InputNormalization
-    norm_type: sentence
-    std_norm: False
-
-embedding_model: !new:speechbrain.lobes.models.ECAPA_TDNN.ECAPA_TDNN
-    input_size: 80
-    channels: [64, 64, 64, 64, 192]
-    kernel_sizes: [5, 3, 3, 3, 1]
-    dilations: [1, 2, 3, 4, 1]
-    attention_channels: 64
-    res2net_scale: 4
-    se_channels: 64
-    lin_neurons: 96
-"""
 MARGIN, SCALE = 0.2, 30.0  # additive angular margin, as the published network's
-NOISE_DB = (10.0, 40.0)  # signal over added white noise: synthetic speech is cleaner than what the loss will hear
-SPEEDS = (9, 10, 11)  # tenths: speech played slower or faster is another speaker (Yamamoto et al. 2019)
+NOISE_DB = (10.0, 40.0)  # signal to added white noise: synthetic speech is cleaner than the reconstructions to judge
+SPEEDS = (9, 10, 11)  # tenths: speech at another speed counts as another speaker (Yamamoto et al. 2019)
 
 
-def main() -> None:
+def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("folder", type=Path)
-    parser.add_argument("--train", nargs="+", default=[], help="speech to train on; nothing: only measure")
-    parser.add_argument("--test", nargs="*", default=[], help="speech of other speakers, each argument measured alone")
-    parser.add_argument("--steps", type=int, default=2500)
-    parser.add_argument("--batch-size", type=int, default=32)
-    parser.add_argument("--seconds", type=float, default=2.0, help="length of a training crop")
-    parser.add_argument("--lr", type=float, default=2e-3, help="peak of the learning rate")
+    parser.add_argument("folder", type=Path, help="of the network: written with --train, else read")
+    parser.add_argument("--train", nargs="+", default=[], help="speech to train on (default: only measure)")
+    parser.add_argument("--test", nargs="*", default=[], help="speech of other speakers; each argument is one test")
+    parser.add_argument("--steps", type=int, default=2500, help="(default: %(default)s)")
+    parser.add_argument("--batch-size", type=int, default=32, help="crops in a step (default: %(default)s)")
+    parser.add_argument("--seconds", type=float, default=2.0, help="of a training crop (default: %(default)s)")
+    parser.add_argument("--lr", type=float, default=2e-3, help="highest learning rate (default: %(default)s)")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
+    return experiment_status(lambda: train_and_measure(options), "the network is written when its training ends")
 
+
+def train_and_measure(options: argparse.Namespace) -> int:
     if options.train:
         train(options)
     network = load_speaker_network(str(options.folder)).eval().to(options.device)
@@ -76,14 +58,14 @@ def main() -> None:
             f"{path}: equal error rate {equal_error_rate(same, different):.1%}, mean cosine {same.mean():.2f} of one "
             f"speaker ({len(same)} pairs), {different.mean():.2f} of two ({len(different)} pairs)"
         )
+    return 0
 
 
 def train(options: argparse.Namespace) -> None:
     """Trains on crops by softmax with an additive angular margin (Deng et al. 2019), and saves the network."""
-    options.folder.mkdir(parents=True, exist_ok=True)
-    (options.folder / HYPERPARAMETERS).write_text(DESCRIPTION, encoding="utf-8")
+    hyperparameters = write_hyperparameters(options.folder, SMALL)
     torch.manual_seed(options.seed)
-    network = SpeakerNetwork(options.folder / HYPERPARAMETERS)
+    network = SpeakerNetwork(hyperparameters)
     from speechbrain.lobes.models.ECAPA_TDNN import Classifier
     from speechbrain.nnet.losses import AdditiveAngularMargin, LogSoftmaxWrapper
 
@@ -122,7 +104,7 @@ def train(options: argparse.Namespace) -> None:
                 flush=True,
             )
             total, right = 0.0, 0
-    # in half precision, half the size; what is measured afterwards is what was saved
+    # Saved in half precision, at half the size. The measurement reads the saved file.
     state = {
         name: tensor.half() if tensor.is_floating_point() else tensor
         for name, tensor in network.embedding.cpu().state_dict().items()
@@ -133,7 +115,10 @@ def train(options: argparse.Namespace) -> None:
 def batch(
     clips: list[tuple[str, Tensor]], names: list[str], options: argparse.Namespace, generator: torch.Generator
 ) -> tuple[Tensor, Tensor]:
-    """Crops [B, T] at one drawn speed, half of them with noise, and their speakers [B], another number a speed."""
+    """Crops [B, T] and their classes [B]. One speed is drawn for the batch, and half of the crops get noise.
+
+    A class is a speaker at a speed: `names.index(speaker) + speed * len(names)`.
+    """
     speed = int(torch.randint(len(SPEEDS), (), generator=generator))
     length = math.ceil(options.seconds * JUDGES_RATE * SPEEDS[speed] / 10)
     crops, speakers = [], []
@@ -141,7 +126,7 @@ def batch(
         speaker, samples = clips[index]
         start = int(torch.randint(max(1, len(samples) - length + 1), (), generator=generator))
         crop = samples[start : start + length].float() / 32768
-        crops.append(crop.repeat(math.ceil(length / len(crop)))[:length])  # a clip too short is played again
+        crops.append(crop.repeat(math.ceil(length / len(crop)))[:length])  # a clip that is too short repeats
         speakers.append(names.index(speaker) + speed * len(names))
     waveform = torchaudio.functional.resample(torch.stack(crops), SPEEDS[speed], 10)
     low, high = NOISE_DB
@@ -152,7 +137,8 @@ def batch(
 
 
 def speech(path: str) -> list[tuple[str, Tensor]]:
-    """(speaker, samples [T] at 16 kHz and 16 bits) of all clips; a file's speaker is its first folder in `path`."""
+    """(speaker, samples [T] at 16 kHz and 16 bits) of every clip. Without a speaker in the data, it is the name of the
+    file's first folder below `path`."""
     clips = open_clips([path])
     found = []
     for index in range(len(clips)):
@@ -169,7 +155,7 @@ resampler = functools.cache(band_limited_resample)
 
 @torch.no_grad()
 def scores(network: SpeakerNetwork, clips: list[tuple[str, Tensor]]) -> tuple[Tensor, Tensor]:
-    """Cosines of all pairs of whole clips: those of one speaker, and those of two."""
+    """Cosines of the embeddings of all pairs of whole clips: pairs of the same speaker, and pairs of two speakers."""
     device = next(network.parameters()).device
     embeddings = torch.cat([network(samples[None].float().to(device) / 32768) for _, samples in clips]).cpu()
     embeddings = nn.functional.normalize(embeddings, dim=1)
@@ -181,8 +167,8 @@ def scores(network: SpeakerNetwork, clips: list[tuple[str, Tensor]]) -> tuple[Te
 
 
 def equal_error_rate(same: Tensor, different: Tensor) -> float:
-    """The share of wrong answers at the threshold where pairs of one speaker are refused as often as pairs of two are
-    accepted."""
+    """The error rate at the threshold where both errors are equally frequent: rejecting a pair of one speaker, and
+    accepting a pair of two."""
     cosines = torch.cat([same, different])
     order = cosines.argsort(descending=True)
     of_one = torch.cat([torch.ones(len(same)), torch.zeros(len(different))])[order].double()
@@ -193,4 +179,4 @@ def equal_error_rate(same: Tensor, different: Tensor) -> float:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())
