@@ -5,384 +5,341 @@
     python train_encoder.py --config configs/codec.yaml                    # a whole codec, from scratch
     python train_encoder.py --config configs/v3.yaml steps=1000 losses.mel=2
 
-Settings are in the YAML files; `key=value` changes one. The run goes on from the newest checkpoint in `output_dir`
-and leaves there `encoder.safetensors`, ready for inject_encoder.py.
+Settings are in the YAML files; `key=value` changes one. Repeat a command to resume from the newest checkpoint in
+`output_dir`. The run writes `encoder.safetensors` there, which inject_encoder.py puts into the release.
+
+    waveform -> encoder -> latent -> quantizer -> decoder (frozen) -> reconstruction
+                             |                                              |
+              losses on the latent  <---- one backward ----  losses on the reconstruction
+
+The graph is cut at the latent and at the reconstruction. Each loss is differentiated where it meets the others, and a
+balancer turns weights into shares of the gradient there. `Trainer.backward` is this picture in code.
 """
 
 from __future__ import annotations
 
 import argparse
-import math
 import sys
 from contextlib import closing
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
 
-from codec.checkpoint import load_release, save_encoder, save_release
-from codec.codec import Codec
-from codec.config import CodecConfig, ReleaseError, read_params_file
+from codec.config import ReleaseError
 from data import DataError
-from losses import Diversity, commitment
+from losses import Balancer, Diversity, FixedWeights, MelDistance, STFTDistance, commitment
 from losses.asr.distillation import TeacherError
+from losses.discriminator import feature_matching, hinge_loss
 from losses.diversity import spacing
 from losses.shaping import Shaping, target_as_json, voices_target
-from losses.speaker import SpeakerModelError
+from losses.speaker import SpeakerDistance, SpeakerModelError
 from system.files import write_whole
 from system.signals import StoppedError, StopRequest
-from training.adversary import Adversary
-from training.average import AveragedCodec
-from training.checkpoints import CheckpointError, check_same_run, delete_old, load_newest, save_checkpoint
-from training.companion import Companion
+from training.auxiliary import AuxiliaryNetwork, build_asr, build_discriminator
+from training.checkpoints import CheckpointError
 from training.config import Config, ConfigError, dump_config, load_config
-from training.distributed import Ranks, RanksError, leave, start_ranks
-from training.failures import MemoryFullError, explained
-from training.inputs import StepInputs, step_inputs
-from training.listener import Listener
-from training.metrics import Latest, combined, over_ranks
-from training.objectives import balancers, waveform_losses
-from training.optimizer import adam, learning_rate, restore
+from training.dataset import TrainingData
+from training.distributed import Ranks, RanksError, exit_process, start_ranks
+from training.memory import MemoryFullError, checkpoint_activations, explain_full_memory
+from training.metrics import RunningMetrics, combine, combine_over_ranks
+from training.monitoring import NonFiniteMonitor, TrainingWarnings, not_finite
+from training.optimization import EMA, adam, learning_rate
 from training.progress import Progress
-from training.recompute import recompute
-from training.replay import Replay
-from training.speech import Speech
+from training.state import TrainingState, build_codec, newest_checkpoint
+from training.step_inputs import StepInputs, graphed_if_asked, step_inputs
 from training.validation import validate
-from training.watch import FiniteWatch, Warnings, not_finite
+
+Compilable = TypeVar("Compilable")
+ON_RECONSTRUCTION = ("mel", "l1", "stft", "feature_matching", "speaker")
+ON_LATENT = ("commitment", "asr", "diversity", "shaping")
 
 
 class TrainingError(Exception):
-    """The run cannot go on. The message says why, and what is left of it."""
+    """The run cannot go on. The message says why, and what to do."""
 
 
-# what a person can mend: one sentence, exit status 2
+# what the user can mend: one sentence, exit status 2
 ERRORS = (
     *(CheckpointError, ConfigError, DataError, MemoryFullError, RanksError, ReleaseError),
     *(SpeakerModelError, TeacherError, TrainingError),
 )
 
 
-class Training:
-    """Everything a step needs and a checkpoint holds. `begins`: whether the networks start here, as `config.init` has
-    it, or a state will be loaded, for which any start will do."""
+class Trainer:
+    """Networks, losses, optimizers and one training step. With `initialize=False` the encoder starts at random, because
+    the caller loads a state afterwards."""
 
-    def __init__(self, config: Config, ranks: Ranks, begins: bool = True):
-        self.config, self.ranks = config, ranks
-        recording = config.cuda_graph and ranks.device.type == "cuda"
-        if recording and ranks.count > 1:
-            raise ConfigError(f"cuda_graph is true with {ranks.count} GPUs, expected one")
-        if recording:
-            torch.cuda.set_stream(torch.cuda.Stream())  # what is recorded runs where the rest does
-        self.replay = Replay(self.compute) if recording else None
+    def __init__(self, config: Config, ranks: Ranks, initialize: bool = True):
+        self.config, self.ranks, weights = config, ranks, config.losses
+        self.graphed_compute = graphed_if_asked(self.compute, config, ranks)
         self.bf16 = config.precision == "bf16" and ranks.device.type == "cuda"
         torch.manual_seed(config.seed)
-        self.codec = build_codec(config, config.init if begins else "random", ranks.device)
+
+        # the codec, and the EMA of the weights that learn
+        self.codec = build_codec(config, config.init if initialize else "random", ranks.device)
         names = ("encoder", "decoder") if config.train == "codec" else ("encoder",)
         self.trained = nn.ModuleDict({name: self.codec.get_submodule(name) for name in names}).requires_grad_(True)
-        self.averaged = AveragedCodec(self.codec, names, config.optimizer.average_decay)
-        self.encoder = self._running(self.codec.get_submodule("encoder"))
-        self.decoder = self._running(self.codec.decoder)
+        self.ema = EMA(self.codec, names, config.optimizer.ema_decay)
+        self.encoder = self.compiled(ranks.parallel(self.codec.get_submodule("encoder")))
+        decoder = self.codec.decoder
+        self.decoder = self.compiled(ranks.parallel(decoder) if config.train == "codec" else decoder)
         self.quantizer = self.codec.quantizer
-        options = config.optimizer
-        betas = (options.beta1, options.beta2)
-        self.optimizer = adam(self.trained.parameters(), options.lr, betas, ranks.device)
+        betas = (config.optimizer.beta1, config.optimizer.beta2)
+        self.optimizer = adam(self.trained.parameters(), config.optimizer.lr, betas, ranks.device)
 
-        losses = config.losses
-        self.adversary = Adversary(config, ranks, self.autocast) if losses.feature_matching else None
-        self.listener = Listener(config, ranks, self.codec.config.semantic_dim) if losses.asr else None
-        beside = {"discriminator": self.adversary, "asr projection": self.listener}
-        self.companions: dict[str, Companion] = {name: one for name, one in beside.items() if one}
-        self.diversity = Diversity(losses.diversity_temperature)
-        # of a release's codebook, which stays as it is; one that learns is looked at in every step
-        frozen = losses.diversity and config.train == "encoder"
-        self.apart = spacing(self.quantizer.semantic_codebook.embedding) if frozen else None
-        if losses.shaping:
-            self.target = voices_target(self.codec, Path(config.model_dir) / "voice_embedding")
-            self.shaping = Shaping(self.target).to(ranks.device)
-        self.waveform_losses = waveform_losses(config, ranks, self.codec.sample_rate, self.adversary)
-        self.waveform_balancer, self.latent_balancer = balancers(config, self.waveform_losses)
-        self.watch, self.warnings = FiniteWatch(config.log_every), Warnings()
-        self.latest = Latest()
-        if config.recompute:
-            recompute(self.codec, *([self.adversary.network] if self.adversary else []))
+        # networks that learn beside the codec
+        self.auxiliary: dict[str, AuxiliaryNetwork] = {}
+        if weights.feature_matching:
+            self.discriminator = self.auxiliary["discriminator"] = build_discriminator(config, ranks)
+            self.feature_matching = self.compiled(feature_matching)
+        if weights.asr:
+            self.asr_teacher, self.asr_projection = build_asr(config, ranks, self.codec.config.semantic_dim)
+            self.auxiliary["asr projection"] = self.asr_projection
+
+        # losses on the latent; `commitment` is a function
+        self.diversity = Diversity(weights.diversity_temperature)
+        # a release's codebook stays as it is, so its spacing is computed once
+        frozen = weights.diversity and config.train == "encoder"
+        self.codebook_spacing = spacing(self.quantizer.semantic_codebook.embedding) if frozen else None
+        if weights.shaping:
+            self.shaping_target = voices_target(self.codec, Path(config.model_dir) / "voice_embedding")
+            self.shaping = Shaping(self.shaping_target).to(ranks.device)
+        # losses on the reconstruction
+        self.mel = self.compiled(MelDistance(self.codec.sample_rate, weights.mel_offset).to(ranks.device))
+        self.stft = self.compiled(STFTDistance().to(ranks.device))
+        if weights.speaker:
+            self.speaker = SpeakerDistance(weights.speaker_model, self.codec.sample_rate, config.hf_cache)
+            self.speaker.to(ranks.device)
+
+        on_reconstruction = {name: getattr(weights, name) for name in ON_RECONSTRUCTION if getattr(weights, name)}
+        on_latent = {name: getattr(weights, name) for name in ON_LATENT if getattr(weights, name)}
+        # What the decoder sends back is one more gradient at the latent. With fixed weights it is already weighted;
+        # `accumulate` cancels the averaging over parts.
+        on_latent["reconstruction"] = sum(on_reconstruction.values()) if weights.balanced else config.accumulate
+        balancer = Balancer if weights.balanced else FixedWeights
+        self.waveform_balancer = balancer(on_reconstruction, decay=weights.balancer_decay)
+        self.latent_balancer = balancer(on_latent, decay=weights.balancer_decay)
+
+        if config.activation_checkpointing:
+            checkpoint_activations(self.codec, *([self.discriminator.network] if weights.feature_matching else []))
+        self.state = TrainingState(
+            *(config, ranks, self.codec, self.trained, self.ema, self.optimizer, self.auxiliary),
+            *(self.waveform_balancer, self.latent_balancer),
+        )
+        self.metrics, self.monitor = RunningMetrics(), NonFiniteMonitor(config.log_every)
         self.entries_seen = torch.zeros(self.codec.config.semantic_codebook_size, dtype=torch.bool, device=ranks.device)
-        self.place = 0  # in the stream of clips: how many were heard, by all ranks
-        self.best_step, self.best_mel = 0, math.inf  # of all validations
 
-    def _running(self, network: nn.Module) -> nn.Module:
-        trained = any(parameter.requires_grad for parameter in network.parameters())
-        running = self.ranks.parallel(network) if trained else network
-        return torch.compile(running) if self.config.compile else running  # type: ignore[return-value]
+    def compiled(self, function: Compilable) -> Compilable:
+        return torch.compile(function) if self.config.compile else function  # type: ignore[call-overload]
 
     def autocast(self) -> torch.autocast:
         return torch.autocast(self.ranks.device.type, torch.bfloat16, enabled=self.bf16)
 
     def step(self, waveform: Tensor, step: int) -> dict[str, Tensor]:
-        """One step on crops [B, 1, T] of this rank, in `accumulate` parts. Returns metrics that still lie on the
-        device."""
-        inputs, losses = step_inputs(self.config, self.ranks, self.codec, waveform, step), self.losses_in(step)
-        # a teacher writes its transcripts one token after the other, until the device says that they end
-        compute = self.replay if self.replay and "asr" not in losses else self.compute
-        metrics, flags = compute(inputs, losses)
-        self.watch.look(step, flags)
-        self.averaged.update(step)
-        self.place += len(waveform) * self.ranks.count
-        return self.latest.update(metrics)
+        """One step on this rank's crops [B, 1, T], in `accumulate` parts. Returns metrics, on the device."""
+        losses = self.losses_of(step)
+        inputs = step_inputs(self.config, self.ranks, self.codec, waveform, step)
+        metrics, flags = self.graphed_compute(inputs, losses)
+        self.monitor.observe(step, flags)
+        self.ema.update(step)
+        self.state.clips_seen += len(waveform) * self.ranks.world_size
+        return self.metrics.update(metrics)
 
-    def losses_in(self, step: int) -> frozenset[str]:
-        """Those of the losses that are not in every step which are in this one."""
-        matched = self.adversary is not None and step >= self.config.discriminator.from_step
-        heard = self.listener is not None and step % self.config.losses.asr_every == 0
-        return frozenset({"feature_matching"} if matched else ()) | frozenset({"asr"} if heard else ())
+    def losses_of(self, step: int) -> frozenset[str]:
+        """The losses of this step among those that skip steps."""
+        weights = self.config.losses
+        matched = weights.feature_matching and step >= self.config.discriminator.start_step
+        distilled = weights.asr and step % weights.asr_every == 0
+        return frozenset({"feature_matching"} if matched else ()) | frozenset({"asr"} if distilled else ())
 
     def compute(self, inputs: StepInputs, losses: frozenset[str]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        """All of a step that happens on the device. Returns metrics and, by loss, flags [B] of the crops whose gradient
-        is not finite."""
+        """Gradients of all parts, then one update of every network. Returns metrics and flags of crops [B] whose
+        gradients are not finite."""
         self.optimizer.zero_grad(set_to_none=True)
         for group in self.optimizer.param_groups:
             on_gpu = inputs.learning_rate.is_cuda
             group["lr"] = inputs.learning_rate if on_gpu else float(inputs.learning_rate)
         parts = self.config.accumulate
-        with self.ranks.unsynchronised(self.encoder, self.decoder):
-            passes = [self.backward(inputs, losses, part) for part in range(parts - 1)]
-        passes.append(self.backward(inputs, losses, parts - 1))
-        found, flags = zip(*passes, strict=True)
+        with self.ranks.no_sync(self.encoder, self.decoder):
+            results = [self.backward(inputs, losses, part) for part in range(parts - 1)]
+        results.append(self.backward(inputs, losses, parts - 1))
+        metrics, flags = zip(*results, strict=True)
+
         norms = {
             f"gradient_norm/{name}": nn.utils.clip_grad_norm_(network.parameters(), self.config.optimizer.clip_norm)
             for name, network in self.trained.items()
         }
         self.optimizer.step()
-        learnt = {f"gradient_norm/{name}": companion.update() for name, companion in self.companions.items()}
-        norms |= {name: norm for name, norm in learnt.items() if norm is not None}
-        # a network's gradient can overflow behind the losses'; in which clips is not known
-        crops = len(inputs.waveform)
-        overflown = not_finite({name: norm.expand(crops, 1) for name, norm in norms.items()})
-        return combined(found) | norms, {n: torch.cat([flag[n] for flag in flags]) for n in flags[0]} | overflown
+        auxiliary = {f"gradient_norm/{name}": network.update() for name, network in self.auxiliary.items()}
+        norms |= {name: norm for name, norm in auxiliary.items() if norm is not None}
+        # a network's gradient can overflow where all losses are finite; nobody knows for which crop
+        overflown = not_finite({name: norm.expand(len(inputs.waveform), 1) for name, norm in norms.items()})
+        return combine(metrics) | norms, {n: torch.cat([flag[n] for flag in flags]) for n in flags[0]} | overflown
 
     def backward(
         self, inputs: StepInputs, losses: frozenset[str], part: int
     ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        """Adds the gradients of one part of a step's crops. Returns its metrics and flags."""
+        """Adds the gradients of one part of a step's crops to every network. Returns its metrics and flags."""
+        weights = self.config.losses
         batch, waveform = len(inputs.waveform), inputs.waveform.chunk(self.config.accumulate)[part]
-        samples = waveform.shape[-1]
-        # encoder -> quantizer -> decoder, cut at the latent and at the reconstruction, where gradients are balanced
+        samples, semantic_dim = waveform.shape[-1], self.codec.config.semantic_dim
+
+        # encoder -> quantizer -> decoder; the graph is cut at the latent and at the reconstruction
         with self.autocast():
             encoded = self.encoder(waveform)
-        latent = encoded.detach().float().requires_grad_()
+        latent = encoded.detach().float().requires_grad_()  # [B, 292, F]
+        semantic, acoustic = latent[:, :semantic_dim], latent[:, semantic_dim:]
         draw = inputs.draw.part(part, self.config.accumulate) if self.config.stochastic else None
         quantized = self.quantizer(latent, draw)
         with self.autocast():
             decoded = self.decoder(quantized.latent)
-        reconstruction = decoded.detach().float()[..., :samples].requires_grad_()
+        reconstruction = decoded.detach().float()[..., :samples].requires_grad_()  # [B, 1, T]
 
         # losses on the reconstruction, each differentiated there
-        absent = {"feature_matching"} - losses
-        values = {
-            name: loss(reconstruction, waveform) for name, loss in self.waveform_losses.items() if name not in absent
-        }
-        at_waveform = self.gradients(values, reconstruction)
-        balanced = self.waveform_balancer.combine(at_waveform, {"l1": inputs.fade, "stft": inputs.fade})
-        # one backward through the decoder; balanced norms are per item, so a batch's gradient is their mean
-        decoded[..., :samples].backward(balanced.to(decoded.dtype) / batch)
+        values: dict[str, Tensor] = {}
+        metrics: dict[str, Tensor] = {}
+        if weights.mel:
+            values["mel"] = self.mel(reconstruction, waveform)
+        if weights.l1:
+            values["l1"] = nn.functional.l1_loss(reconstruction, waveform)
+        if weights.stft:
+            values["stft"] = self.stft(reconstruction, waveform)
+        if "feature_matching" in losses:
+            with self.autocast():
+                real_logits, real_features = self.discriminator.network(waveform)
+                fake_logits, fake_features = self.discriminator.network(reconstruction)
+            values["feature_matching"] = self.feature_matching(real_features, fake_features)
+            discriminator_loss = hinge_loss(real_logits, fake_logits)
+        if weights.speaker:
+            values["speaker"] = self.speaker(reconstruction, waveform)
+        at_waveform = gradients(values, reconstruction)
+        if "feature_matching" in losses:  # the discriminator learns here, from the graph that its features built
+            self.discriminator.backward(discriminator_loss)
+            metrics["discriminator"] = discriminator_loss.detach()
+            del discriminator_loss, real_logits, real_features, fake_logits, fake_features
+        metrics |= detach_all(values)  # lets the losses' graphs go
 
-        # losses on the latent, beside what arrived from the decoder
+        # one backward through the decoder; balanced norms are per item, so the batch's gradient is their mean
+        fading = {"l1": inputs.l1_stft_factor, "stft": inputs.l1_stft_factor}
+        balanced = self.waveform_balancer.combine(at_waveform, fading)
+        decoded[..., :samples].backward(balanced.to(decoded.dtype) / batch)
         assert latent.grad is not None
-        semantic = latent[:, : self.codec.config.semantic_dim]
-        on_latent: dict[str, Tensor] = {}
-        if self.config.losses.commitment:
-            on_latent["commitment"] = commitment(semantic, quantized.semantic)
-        if self.listener and "asr" in losses:
-            on_latent["asr"] = self.listener.distil(waveform, quantized.semantic)
-        if self.config.losses.diversity:
+
+        # losses on the latent, each differentiated there, and what came back through the decoder
+        if weights.commitment:
+            values["commitment"] = commitment(semantic, quantized.semantic)
+        if "asr" in losses:
+            heard = self.asr_teacher.listen(waveform[:, 0])
+            values["asr"] = self.asr_projection.network(heard, quantized.semantic)
+            metrics["asr_silent_clips"] = heard.silent.float()
+        if weights.diversity:
             entries = self.quantizer.semantic_codebook.embedding
-            on_latent["diversity"] = self.diversity(semantic, entries, self.apart)
-        if self.config.losses.shaping:
-            on_latent["shaping"] = self.shaping(latent[:, self.codec.config.semantic_dim :])
-        at_latent = {**self.gradients(on_latent, latent), "reconstruction": latent.grad}
+            values["diversity"] = self.diversity(semantic, entries, self.codebook_spacing)
+        if weights.shaping:
+            values["shaping"] = self.shaping(acoustic)
+        at_latent = {**gradients(values, latent), "reconstruction": latent.grad}
+        if "asr" in losses:  # the projection learns here, from the same loss as the encoder
+            self.asr_projection.backward(values["asr"])
+        metrics |= detach_all(values)
+
         # one backward through the encoder
         encoded.backward(self.latent_balancer.combine(at_latent).to(encoded.dtype) / batch)
 
         if self.config.train == "codec":
             self.quantizer.semantic_codebook.learn(semantic.detach(), quantized.codes[:, :1], inputs.seeds)
         self.entries_seen.index_fill_(0, quantized.codes[:, 0].flatten(), True)
-        acoustic = quantized.codes[:, 1:].float()
-        metrics = {
-            **values,
-            **on_latent,
-            **{f"share/{name}": share for name, share in self.waveform_balancer.shares.items()},
-            **{f"share_latent/{name}": share for name, share in self.latent_balancer.shares.items()},
-            "acoustic_min": acoustic.min(),
-            "acoustic_mean": acoustic.mean(),
-            "acoustic_max": acoustic.max(),
-        }
-        for loss, companion in (("feature_matching", self.adversary), ("asr", self.listener)):
-            metrics |= companion.metrics if companion and loss in losses else {}
+        levels = quantized.codes[:, 1:].float()
+        metrics |= {f"share/{name}": share for name, share in self.waveform_balancer.shares.items()}
+        metrics |= {f"share_latent/{name}": share for name, share in self.latent_balancer.shares.items()}
+        metrics |= {"acoustic_min": levels.min(), "acoustic_mean": levels.mean(), "acoustic_max": levels.max()}
         return metrics, not_finite(at_waveform | at_latent)
 
-    def gradients(self, values: dict[str, Tensor], meeting: Tensor) -> dict[str, Tensor]:
-        """Each loss differentiated where it meets the others. Companions learn from the graphs that their losses built;
-        then all of these are let go, and only the values stay."""
-        found = {name: torch.autograd.grad(value, meeting, retain_graph=True)[0] for name, value in values.items()}
-        for companion in self.companions.values():
-            companion.learn()
-        for name, value in values.items():
-            values[name] = value.detach()
-        return found
-
     def validate(self, clips: Tensor, step: int, progress: Progress) -> bool:
-        """Reports the averaged encoder on clips [N, 1, T]. Whether it is the best so far."""
-        found = validate(self.averaged.codec, clips, self.config.batch_size, self.autocast)
-        progress.log_validation(step, found, clips, self.codec.sample_rate)
-        better = step > 0 and found.metrics["mel"] < self.best_mel
+        """Reports the EMA encoder's metrics on clips [N, 1, T]. Returns whether it is the best so far."""
+        result = validate(self.ema.codec, clips, self.config.batch_size, self.autocast)
+        progress.log_validation(step, result, clips, self.codec.sample_rate)
+        better = step > 0 and result.metrics["mel"] < self.state.best_mel
         if better:
-            self.best_step, self.best_mel = step, found.metrics["mel"]
+            self.state.best_step, self.state.best_mel = step, result.metrics["mel"]
         return better
 
-    def learning(self) -> dict[str, tuple[nn.Module, int]]:
-        """Every network that learns, and how many steps it has made."""
-        beside = {name: (one.network, one.updates) for name, one in self.companions.items()}
-        return {name: (network, self.place) for name, network in self.trained.items()} | beside
 
-    def state_dict(self) -> dict[str, object]:
-        return {
-            "trained": self.trained.state_dict(),
-            "average": self.averaged.networks.state_dict(),
-            "quantizer": self.quantizer.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
-            "waveform_balancer": self.waveform_balancer.state_dict(),
-            "latent_balancer": self.latent_balancer.state_dict(),
-            "companions": {name: companion.state_dict() for name, companion in self.companions.items()},
-            "place": self.place,
-            "best": {"step": self.best_step, "mel": self.best_mel},
-        }
-
-    def load_state_dict(self, state: dict) -> None:
-        self.trained.load_state_dict(state["trained"])
-        self.averaged.networks.load_state_dict(state["average"])
-        self.quantizer.load_state_dict(state["quantizer"])
-        restore(self.optimizer, state["optimizer"])
-        self.waveform_balancer.load_state_dict(state["waveform_balancer"], self.ranks.device)
-        self.latent_balancer.load_state_dict(state["latent_balancer"], self.ranks.device)
-        for name, companion in self.companions.items():
-            companion.load_state_dict(state["companions"][name])
-        self.place = state["place"]
-        self.best_step, self.best_mel = state["best"]["step"], state["best"]["mel"]
-
-    def start_from(self, folder: Path) -> None:
-        """Takes over the averaged weights of another run's newest checkpoint; of a whole codec, the codebook too."""
-        state = load_newest(folder / "checkpoints")
-        if state is None:
-            raise ConfigError(f"start_from is {folder}, expected the output_dir of a run with checkpoints")
-        try:
-            for networks in (self.trained, self.averaged.networks):
-                networks.load_state_dict(state["average"])
-            if self.config.train == "codec":  # an encoder is trained for its own release's codebook
-                self.quantizer.load_state_dict(state["quantizer"])
-        except RuntimeError as error:
-            raise ConfigError(
-                f"start_from is {folder}, a run of other networks than train={self.config.train} has here: "
-                f"{str(error).splitlines()[1].strip()}"
-            ) from error
-
-    def save(self, folder: Path, step: int) -> None:
-        """What the run is for, the encoder (of a whole codec, the release too), and then a checkpoint to go on from:
-        killed in between, the run makes the encoder again."""
-        codec = self.averaged.codec
-        heard = self.place * self.config.data.crop_seconds
-        about = {"step": step, "audio_seconds": heard, "averaged_weights": True}
-        for kind in ("", "_best") if self.best_step == step else ("",):
-            if self.config.train == "codec":
-                save_release(folder / f"release{kind}", codec, Path(self.config.params))
-            save_encoder(folder / f"encoder{kind}.safetensors", codec, about)
-        state = {"step": step, "config": dump_config(self.config), **self.state_dict()}
-        save_checkpoint(folder / "checkpoints", step, state, self.config.keep, self.best_step)
+def gradients(values: dict[str, Tensor], at: Tensor) -> dict[str, Tensor]:
+    """The gradient of each loss at one tensor. Keeps the graphs."""
+    return {name: torch.autograd.grad(value, at, retain_graph=True)[0] for name, value in values.items()}
 
 
-def build_codec(config: Config, init: str, device: torch.device) -> Codec:
-    """The codec to train, in float32: a release's, its encoder new, or one from scratch."""
-    if config.train == "codec":
-        codec = Codec(CodecConfig.from_params(read_params_file(Path(config.params)))).requires_grad_(False)
-        # no language model is trained here: any rows will do that give embeddings the norm of the release's, 3.7
-        nn.init.normal_(codec.get_buffer("embedding_table"), std=0.6 * codec.config.embedding_dim**-0.5)
-        return codec.to(device)
-    # on its device: at the release's dimensions, a start as the inverse takes two CPU cores 13 seconds
-    return load_release(config.model_dir, torch.float32, device).with_new_encoder(init)
+def detach_all(values: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The losses' values without their graphs. Empties `values`."""
+    detached = {name: value.detach() for name, value in values.items()}
+    values.clear()
+    return detached
 
 
 def try_steps(config: Config, ranks: Ranks) -> None:
-    """Two steps on noise with every loss: the second has the optimizers' memory too."""
-    training = Training(config, ranks)
-    samples = round(config.data.crop_seconds * training.codec.sample_rate)
+    """Two steps on noise with every loss; from the second on the optimizers have their memory too."""
+    trainer = Trainer(config, ranks)
+    samples = round(config.data.crop_seconds * trainer.codec.sample_rate)
     every = config.losses.asr_every
-    first = -(-config.discriminator.from_step // every) * every
+    first = -(-config.discriminator.start_step // every) * every
     for step in (first, first + every):
-        training.step(0.1 * torch.randn(config.batch_size * config.accumulate, 1, samples, device=ranks.device), step)
+        trainer.step(0.1 * torch.randn(config.batch_size * config.accumulate, 1, samples, device=ranks.device), step)
 
 
 def train(config: Config, ranks: Ranks) -> None:
     folder = Path(config.output_dir)
-    # where to begin is the first rank's to say: the others may have no part of its disk
-    state = load_newest(folder / "checkpoints") if ranks.main else None
-    first_step = ranks.largest(state["step"] if state else 0)
-    if state:
-        check_same_run(state["config"], dump_config(config))
-    training = Training(config, ranks, begins=ranks.main and not state and not config.start_from)
-    speech = Speech(config, ranks, training.codec.sample_rate)
-    if state:
-        training.load_state_dict(state)
-        # a run that was killed before it deleted them, after its last step, saves no more
-        delete_old(folder / "checkpoints", config.keep, training.best_step)
-    elif ranks.main and config.start_from:
-        training.start_from(Path(config.start_from))
-    if ranks.count > 1:
-        training.load_state_dict(ranks.from_main(training.state_dict()))
-
-    progress = Progress(folder, first_step, config.steps, speech.seconds_a_step, ranks)
+    checkpoint, first_step = newest_checkpoint(config, ranks)
+    trainer = Trainer(config, ranks, initialize=ranks.main and not checkpoint and not config.start_from)
+    data = TrainingData(config, ranks, trainer.codec.sample_rate)
+    trainer.state.restore(checkpoint)
+    progress, warnings = Progress(folder, first_step, config.steps, data.seconds_a_step, ranks), TrainingWarnings()
     if ranks.main:
         write_whole(folder / "config.yaml", dump_config(config))
         if config.losses.shaping:
-            write_whole(folder / "acoustic_target.json", target_as_json(training.target))
+            write_whole(folder / "acoustic_target.json", target_as_json(trainer.shaping_target))
     if ranks.main and first_step == 0:
-        training.validate(speech.validation, 0, progress)
+        trainer.validate(data.validation, 0, progress)
 
-    # signals are taken before the loader's workers start, who inherit this
-    with StopRequest() as stop, closing(speech.batches(training.place)) as batches:
+    # StopRequest comes first: the loader's workers inherit its signal handlers
+    with StopRequest() as stop, closing(data.batches(trainer.state.clips_seen)) as batches:
         for step in range(first_step, config.steps):
             with progress.waiting():
                 batch = next(batches)
             progress.count("skipped", batch.skipped)
             progress.count("kept", batch.kept)
-            training.watch.heard(step, batch.names)
-            on_device = training.step(batch.waveform.to(ranks.device, non_blocking=True), step)
+            trainer.monitor.note_clips(step, batch.names)
+            on_device = trainer.step(batch.waveform.to(ranks.device, non_blocking=True), step)
             progress.advance()
             done = step + 1
             stopped = ranks.largest(stop.number)
             log = done % config.log_every == 0
-            validate = done % config.validate_every == 0 or done == config.steps
-            save = done % config.save_every == 0 or done == config.steps or stopped
-            if log or validate or save:
+            validating = done % config.validate_every == 0 or done == config.steps
+            saving = done % config.save_every == 0 or done == config.steps or stopped
+            if log or validating or saving:
                 progress.count_all()
-                broken = [one for one in ranks.collect(training.watch.broken()) if one]
+                found = [one for one in ranks.gather_objects(trainer.monitor.found()) if one]
                 if log:
-                    metrics = over_ranks(on_device | training.latest.mean_shares(), ranks)
-                    seen = ranks.gather(training.entries_seen[None]).any(dim=0).sum()
-                    training.entries_seen.zero_()
+                    metrics = combine_over_ranks(on_device | trainer.metrics.mean_shares(), ranks)
+                    seen = ranks.gather(trainer.entries_seen[None]).any(dim=0).sum()
+                    trainer.entries_seen.zero_()
                     progress.log(done, {**metrics, "sem_util": int(seen), "learning_rate": learning_rate(step, config)})
-                    for text in training.warnings.of(done, metrics, training.learning()):
+                    for text in warnings.after(done, metrics, trainer.state.networks()):
                         progress.say(text)
-                if broken:
-                    first = min(broken, key=lambda one: (one.step, one.behind))
-                    raise TrainingError(f"{first}; nothing of it was saved, go on from the last checkpoint in {folder}")
-            if validate or save:
+                if found:  # NaN or infinity stops the run; nothing of it is saved
+                    first = min(found, key=lambda one: (one.step, one.only_downstream))
+                    raise TrainingError(f"{first}; nothing was saved, resume from the last checkpoint in {folder}")
+            if validating or saving:
                 with progress.paused():
-                    ranks.check_same(training.state_dict())
-                    better = ranks.main and validate and training.validate(speech.validation, done, progress)
-                    if ranks.main and (save or better):
-                        training.save(folder, done)
-                    ranks.wait()  # for the first one's reports, as long as they take
+                    ranks.check_same(trainer.state.state_dict())
+                    better = ranks.main and validating and trainer.validate(data.validation, done, progress)
+                    if ranks.main and (saving or better):
+                        trainer.state.save(done)
+                    ranks.barrier()  # the other ranks wait for rank 0's reports, however long they take
             if stopped:
                 raise StoppedError(stopped, done)
-    progress.close(config, training.best_step, training.best_mel)
+    progress.close(config, trainer.state.best_step, trainer.state.best_mel)
 
 
 def main() -> int:
@@ -396,10 +353,10 @@ def main() -> int:
         print(f"error: {error}", file=sys.stderr)
         return 2
     try:
-        with start_ranks() as ranks, explained(config, ranks, lambda other: try_steps(other, ranks)):
+        with start_ranks() as ranks, explain_full_memory(config, ranks, lambda other: try_steps(other, ranks)):
             train(config, ranks)
     except StoppedError as stop:
-        print(f"{stop}: the same command goes on", file=sys.stderr)
+        print(f"{stop}: repeat the command to resume", file=sys.stderr)
         return stop.status
     except ERRORS as error:
         sentence = str(error)
@@ -412,4 +369,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    leave(main())
+    exit_process(main())

@@ -108,7 +108,7 @@ def steps_for(minutes: float, config: Path, folder: Path, settings: list[str]) -
         measured = (
             *(f"steps={MEASURED_STEPS}", f"log_every={LOG_EVERY}", "optimizer.warmup_steps=9"),
             *(f"validate_every={MEASURED_STEPS}", f"save_every={MEASURED_STEPS}", f"output_dir={short}"),
-            f"discriminator.from_step={MEASURED_STEPS // 2}",
+            f"discriminator.start_step={MEASURED_STEPS // 2}",
         )
         run("train_encoder.py", "--config", str(config), *settings, *measured)
         without, with_discriminator = seconds_per_step(short)
@@ -141,7 +141,7 @@ def train(config: Path, folder: Path, settings: list[str], steps: int, saves: in
     keeper = threading.Thread(target=keep_encoders, args=(folder, ended))
     keeper.start()
     every = -(-steps // saves)
-    length = (f"steps={steps}", f"discriminator.from_step={round((1 - DISCRIMINATOR_SHARE) * steps)}")
+    length = (f"steps={steps}", f"discriminator.start_step={round((1 - DISCRIMINATOR_SHARE) * steps)}")
     more = (*length, f"save_every={every}", f"validate_every={every}", f"output_dir={folder}")
     try:
         run("train_encoder.py", "--config", str(config), *settings, *more, environment=only(gpu))

@@ -16,10 +16,10 @@ import time
 import torch
 
 from experiments.runs import experiment_status, require_gpu, spread
-from train_encoder import Training
+from train_encoder import Trainer
 from training.config import load_config
 from training.distributed import Ranks, start_ranks
-from training.replay import WARM_UP
+from training.step_inputs import WARM_UP
 
 ROUNDS, STEPS = 5, 10
 
@@ -43,20 +43,20 @@ def main() -> int:
 def measure(path: str, overrides: list[str], ranks: Ranks) -> None:
     """Times ROUNDS of STEPS steps and prints a line."""
     config = load_config(path, ["data.train=x", "data.validation=x", *overrides])
-    training = Training(config, ranks)
+    trainer = Trainer(config, ranks)
     crops = config.batch_size * config.accumulate
-    samples = round(config.data.crop_seconds * training.codec.sample_rate)
+    samples = round(config.data.crop_seconds * trainer.codec.sample_rate)
     waveform = 0.1 * torch.randn(crops, 1, samples, device="cuda")
-    first = config.discriminator.from_step
-    steps = (step for step in range(first, sys.maxsize) if "asr" not in training.losses_in(step))
+    first = config.discriminator.start_step
+    steps = (step for step in range(first, sys.maxsize) if "asr" not in trainer.losses_of(step))
     for _ in range(WARM_UP + 2):
-        training.step(waveform, next(steps))
+        trainer.step(waveform, next(steps))
     taken = []
     for _ in range(ROUNDS):
         torch.cuda.synchronize()
         started = time.perf_counter()
         for _ in range(STEPS):
-            training.step(waveform, next(steps))
+            trainer.step(waveform, next(steps))
         torch.cuda.synchronize()
         taken.append((time.perf_counter() - started) / STEPS)
     speeds = [crops * config.data.crop_seconds / seconds for seconds in taken]

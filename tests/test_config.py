@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -9,7 +10,7 @@ import yaml
 
 from data import Source
 from training.checkpoints import check_same_run
-from training.config import ConfigError, dump_config, load_config
+from training.config import RENAMED, ConfigError, dump_config, load_config
 
 MINIMAL = {"model_dir": "somewhere", "data": {"train": ["a"], "validation": "b"}}
 
@@ -84,10 +85,26 @@ def test_a_written_configuration_reads_back_the_same(file: Path, tmp_path: Path)
 def test_a_checkpoint_of_another_configuration_is_refused_with_the_keys(file: Path) -> None:
     before = dump_config(load_config(file))
     check_same_run(
-        before, dump_config(load_config(file, ["steps=5", "save_every=9", "recompute=true", "accumulate=2"]))
+        before,
+        dump_config(load_config(file, ["steps=5", "save_every=9", "activation_checkpointing=true", "accumulate=2"])),
     )
     with pytest.raises(ConfigError, match=r"losses\.mel \(4\.0 there, 2\.0 now\), seed \(0 there, 1 now\)"):
         check_same_run(before, dump_config(load_config(file, ["losses.mel=2", "seed=1"])))
+
+
+@pytest.mark.parametrize(("old", "new"), RENAMED.items())
+def test_the_old_name_of_a_setting_is_refused_with_the_new_one(file: Path, old: str, new: str) -> None:
+    with pytest.raises(ConfigError, match=re.escape(f"{old} was renamed: write {new}")):
+        load_config(file, [f"{old}=0"])
+
+
+def test_a_checkpoint_with_the_old_names_of_settings_is_the_same_run(file: Path) -> None:
+    now = dump_config(load_config(file))
+    before = now
+    for old, new in RENAMED.items():
+        before = before.replace(f" {new.rpartition('.')[2]}:", f" {old.rpartition('.')[2]}:")
+    assert before != now
+    check_same_run(before, now)
 
 
 @pytest.mark.parametrize("name", sorted(path.name for path in Path("configs").glob("*.yaml")))

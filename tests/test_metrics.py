@@ -11,7 +11,7 @@ import train_encoder
 from tests.small_training import ALONE, CROPS, EVERY_PART
 from tests.teachers import use_random_teacher
 from training.config import load_config
-from training.metrics import combined, over_ranks
+from training.metrics import combine, combine_over_ranks
 
 
 def test_extremes_stay_extremes_counts_add_up_and_the_rest_is_a_mean() -> None:
@@ -19,7 +19,7 @@ def test_extremes_stay_extremes_counts_add_up_and_the_rest_is_a_mean() -> None:
         {"acoustic_min": 3, "acoustic_max": 20, "asr_silent_clips": 2, "mel": 1.0},
         {"acoustic_min": 0, "acoustic_max": 18, "asr_silent_clips": 1, "mel": 2.0},
     ]
-    found = combined([{name: torch.tensor(value) for name, value in part.items()} for part in parts])
+    found = combine([{name: torch.tensor(value) for name, value in part.items()} for part in parts])
     expected = {"acoustic_min": 0, "acoustic_max": 20, "asr_silent_clips": 3, "mel": 1.5}
     assert {name: value.item() for name, value in found.items()} == expected
 
@@ -27,9 +27,9 @@ def test_extremes_stay_extremes_counts_add_up_and_the_rest_is_a_mean() -> None:
 def test_a_step_in_parts_has_the_extremes_of_all_its_crops(settings: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     use_random_teacher(monkeypatch)
     settings_of_parts = ("batch_size=1", "accumulate=4", "stochastic=false")
-    training = train_encoder.Training(load_config(settings, (*EVERY_PART, *settings_of_parts)), ALONE)
+    training = train_encoder.Trainer(load_config(settings, (*EVERY_PART, *settings_of_parts)), ALONE)
     codes = training.codec.encode(CROPS)[:, 1:]
-    metrics = over_ranks(training.step(CROPS, 0), ALONE)
+    metrics = combine_over_ranks(training.step(CROPS, 0), ALONE)
     assert metrics["acoustic_min"] == codes.min()
     assert metrics["acoustic_max"] == codes.max()
     assert len({int(one.min()) for one in codes}) + len({int(one.max()) for one in codes}) > 2

@@ -9,19 +9,19 @@ import torch
 
 import train_encoder
 from experiments.random_release import TINY
+from losses.asr.distillation import ASRDistillation, Heard
 from tests.small_training import ALONE, CROPS, EVERY_PART
 from tests.teachers import use_random_teacher
 from training.config import load_config
-from training.listener import Listener
 
 
 @pytest.fixture
-def training(settings: Path, monkeypatch: pytest.MonkeyPatch) -> train_encoder.Training:
+def training(settings: Path, monkeypatch: pytest.MonkeyPatch) -> train_encoder.Trainer:
     use_random_teacher(monkeypatch)
-    return train_encoder.Training(load_config(settings, EVERY_PART), ALONE)
+    return train_encoder.Trainer(load_config(settings, EVERY_PART), ALONE)
 
 
-def test_every_loss_its_share_and_the_codes_are_logged(training: train_encoder.Training) -> None:
+def test_every_loss_its_share_and_the_codes_are_logged(training: train_encoder.Trainer) -> None:
     metrics = training.step(CROPS, 0)
     for place, names in (
         ("share", ("mel", "l1", "stft", "feature_matching")),
@@ -36,21 +36,21 @@ def test_every_loss_its_share_and_the_codes_are_logged(training: train_encoder.T
         "gradient_norm/discriminator",
         "acoustic_mean",
     } <= set(metrics)
-    assert training.watch.broken() is None
+    assert training.monitor.found() is None
 
 
 def test_the_teacher_is_followed_behind_the_quantizer(
-    training: train_encoder.Training, monkeypatch: pytest.MonkeyPatch
+    training: train_encoder.Trainer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Every sample's frames are entries of the codebook, also of those the decoder gets unquantized."""
     given = []
-    distil = Listener.distil
+    distil = ASRDistillation.forward
 
-    def record(self: Listener, original: torch.Tensor, semantic: torch.Tensor) -> torch.Tensor:
+    def record(self: ASRDistillation, heard: object, semantic: torch.Tensor) -> torch.Tensor:
         given.append(semantic.detach())
-        return distil(self, original, semantic)
+        return distil(self, heard, semantic)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(Listener, "distil", record)
+    monkeypatch.setattr(ASRDistillation, "forward", record)
     training.step(CROPS, 0)
     (semantic,) = given
     entries = training.quantizer.semantic_codebook.embedding
@@ -59,7 +59,7 @@ def test_the_teacher_is_followed_behind_the_quantizer(
 
 
 def test_commitment_is_the_semantic_parts_alone(
-    training: train_encoder.Training, monkeypatch: pytest.MonkeyPatch
+    training: train_encoder.Trainer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     given = []
     commitment = train_encoder.commitment
@@ -74,10 +74,10 @@ def test_commitment_is_the_semantic_parts_alone(
 
 
 def test_decoder_codebook_and_teacher_stay_while_encoder_discriminator_and_projection_move(
-    training: train_encoder.Training,
+    training: train_encoder.Trainer,
 ) -> None:
     def weights() -> dict[str, torch.Tensor]:
-        networks = {"codec": training.codec, **{name: one.network for name, one in training.companions.items()}}
+        networks = {"codec": training.codec, **{name: one.network for name, one in training.auxiliary.items()}}
         return {f"{n}.{key}": t.clone() for n, network in networks.items() for key, t in network.state_dict().items()}
 
     before = weights()
@@ -91,25 +91,25 @@ def test_a_loss_of_every_third_step_keeps_its_last_value_in_between(
     settings: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     use_random_teacher(monkeypatch)
-    training = train_encoder.Training(load_config(settings, (*EVERY_PART, "losses.asr_every=3")), ALONE)
+    training = train_encoder.Trainer(load_config(settings, (*EVERY_PART, "losses.asr_every=3")), ALONE)
     asr = [float(training.step(CROPS, step)["asr"]) for step in range(4)]
     assert asr[0] == asr[1] == asr[2] != asr[3]
-    assert training.companions["asr projection"].updates == 2
+    assert training.auxiliary["asr projection"].updates == 2
 
 
 def test_the_discriminator_begins_at_its_step(settings: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     use_random_teacher(monkeypatch)
-    training = train_encoder.Training(load_config(settings, (*EVERY_PART, "discriminator.from_step=2")), ALONE)
+    training = train_encoder.Trainer(load_config(settings, (*EVERY_PART, "discriminator.start_step=2")), ALONE)
     assert ["feature_matching" in training.step(CROPS, step) for step in range(3)] == [False, False, True]
-    assert training.companions["discriminator"].updates == 1
+    assert training.auxiliary["discriminator"].updates == 1
 
 
-def test_a_crop_that_breaks_a_loss_is_named(training: train_encoder.Training) -> None:
+def test_a_crop_that_breaks_a_loss_is_named(training: train_encoder.Trainer) -> None:
     crops = CROPS.clone()
     crops[2, 0, 4000] = torch.nan
-    training.watch.heard(0, ["a", "b", "broken.wav", "d"])
+    training.monitor.note_clips(0, ["a", "b", "broken.wav", "d"])
     training.step(crops, 0)
-    broken = training.watch.broken()
+    broken = training.monitor.found()
     assert broken is not None
     assert broken.clips == ("broken.wav",)
     assert "mel" in broken.losses
@@ -117,47 +117,45 @@ def test_a_crop_that_breaks_a_loss_is_named(training: train_encoder.Training) ->
 
 
 def test_a_single_loss_that_breaks_is_named_with_its_clip(
-    training: train_encoder.Training, monkeypatch: pytest.MonkeyPatch
+    training: train_encoder.Trainer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    differentiated = training.gradients
+    gradients = train_encoder.gradients
 
-    def broken_stft(values: dict[str, torch.Tensor], meeting: torch.Tensor) -> dict[str, torch.Tensor]:
-        found = differentiated(values, meeting)
+    def broken_stft(values: dict[str, torch.Tensor], at: torch.Tensor) -> dict[str, torch.Tensor]:
+        found = gradients(values, at)
         if "stft" in found:
             found["stft"][1, 0, 7] = torch.nan
         return found
 
-    monkeypatch.setattr(training, "gradients", broken_stft)
-    training.watch.heard(0, ["a", "b", "c", "d"])
+    monkeypatch.setattr(train_encoder, "gradients", broken_stft)
+    training.monitor.note_clips(0, ["a", "b", "c", "d"])
     training.step(CROPS, 0)
-    assert training.watch.broken() == (1, ("stft",), ("b",))
+    assert training.monitor.found() == (1, ("stft",), ("b",))
 
 
 def test_shares_are_those_of_all_steps_since_they_were_asked_for(
     settings: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     use_random_teacher(monkeypatch)
-    training = train_encoder.Training(load_config(settings, (*EVERY_PART, "losses.asr_every=2")), ALONE)
+    training = train_encoder.Trainer(load_config(settings, (*EVERY_PART, "losses.asr_every=2")), ALONE)
     heard = training.step(CROPS, 0)
     training.step(CROPS, 1)
-    shares = training.latest.mean_shares()
+    shares = training.metrics.mean_shares()
     assert float(shares["share_latent/asr"]) == pytest.approx(float(heard["share_latent/asr"]) / 2)
     assert sum(float(share) for name, share in shares.items() if name.startswith("share_latent/")) == pytest.approx(1)
-    assert training.latest.mean_shares() == {}
+    assert training.metrics.mean_shares() == {}
 
 
 def test_clips_in_which_nothing_was_heard_add_up(settings: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     use_random_teacher(monkeypatch)
-    training = train_encoder.Training(load_config(settings, (*EVERY_PART, "losses.asr_every=2")), ALONE)
-    listener = training.companions["asr projection"]
-    distil = listener.distil  # type: ignore[attr-defined]
+    training = train_encoder.Trainer(load_config(settings, (*EVERY_PART, "losses.asr_every=2")), ALONE)
+    listen = training.asr_teacher.listen
 
-    def of_silence(*given: torch.Tensor) -> torch.Tensor:
-        loss = distil(*given)
-        listener.metrics = {"asr_silent_clips": torch.tensor(3.0)}
-        return loss
+    def of_silence(waveform: torch.Tensor) -> Heard:
+        found = listen(waveform)
+        return found._replace(mask=found.mask & (torch.arange(4)[:, None] == 0))
 
-    monkeypatch.setattr(listener, "distil", of_silence)
+    monkeypatch.setattr(training.asr_teacher, "listen", of_silence)
     assert [float(training.step(CROPS, step)["asr_silent_clips"]) for step in range(4)] == [3, 3, 6, 6]
 
 
@@ -165,8 +163,8 @@ def test_fading_weighs_the_losses_that_fade_in_a_step(settings: Path, monkeypatc
     use_random_teacher(monkeypatch)
     shares = {}
     for fading in (1.0, 0.5):
-        config = load_config(settings, (*EVERY_PART, f"losses.fading={fading}"))
-        training = train_encoder.Training(config, ALONE)
+        config = load_config(settings, (*EVERY_PART, f"losses.l1_stft_decay={fading}"))
+        training = train_encoder.Trainer(config, ALONE)
         found = training.step(CROPS, 3)
         shares[fading] = {name: float(found[f"share/{name}"] / found["share/mel"]) for name in ("l1", "stft")}
     for name in ("l1", "stft"):
@@ -174,7 +172,7 @@ def test_fading_weighs_the_losses_that_fade_in_a_step(settings: Path, monkeypatc
 
 
 def test_the_decoder_hears_what_is_quantized_for_some_samples_only(
-    training: train_encoder.Training, monkeypatch: pytest.MonkeyPatch
+    training: train_encoder.Trainer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     drawn = []
     quantizer = type(training.quantizer).forward

@@ -19,6 +19,7 @@ import pytest
 import torch
 import torch.distributed as dist
 from safetensors.torch import load_file
+from training.inputs import StepInputs
 
 import train_encoder
 from data.crops import Crops, Item
@@ -29,8 +30,7 @@ from training import distributed
 from training.checkpoints import CheckpointError
 from training.config import load_config
 from training.distributed import Ranks
-from training.failures import MemoryFullError, explained
-from training.inputs import StepInputs
+from training.memory import MemoryFullError, explain_full_memory
 
 ROOT = Path(__file__).parent.parent
 ALONE = Ranks(0, 1, torch.device("cpu"))
@@ -156,11 +156,11 @@ def test_ranks_that_have_met_may_take_longer_than_they_had_to_meet(settings: Pat
 import datetime, time
 import train_encoder, training.distributed
 training.distributed.START_LIMIT = datetime.timedelta(seconds=2)
-step = train_encoder.Training.step
+step = train_encoder.Trainer.step
 def slow(self, waveform, number):
     time.sleep(5 if number == rank else 0)
     return step(self, waveform, number)
-train_encoder.Training.step = slow
+train_encoder.Trainer.step = slow
 """
     assert statuses(start(2, ["--config", str(settings), "steps=2"], tmp_path / "log", change), WITHIN) == [0, 0]
 
@@ -173,7 +173,7 @@ def step(self, waveform, number):
     if rank == 1:
         os._exit(9)
     time.sleep(1000)  # as in a collective of GPUs, of which one is gone
-train_encoder.Training.step = step
+train_encoder.Trainer.step = step
 """
     assert statuses(start(2, ["--config", str(settings)], tmp_path / "log", change), WITHIN) == [2, 9]
     assert (tmp_path / "log").read_text().splitlines()[-1].startswith("error: another rank died or stopped answering")
@@ -181,10 +181,10 @@ train_encoder.Training.step = step
 
 def test_a_first_rank_that_dies_in_a_restart_does_not_keep_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
     store = dist.HashStore()
-    store.set("part", "of the run before")
+    store.set("prefix", "of the run before")
     monkeypatch.setattr(distributed, "START_LIMIT", timedelta(seconds=0.2))
     with pytest.raises(dist.DistStoreError, match="has not answered since the restart"):
-        distributed._fresh(store, 1, 2)
+        distributed._fresh_store(store, 1, 2)
 
 
 def test_a_connection_that_closes_while_ranks_meet_is_a_rank_that_died(settings: Path, tmp_path: Path) -> None:
@@ -192,7 +192,7 @@ def test_a_connection_that_closes_while_ranks_meet_is_a_rank_that_died(settings:
 import os
 import training.distributed
 if rank == 0:
-    training.distributed._fresh = lambda *_: os._exit(9)  # it holds the store that the other waits for
+    training.distributed._fresh_store = lambda *_: os._exit(9)  # it holds the store that the other waits for
 """
     assert statuses(start(2, ["--config", str(settings)], tmp_path / "log", change), WITHIN) == [9, 2]
     log = (tmp_path / "log").read_text()
@@ -202,13 +202,13 @@ if rank == 0:
 def test_a_loss_that_breaks_on_one_rank_is_named_with_that_ranks_clip(settings: Path, tmp_path: Path) -> None:
     broken = """
 import train_encoder
-gradients = train_encoder.Training.gradients
-def with_nan(self, values, meeting):
-    found = gradients(self, values, meeting)
+gradients = train_encoder.gradients
+def with_nan(values, at):
+    found = gradients(values, at)
     if rank == 1 and "stft" in found:
         found["stft"][1] = float("nan")
     return found
-train_encoder.Training.gradients = with_nan
+train_encoder.gradients = with_nan
 """
     assert statuses(start(2, ["--config", str(settings)], tmp_path / "log", broken), WITHIN) == [2, 2]
     assert re.search(r"error: step 1: stft not finite, in [^,]+\.wav; nothing", (tmp_path / "log").read_text())
@@ -217,16 +217,16 @@ train_encoder.Training.gradients = with_nan
 def test_ranks_whose_parameters_differ_stop_and_save_nothing(settings: Path, tmp_path: Path) -> None:
     strayed = """
 import train_encoder
-step = train_encoder.Training.step
+step = train_encoder.Trainer.step
 def stray(self, waveform, number):
     if rank == 1 and number == 1:
         next(self.trained.parameters()).data.view(-1)[0] += 1e-6
     return step(self, waveform, number)
-train_encoder.Training.step = stray
+train_encoder.Trainer.step = stray
 """
     arguments = ["--config", str(settings), f"output_dir={tmp_path / 'run'}", "save_every=1"]
     assert statuses(start(2, arguments, tmp_path / "log", strayed), WITHIN) == [2, 2]
-    message = r"error: (average|trained)\.encoder\.\S+ differs between rank 0 and rank 1"
+    message = r"error: (ema|trained)\.encoder\.\S+ differs between rank 0 and rank 1"
     assert re.search(message, (tmp_path / "log").read_text())
     assert [path.name for path in (tmp_path / "run/checkpoints").iterdir()] == ["step_0000001"]
 
@@ -240,7 +240,7 @@ def test_a_run_goes_on_with_another_number_of_ranks(settings: Path, tmp_path: Pa
     assert statuses(start(1, [*changed, "steps=4", as_many], tmp_path / "log"), WITHIN) == [0]
     assert statuses(start(2, [*whole, "steps=4"], tmp_path / "log"), WITHIN) == [0, 0]
     states = [state_of(tmp_path / name, step) for name, step in (("a", 2), ("a", 4), ("b", 4))]
-    assert [state["place"] for state in states] == [8, 16, 16]
+    assert [state["clips_seen"] for state in states] == [8, 16, 16]
     before, after, other = (torch.cat([t.flatten() for t in state["trained"].values()]) for state in states)
     assert (after - other).norm() < limit * (other - before).norm()
 
@@ -253,15 +253,15 @@ def test_torchrun_restarts_a_run_that_lost_a_rank_and_it_ends_as_if_nothing_had_
 import os, pathlib, signal, sys
 sys.path.insert(0, {str(ROOT)!r})
 import train_encoder
-step = train_encoder.Training.step
+step = train_encoder.Trainer.step
 marker = pathlib.Path({str(tmp_path / "died")!r})
 def die(self, waveform, number):
     if number == 3 and self.ranks.rank == 1 and not marker.exists():
         marker.touch()
         os.kill(os.getpid(), signal.SIGKILL)
     return step(self, waveform, number)
-train_encoder.Training.step = die
-train_encoder.leave(train_encoder.main())
+train_encoder.Trainer.step = die
+train_encoder.exit_process(train_encoder.main())
 """)
     arguments = ["--config", str(settings), *ARGUMENTS]
     torchrun = [*("-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "--max-restarts=1"), str(script)]
@@ -277,14 +277,14 @@ train_encoder.leave(train_encoder.main())
 def test_a_signal_lets_the_step_end_saves_and_gives_its_status(
     settings: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], number: signal.Signals
 ) -> None:
-    step = train_encoder.Training.step
+    step = train_encoder.Trainer.step
 
-    def asked_to_stop(self: train_encoder.Training, waveform: torch.Tensor, at: int) -> dict[str, torch.Tensor]:
+    def asked_to_stop(self: train_encoder.Trainer, waveform: torch.Tensor, at: int) -> dict[str, torch.Tensor]:
         if at == 2:
             os.kill(os.getpid(), number)
         return step(self, waveform, at)
 
-    monkeypatch.setattr(train_encoder.Training, "step", asked_to_stop)
+    monkeypatch.setattr(train_encoder.Trainer, "step", asked_to_stop)
     monkeypatch.setattr(sys, "argv", ["train_encoder.py", "--config", str(settings), "save_every=100"])
     before = signal.getsignal(number)
     assert train_encoder.main() == 128 + number
@@ -363,14 +363,14 @@ def test_full_memory_is_answered_with_settings_that_were_tried(
     settings: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """A limit on the crops at a time stands in for the memory; the trials are real steps."""
-    backward = train_encoder.Training.backward
+    backward = train_encoder.Trainer.backward
 
-    def limited(self: train_encoder.Training, inputs: StepInputs, *rest: Any) -> Any:
+    def limited(self: train_encoder.Trainer, inputs: StepInputs, *rest: Any) -> Any:
         if len(inputs.waveform) > 2 * self.config.accumulate:
             raise torch.OutOfMemoryError
         return backward(self, inputs, *rest)
 
-    monkeypatch.setattr(train_encoder.Training, "backward", limited)
+    monkeypatch.setattr(train_encoder.Trainer, "backward", limited)
     monkeypatch.setattr("torch.cuda.mem_get_info", lambda: (10**9, 80 * 10**9))
     monkeypatch.setattr("torch.cuda.memory_reserved", lambda: 78 * 10**9)
     monkeypatch.setattr(sys, "argv", ["train_encoder.py", "--config", str(settings), "batch_size=8", "steps=3"])
@@ -387,8 +387,8 @@ def test_full_memory_is_answered_with_settings_that_were_tried(
 def test_a_trial_makes_its_steps_with_every_loss(settings: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     use_random_teacher(monkeypatch)
     tried = []
-    monkeypatch.setattr(train_encoder.Training, "step", lambda self, _, step: tried.append(self.losses_in(step)))
-    late = ("losses.feature_matching=1", "discriminator.channels=1", "discriminator.from_step=10")
+    monkeypatch.setattr(train_encoder.Trainer, "step", lambda self, _, step: tried.append(self.losses_in(step)))
+    late = ("losses.feature_matching=1", "discriminator.channels=1", "discriminator.start_step=10")
     config = load_config(settings, [*late, "losses.asr=1", "losses.asr_every=4"])
     train_encoder.try_steps(config, ALONE)
     assert tried == [{"asr", "feature_matching"}] * 2
@@ -400,13 +400,15 @@ def test_full_memory_of_one_of_several_ranks_names_what_takes_less(
     monkeypatch.setattr("torch.cuda.mem_get_info", lambda: (10**9, 80 * 10**9))
     monkeypatch.setattr("torch.cuda.memory_reserved", lambda: 78 * 10**9)
     config = load_config(settings, ["batch_size=32", "data.crop_seconds=4"])
-    message = r"set recompute=true or batch_size=16 accumulate=2 or data\.crop_seconds=2, which take less"
+    message = (
+        r"set activation_checkpointing=true or batch_size=16 accumulate=2 or data\.crop_seconds=2, which need less"
+    )
     two = Ranks(0, 2, torch.device("cpu"))
-    with pytest.raises(MemoryFullError, match=message), explained(config, two, lambda other: None):
+    with pytest.raises(MemoryFullError, match=message), explain_full_memory(config, two, lambda other: None):
         raise torch.OutOfMemoryError
 
 
-@pytest.mark.parametrize("change", [("accumulate=2", "batch_size=2"), ("recompute=true",)])
+@pytest.mark.parametrize("change", [("accumulate=2", "batch_size=2"), ("activation_checkpointing=true",)])
 def test_a_step_in_parts_or_recomputed_is_the_step_of_the_whole(settings: Path, change: tuple[str, ...]) -> None:
     """Balanced with the norms of each part instead of the whole's, accumulated gradients come near, not to the bit."""
     waveform = 0.1 * torch.randn(4, 1, 3840, generator=torch.Generator().manual_seed(0))
@@ -415,14 +417,14 @@ def test_a_step_in_parts_or_recomputed_is_the_step_of_the_whole(settings: Path, 
         config = load_config(
             settings, ["batch_size=4", "losses.feature_matching=1", "discriminator.channels=2", *extra]
         )
-        training = train_encoder.Training(config, ALONE)
+        training = train_encoder.Trainer(config, ALONE)
         metrics = training.step(waveform, 0)
-        assert training.place == 4
+        assert training.state.clips_seen == 4
         gradient = torch.cat([p.grad.flatten() for p in training.trained.parameters() if p.grad is not None])
         found.append((gradient, metrics["mel"]))
     (gradient, mel), (other, other_mel) = found
     assert other_mel == pytest.approx(float(mel), rel=1e-5)
-    if "recompute=true" in change:
+    if "activation_checkpointing=true" in change:
         assert torch.equal(gradient, other)
     else:
         assert torch.nn.functional.cosine_similarity(gradient, other, dim=0) > 0.98

@@ -22,7 +22,7 @@ from codec.tensors import ENCODER_PREFIXES, expected_encoder
 from experiments.random_release import TINY, params_json, random_codec, write_release
 from experiments.random_speech import audio_bytes
 from tests.processes import start, statuses
-from training.checkpoints import STATE, checkpoints, load_newest
+from training.checkpoints import RENAMED_STATE, STATE, checkpoints, load_newest
 from training.config import Config, ConfigError, load_config
 from training.distributed import Ranks
 
@@ -90,7 +90,7 @@ def test_a_run_leaves_what_others_build_on(
 
 def test_the_decoder_and_the_codebook_stay_as_released(settings: Path, tiny_release: Path) -> None:
     config = load_config(settings)
-    training = train_encoder.Training(config, ALONE)
+    training = train_encoder.Trainer(config, ALONE)
     before = {name: tensor.clone() for name, tensor in training.codec.state_dict().items()}
     training.step(0.1 * torch.randn(2, 1, 9600), 0)
     changed = {name for name, tensor in training.codec.state_dict().items() if not torch.equal(tensor, before[name])}
@@ -103,14 +103,14 @@ class KilledError(Exception):
 
 def die_after(step: int, patch: pytest.MonkeyPatch) -> None:
     """Lets a run end right after the checkpoint of that step."""
-    save = train_encoder.Training.save
+    save = train_encoder.Trainer.save
 
-    def save_then_die(self: train_encoder.Training, folder: Path, at: int) -> None:
+    def save_then_die(self: train_encoder.Trainer, folder: Path, at: int) -> None:
         save(self, folder, at)
         if at == step:
             raise KilledError
 
-    patch.setattr(train_encoder.Training, "save", save_then_die)
+    patch.setattr(train_encoder.Trainer, "save", save_then_die)
 
 
 EVERYTHING = (
@@ -118,7 +118,7 @@ EVERYTHING = (
     "discriminator.channels=2",
     "losses.diversity=0.5",
     "losses.shaping=0.5",
-    "losses.fading=0.99",
+    "losses.l1_stft_decay=0.99",
 )
 
 
@@ -191,7 +191,7 @@ def test_an_encoder_started_from_another_keeps_to_its_own_releases_codebook(sett
     other = write_release(tmp_path / "other", random_codec(TINY, seed=7))
     first = run(settings, f"model_dir={other}")
     second = load_config(settings, [f"output_dir={tmp_path / 'next'}"])
-    training = train_encoder.Training(second, ALONE)
+    training = train_encoder.Trainer(second, ALONE)
     own = training.quantizer.semantic_codebook.embedding.clone()
     training.start_from(Path(first.output_dir))
     assert torch.equal(training.quantizer.semantic_codebook.embedding, own)
@@ -203,8 +203,20 @@ def test_an_encoder_cannot_start_from_a_whole_codec(settings: Path, tmp_path: Pa
     params = tmp_path / "params.json"
     params.write_text(json.dumps(params_json(TINY)))
     codec = run(settings, "train=codec", f"params={params}", f"output_dir={tmp_path / 'codec'}")
-    with pytest.raises(ConfigError, match=r"start_from is .*codec, a run of other networks than train=encoder has"):
+    with pytest.raises(
+        ConfigError, match=r"start_from is .*codec, but that run trained other networks than train=encoder"
+    ):
         run(settings, f"start_from={codec.output_dir}")
+
+
+def test_a_checkpoint_with_the_old_names_of_its_parts_is_resumed(settings: Path) -> None:
+    config = run(settings, "steps=2", "save_every=2")
+    path = Path(config.output_dir) / "checkpoints/step_0000002/state.pt"
+    state = torch.load(path, weights_only=True)
+    old = {new: old for old, new in RENAMED_STATE.items()}
+    torch.save({old.get(key, key): value for key, value in state.items()}, path)
+    run(settings, "steps=3")
+    assert torch.load(path.parents[1] / "step_0000003/state.pt", weights_only=True)["clips_seen"] == 6
 
 
 def test_a_checkpoint_of_another_configuration_is_not_gone_on_from(settings: Path) -> None:
@@ -216,23 +228,25 @@ def test_a_checkpoint_of_another_configuration_is_not_gone_on_from(settings: Pat
 def test_metrics_are_read_from_the_device_only_where_they_are_logged(
     settings: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    read, over_ranks = [], train_encoder.over_ranks
-    monkeypatch.setattr(train_encoder, "over_ranks", lambda *given: read.append(1) or over_ranks(*given))
+    read, combine_over_ranks = [], train_encoder.combine_over_ranks
+    monkeypatch.setattr(
+        train_encoder, "combine_over_ranks", lambda *given: read.append(1) or combine_over_ranks(*given)
+    )
     run(settings, "steps=6", "log_every=3", "save_every=1", "validate_every=2")
     assert len(read) == 2
 
 
 def test_a_gradient_that_overflows_in_the_encoder_is_not_saved(settings: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    compute = train_encoder.Training.compute
+    compute = train_encoder.Trainer.compute
 
-    def overflow(self: train_encoder.Training, inputs: Any, losses: frozenset[str]) -> Any:
+    def overflow(self: train_encoder.Trainer, inputs: Any, losses: frozenset[str]) -> Any:
         parameter = next(self.trained.parameters())
-        hook = parameter.register_hook(lambda gradient: gradient * torch.inf if self.place else gradient)
+        hook = parameter.register_hook(lambda gradient: gradient * torch.inf if self.state.clips_seen else gradient)
         found = compute(self, inputs, losses)
         hook.remove()
         return found
 
-    monkeypatch.setattr(train_encoder.Training, "compute", overflow)
+    monkeypatch.setattr(train_encoder.Trainer, "compute", overflow)
     with pytest.raises(train_encoder.TrainingError, match=r"step 2: gradient_norm/encoder not finite, in .*\.wav"):
         run(settings, "save_every=1", "log_every=100")
     folder = Path(load_config(settings).output_dir)
@@ -287,13 +301,13 @@ def test_two_ranks_train_as_one_with_the_whole_batch(settings: Path, tmp_path: P
     assert result.returncode == 0, result.stderr
     states = [Path(where) / "checkpoints/step_0000006/state.pt" for where in (one.output_dir, folder)]
     single, double = (torch.load(path, weights_only=True)["trained"] for path in states)
-    start = train_encoder.Training(one, ALONE).trained.state_dict()
+    start = train_encoder.Trainer(one, ALONE).trained.state_dict()
     moved, apart = (torch.cat([(single[name] - other[name]).flatten() for name in single]) for other in (start, double))
     # sums in another order; Adam makes much of the smallest gradients
     assert apart.norm() < 0.002 * moved.norm()
     assert apart.abs().max() < 0.1 * moved.abs().max()
-    own, theirs = (torch.load(path, weights_only=True)["companions"]["discriminator"]["network"] for path in states)
-    begun = train_encoder.Training(one, ALONE).companions["discriminator"].network.state_dict()
+    own, theirs = (torch.load(path, weights_only=True)["auxiliary"]["discriminator"]["network"] for path in states)
+    begun = train_encoder.Trainer(one, ALONE).auxiliary["discriminator"].network.state_dict()
     moved = max((own[name] - begun[name]).abs().max().item() for name in own)
     assert max((own[name] - theirs[name]).abs().max().item() for name in own) < 0.1 * moved
 
@@ -313,7 +327,7 @@ def test_two_ranks_have_the_gradients_of_one_with_the_whole_batch(settings: Path
         command = ["--config", str(settings), f"output_dir={folder}", f"batch_size={batch_size}", *parts]
         assert statuses(start(ranks, command, tmp_path / "log"), 60) == [0] * ranks
         state = torch.load(folder / "checkpoints/step_0000001/state.pt", weights_only=True)
-        optimizers = [state["optimizer"], state["companions"]["discriminator"]["optimizer"]]
+        optimizers = [state["optimizer"], state["auxiliary"]["discriminator"]["optimizer"]]
         gradients.append([torch.cat([p["exp_avg"].flatten() for p in o["state"].values()]) for o in optimizers])
     for one, two in zip(*gradients, strict=True):
         assert (one - two).norm() < 2e-3 * one.norm()
@@ -323,12 +337,12 @@ def test_values_that_are_not_finite_stop_the_run_with_their_name(
     settings: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config = load_config(settings)
-    training_step = train_encoder.Training.step
+    training_step = train_encoder.Trainer.step
 
-    def broken(self: train_encoder.Training, waveform: torch.Tensor, step: int) -> dict[str, torch.Tensor]:
+    def broken(self: train_encoder.Trainer, waveform: torch.Tensor, step: int) -> dict[str, torch.Tensor]:
         return training_step(self, waveform * float("nan") if step == 3 else waveform, step)
 
-    monkeypatch.setattr(train_encoder.Training, "step", broken)
+    monkeypatch.setattr(train_encoder.Trainer, "step", broken)
     with pytest.raises(train_encoder.TrainingError, match=r"step 4: .*mel.* not finite"):
         train_encoder.train(config, ALONE)
     state = torch.load(Path(config.output_dir) / "checkpoints/step_0000002/state.pt", weights_only=True)

@@ -1,6 +1,7 @@
-"""A run's configuration: YAML into frozen dataclasses, then the environment, then `key=value`. The later wins.
+"""A run's settings with their defaults: a YAML file, then the environment, then `key=value` arguments. The later wins.
 
-An unknown key, a wrong type or a value out of range is a ConfigError that names key, value and expectation.
+An unknown key, a wrong type or a value out of range is a ConfigError that names the key, the value and what was
+expected.
 """
 
 from __future__ import annotations
@@ -18,6 +19,14 @@ import yaml
 from data.sources import Source
 from system.environment import from_environment
 
+# settings of earlier versions, and what they are called now
+RENAMED = {
+    "recompute": "activation_checkpointing",
+    "losses.fading": "losses.l1_stft_decay",
+    "discriminator.from_step": "discriminator.start_step",
+    "optimizer.average_decay": "optimizer.ema_decay",
+}
+
 
 class ConfigError(Exception):
     """A configuration that cannot be run. The message names the key, its value and what was expected."""
@@ -26,14 +35,14 @@ class ConfigError(Exception):
 @dataclass(frozen=True)
 class Data:
     train: tuple[Source, ...] = ()  # paths and hub names, or sections of path, split and weight: data/sources.py
-    validation: tuple[Source, ...] = ()  # the same, of speakers that are not in train
-    sampling: str = "clips"  # every clip as often as any other, or the "speakers": one of little speech as often as all
+    validation: tuple[Source, ...] = ()  # the same; take speakers that are not in train
+    sampling: str = "clips"  # draw all "clips" equally often, or all "speakers", however little speech each has
     crop_seconds: float = 4.0  # length of a training crop; shorter clips are skipped and counted
-    resample: bool = False  # accept other sample rates than the codec's; otherwise such a clip is skipped and counted
-    band_limited: str = "keep"  # clips with nothing above 8 kHz: "keep" or "drop" them; counted and named either way
+    resample: bool = False  # true resamples clips of other sample rates; false skips and counts them
+    band_limited: str = "keep"  # "keep" or "drop" clips with nothing above 8 kHz; both counts and names them
     workers: int = 4  # processes that read and decode; 0 decodes in the training process
-    validation_clips: int = 32  # spread evenly over those of the validation data that are long enough
-    validation_seconds: float = 4.0  # their beginning, of this length
+    validation_clips: int = 32  # spread evenly over the validation clips that are long enough
+    validation_seconds: float = 4.0  # the beginning of each validation clip, of this length
 
     def __post_init__(self) -> None:
         _at_least("data.crop_seconds", self.crop_seconds, 0.1)
@@ -51,27 +60,27 @@ class Data:
 
 @dataclass(frozen=True)
 class Losses:
-    """Shares of the gradient, relative to one another; 0 switches a loss off."""
+    """The weight of each loss is its share of the gradient, relative to the others; 0 switches the loss off."""
 
     mel: float = 4.0
     l1: float = 0.5
     stft: float = 1.0
-    feature_matching: float = 0.0  # trains the discriminator beside; it is most of a step's cost
-    speaker: float = 0.0  # the voice, by a frozen speaker network
+    feature_matching: float = 0.0  # trains the discriminator too, which is most of a step's cost
+    speaker: float = 0.0  # keeps the voice, by a frozen speaker network
     commitment: float = 0.1
-    asr: float = 0.0  # the words, by a frozen Whisper
-    diversity: float = 0.0
+    asr: float = 0.0  # keeps the words, by a frozen Whisper
+    diversity: float = 0.0  # against a codebook that collapses
     shaping: float = 0.0  # toward the code statistics of the release's own voices
     diversity_temperature: float = 0.1  # in units of the codebook's own spacing
-    fading: float = 1.0  # factor a step for l1 and stft; the paper's is 0.9999
-    mel_offset: float = 0.01  # added to the magnitudes in the mel loss, so that silence does not own its gradient
-    balanced: bool = True  # false takes the numbers above as plain weights of the losses, for comparison
-    balancer_decay: float = 0.999  # of the averaged gradient norms; short runs forget their wild start with 0.99
-    speaker_model: str = "speechbrain/spkrec-ecapa-voxceleb"  # of the hub, or a folder with its two files
-    asr_teacher: str = "base"  # a Whisper by name, downloaded once, or a .pt file of openai-whisper's format
+    l1_stft_decay: float = 1.0  # factor a step on the weights of l1 and stft; the paper's gamma is 0.9999
+    mel_offset: float = 0.01  # added to the magnitudes in the mel loss; without it silence owns its gradient
+    balanced: bool = True  # false uses the numbers above as fixed weights, for comparison
+    balancer_decay: float = 0.999  # of the averaged gradient norms; short runs need 0.99 to forget their start
+    speaker_model: str = "speechbrain/spkrec-ecapa-voxceleb"  # a hub name, or a folder with its two files
+    asr_teacher: str = "base"  # a Whisper by name, downloaded once, or a .pt file in openai-whisper's format
     asr_language: str = "en"
-    asr_every: int = 1  # steps from one in which the teacher listens to the next; the weight is the same share there
-    asr_context_seconds: float = 30.0  # the window the teacher's clips are padded to: shorter is faster and worse
+    asr_every: int = 1  # the teacher runs in every n-th step; its weight is the same share there
+    asr_context_seconds: float = 30.0  # the window that the teacher's clips are padded to: shorter is faster and worse
     asr_cache: str = ""  # a folder for the teacher's transcripts, for runs that share data and seed
 
     def __post_init__(self) -> None:
@@ -83,20 +92,20 @@ class Losses:
         _above("losses.diversity_temperature", self.diversity_temperature, 0)
         if not (self.mel or self.l1 or self.stft or self.feature_matching or self.speaker):
             raise ConfigError("losses: all on the reconstruction are 0, expected one of them above 0")
-        if not 0 < self.fading <= 1:
-            raise ConfigError(f"losses.fading is {self.fading}, expected more than 0 and at most 1")
+        if not 0 < self.l1_stft_decay <= 1:
+            raise ConfigError(f"losses.l1_stft_decay is {self.l1_stft_decay}, expected more than 0 and at most 1")
 
 
 @dataclass(frozen=True)
 class Discriminator:
     channels: int = 64
     lr: float = 3e-4
-    from_step: int = 0  # before it neither it nor feature matching runs: the first steps need neither, and are faster
+    start_step: int = 0  # earlier steps run without discriminator and feature matching, and are faster
 
     def __post_init__(self) -> None:
         _at_least("discriminator.channels", self.channels, 1)
         _above("discriminator.lr", self.lr, 0)
-        _at_least("discriminator.from_step", self.from_step, 0)
+        _at_least("discriminator.start_step", self.start_step, 0)
 
 
 @dataclass(frozen=True)
@@ -107,12 +116,12 @@ class Optimizer:
     beta2: float = 0.9
     warmup_steps: int = 500
     clip_norm: float = 1.0  # largest norm of the parameters' gradient, per trained network
-    average_decay: float = 0.999  # of the weights that are validated, saved and injected
+    ema_decay: float = 0.999  # the EMA of the weights is what is validated, saved and injected
 
     def __post_init__(self) -> None:
         for name in ("lr", "clip_norm"):
             _above("optimizer." + name, getattr(self, name), 0)
-        for name in ("beta1", "beta2", "average_decay"):
+        for name in ("beta1", "beta2", "ema_decay"):
             _below_one("optimizer." + name, getattr(self, name))
         _at_least("optimizer.warmup_steps", self.warmup_steps, 0)
         _at_least("optimizer.final_lr", self.final_lr, 0)
@@ -120,21 +129,21 @@ class Optimizer:
 
 @dataclass(frozen=True)
 class Config:
-    train: str = "encoder"  # "encoder" against a frozen release, or "codec": the whole of it, from scratch
+    train: str = "encoder"  # "encoder" against a frozen release, or "codec": a whole codec from scratch
     model_dir: str = ""  # MODEL_DIR: the release to train against
-    params: str = ""  # a params.json: the dimensions of a codec from scratch
+    params: str = ""  # a params.json with the dimensions of a codec from scratch
     output_dir: str = "runs/latest"  # OUTPUT_DIR: what the run writes
-    hf_cache: str = ""  # HF_CACHE: where data sets are cached; empty takes the hub's own default
-    stochastic: bool = True  # half of the samples quantized, the paper's way; false quantizes all, for comparison
-    init: str = "inverse"  # the encoder starts as the decoder's, or its layers "mirror" the decoder's, or "random"
+    hf_cache: str = ""  # HF_CACHE: where data sets are cached; empty is the hub's own default
+    stochastic: bool = True  # quantizes half of the samples, as the paper does; false quantizes all, for comparison
+    init: str = "inverse"  # the encoder starts as the decoder's "inverse", with "mirror"ed layers, or "random"
     start_from: str = ""  # output_dir of another run of the same kind: start from its weights, with fresh optimizers
     steps: int = 100_000
     batch_size: int = 32  # crops a GPU at a time
-    accumulate: int = 1  # such batches whose gradients make a step: more crops a step in the same memory
+    accumulate: int = 1  # batches a step: their gradients are averaged, so more crops fit into the same memory
     precision: str = "bf16"  # autocast of encoder and decoder: "bf16" or "fp32"
-    recompute: bool = False  # activations of the largest parts a second time in the backward: slower, less memory
+    activation_checkpointing: bool = False  # computes activations again in the backward pass: less memory, slower
     compile: bool = False  # torch.compile for codec and losses: minutes at the start, faster steps
-    cuda_graph: bool = False  # one GPU: a step is recorded and replayed, which small networks gain from; more memory
+    cuda_graph: bool = False  # one GPU: replays steps as a CUDA graph: faster for small networks, more memory
     seed: int = 0
     log_every: int = 50  # steps between two lines of metrics
     validate_every: int = 1000
@@ -154,7 +163,7 @@ class Config:
         if self.losses.asr and self.data.crop_seconds > self.losses.asr_context_seconds:
             raise ConfigError(
                 f"data.crop_seconds is {self.data.crop_seconds}, expected at most losses.asr_context_seconds, "
-                f"{self.losses.asr_context_seconds}: the teacher hears a crop in one window"
+                f"{self.losses.asr_context_seconds}: the teacher gets a crop in one window"
             )
         if self.train == "encoder" and not self.model_dir:
             raise ConfigError("model_dir is empty, expected a release's folder: set MODEL_DIR, or model_dir=DIR")
@@ -166,8 +175,8 @@ class Config:
 
 
 def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
-    """Reads `path`, applies MODEL_DIR, OUTPUT_DIR and HF_CACHE, then `key=value` arguments (`losses.mel=2`). A file
-    with `base: OTHER.yaml` changes the settings of that one, which lies beside it."""
+    """Reads `path`, then applies MODEL_DIR, OUTPUT_DIR and HF_CACHE, then `key=value` arguments (`losses.mel=2`). A
+    file with `base: OTHER.yaml` changes settings of that file, which lies in the same folder."""
     values = _read(Path(path))
     for key in ("model_dir", "output_dir", "hf_cache"):
         value = from_environment(key.upper())
@@ -223,6 +232,8 @@ def _build(cls: Any, values: Mapping[str, Any], prefix: str) -> Any:
     arguments = {}
     for key, value in values.items():
         if key not in known:
+            if prefix + str(key) in RENAMED:
+                raise ConfigError(f"{prefix}{key} was renamed: write {RENAMED[prefix + str(key)]}")
             near = difflib.get_close_matches(str(key), known, n=1, cutoff=0)
             raise ConfigError(f"{prefix}{key} is no configuration key; the nearest known one is {prefix}{near[0]}")
         kind = hints[key]

@@ -1,4 +1,4 @@
-"""What a person and a program see of a run: a line on the terminal, metrics.jsonl, TensorBoard."""
+"""A run's reports: lines on the terminal, metrics.jsonl, TensorBoard, and the names of skipped clips."""
 
 from __future__ import annotations
 
@@ -28,8 +28,8 @@ from training.validation import Validation
 
 
 class Progress:
-    """Reports a run from its main process; the others give it what they skipped. A run that goes on from `first_step`
-    takes back what was reported of the steps after it."""
+    """Rank 0 reports; the other ranks send it the clips they skipped. A run that resumes from `first_step` removes what
+    was reported of later steps."""
 
     def __init__(self, folder: Path, first_step: int, steps: int, audio_seconds_a_step: float, ranks: Ranks):
         self.folder, self.steps, self.ranks, self.enabled = folder, steps, ranks, ranks.main
@@ -38,7 +38,7 @@ class Progress:
         self.counts: dict[str, Counter[str]] = {"skipped": Counter(), "kept": Counter()}
         self.measured: dict[str, float] = {}
         self.since, self.step_since = time.perf_counter(), first_step
-        self.waited = 0.0  # seconds for the loader, since then
+        self.waited = 0.0  # seconds, for the loader
         if self.enabled:
             folder.mkdir(parents=True, exist_ok=True)
             self.bar = tqdm(
@@ -47,7 +47,7 @@ class Progress:
                 desc="training",
                 unit="step",
                 dynamic_ncols=True,
-                disable=not sys.stderr.isatty(),  # a log file gets a line per interval instead
+                disable=not sys.stderr.isatty(),  # a log file gets a line per interval
             )
             kept = first_step if first_step else -1
             with written(folder / "metrics.jsonl") as path:
@@ -75,26 +75,27 @@ class Progress:
 
     @contextmanager
     def waiting(self) -> Iterator[None]:
-        """For the loader: the time in here is counted."""
+        """Counts the time in this block as waiting for the loader."""
         before = time.perf_counter()
         yield
         self.waited += time.perf_counter() - before
 
     @contextmanager
     def paused(self) -> Iterator[None]:
-        """The time in here is none of training's."""
+        """Leaves the time in this block out of the training speed."""
         before = time.perf_counter()
         yield
         self.since += time.perf_counter() - before
 
     def count(self, fate: str, clips: tuple[Fault, ...]) -> None:
-        """Notes clips of this rank that were "skipped", or "kept" in spite of a fault."""
+        """Notes clips of this rank that were "skipped", or "kept" although they have a fault."""
         self.uncounted += [(fate, clip) for clip in clips]
 
     def count_all(self) -> None:
-        """Counts all ranks' clips. Each is named once in skipped_clips.txt or kept_clips.txt, the first of a kind here
-        too. All ranks have to call it: before a state is saved, or a run that goes on from there never names them."""
-        for fate, clip in itertools.chain(*self.ranks.collect(self.uncounted)):
+        """Counts all ranks' clips and writes each name once into skipped_clips.txt or kept_clips.txt; the first of a
+        kind is printed too. All ranks must call it, and before a state is saved: a resumed run does not see these clips
+        again."""
+        for fate, clip in itertools.chain(*self.ranks.gather_objects(self.uncounted)):
             if self.enabled and clip.message not in self.named:
                 self.named.add(clip.message)
                 with written(self.folder / f"{fate}_clips.txt"):
@@ -105,7 +106,7 @@ class Progress:
         self.uncounted = []
 
     def log(self, step: int, metrics: dict[str, float]) -> None:
-        """One line of metrics, `over_ranks`, with the clips that were counted."""
+        """Writes one line of metrics, combined over the ranks, with the number of counted clips."""
         if not self.enabled:
             return
         now = time.perf_counter()
@@ -131,7 +132,7 @@ class Progress:
             self.bar.set_postfix(shown)
 
     def log_validation(self, step: int, found: Validation, original: Tensor, rate: int) -> None:
-        """Validation metrics, the histogram of its acoustic codes, and a few of its clips to hear and see."""
+        """Writes validation metrics, histograms of the codes, and sound and spectrograms of up to four clips."""
         if not self.enabled:
             return
         metrics, reconstruction, codes = found
@@ -146,7 +147,9 @@ class Progress:
             for i in range(min(4, len(original))):
                 for name, waveform in (("original", original[i]), ("reconstruction", reconstruction[i])):
                     board.add_audio(f"clip_{i}/{name}", waveform.float().cpu().clamp(-1, 1), step, rate)
-                    logs = mel(waveform.float()).clamp(min=1e-5).log()[0].flip(0).cpu()  # [mels, frames], low below
+                    logs = (
+                        mel(waveform.float()).clamp(min=1e-5).log()[0].flip(0).cpu()
+                    )  # [mels, frames], low frequencies at the bottom
                     picture = (logs - logs.min()) / (logs.max() - logs.min() + 1e-9)
                     board.add_image(f"clip_{i}/{name}_mel", picture, step, dataformats="HW")
 
@@ -160,14 +163,15 @@ class Progress:
 
     @contextmanager
     def _on_board(self) -> Iterator[SummaryWriter]:
-        """Waits for the board's own thread: what cannot be written fails here, and a run that is killed leaves nothing
-        in its queue."""
+        """Waits for TensorBoard's own thread: an error of writing appears here, and a killed run loses nothing from its
+        queue."""
         with written(self.folder / "tensorboard"):
             yield self.board
             self.board.flush()
 
     def close(self, config: Config, best_step: int, best_mel: float) -> None:
-        """The end of a whole run: where the encoder is, how good it is, what to run next. All ranks have to call it."""
+        """Prints at the end of a run where the encoder is, how good it is, and what to run next. All ranks must call
+        it."""
         self.count_all()
         if not self.enabled:
             return
@@ -191,7 +195,7 @@ class Progress:
 
 
 def keep_lines(path: Path, last_step: int) -> None:
-    """Drops from a metrics file the lines of steps after `last_step`, and one that a killed run left unfinished."""
+    """Removes from a metrics file the lines of steps after `last_step`, and an unfinished last line."""
     if path.exists():
         lines = whole_lines(path)
         write_whole(path, "".join(line for line in lines if json.loads(line)["step"] <= last_step))
@@ -204,7 +208,7 @@ def whole_lines(path: Path) -> list[str]:
 
 @contextmanager
 def written(path: Path) -> Iterator[Path]:
-    """Raises OSError with the file's name and what is left of the run, where a write in here fails."""
+    """If a write in this block fails, raises OSError with the file's name and what the user still has."""
     try:
         yield path
     except OSError as error:
@@ -213,6 +217,6 @@ def written(path: Path) -> Iterator[Path]:
 
 
 def _report_of_thread(failed: threading.ExceptHookArgs) -> None:
-    """Keeps a traceback off the terminal that comes again as one sentence: the board raises what its thread did."""
+    """Hides the traceback of an OSError in TensorBoard's thread: `_on_board` raises the same error as one sentence."""
     if failed.exc_type is None or not issubclass(failed.exc_type, OSError):
         threading.__excepthook__(failed)

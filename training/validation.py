@@ -1,4 +1,4 @@
-"""Validation: hard codes and averaged weights on fixed clips."""
+"""Validation: the EMA weights and hard codes, on fixed clips."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class Validation(NamedTuple):
 def validate(
     codec: Codec, clips: Tensor, batch_size: int, autocast: Callable[[], AbstractContextManager[Any]]
 ) -> Validation:
-    """Clips [N, 1, T], in batches, on the codec's device."""
+    """Metrics, reconstructions and codes of clips [N, 1, T], which are on the codec's device, in batches."""
     codes, outputs = [], []
     for part in clips.split(batch_size):
         with autocast():

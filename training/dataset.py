@@ -1,4 +1,4 @@
-"""The speech a run is given: what it trains on, from any place of the stream on, and what it is validated with."""
+"""A run's speech: batches of training crops from any position of the stream on, and the fixed validation clips."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from training.config import Config
 from training.distributed import Ranks
 
 
-class Speech:
-    """Opens the sources, which downloads those of the hub; `validation` [N, 1, T] lies on the rank's device."""
+class TrainingData:
+    """Opens the sources and downloads those of the hub. `validation` [N, 1, T] is on the rank's device."""
 
     def __init__(self, config: Config, ranks: Ranks, sample_rate: int):
         self.config, self.ranks, data = config, ranks, config.data
@@ -25,14 +25,14 @@ class Speech:
         length = round(data.validation_seconds * sample_rate)
         self.validation = fixed_clips(held_out, data.validation_clips, length, sample_rate, data.resample, drop)
         self.validation = self.validation.to(ranks.device)
-        ranks.wait()  # for a machine that is still downloading
+        ranks.barrier()  # another machine may still be downloading
 
     @property
     def seconds_a_step(self) -> float:
-        """Audio in the crops of all ranks."""
-        return self.crops_a_rank * self.ranks.count * self.config.data.crop_seconds
+        """Seconds of audio in the crops of all ranks."""
+        return self.crops_a_rank * self.ranks.world_size * self.config.data.crop_seconds
 
-    def batches(self, place: int) -> Generator[Batch]:
-        """This rank's part of the stream from a place on, a batch a step. Closing it ends the loader's workers."""
-        stream = Stream(self.order, self.crops_a_rank, place, self.ranks.rank, self.ranks.count)
+    def batches(self, position: int) -> Generator[Batch]:
+        """This rank's batches from a position of the stream on, one a step. Closing it ends the workers."""
+        stream = Stream(self.order, self.crops_a_rank, position, self.ranks.rank, self.ranks.world_size)
         return crop_loader(self.crops, stream, self.config.data.workers, self.ranks.device.type == "cuda")

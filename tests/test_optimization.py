@@ -10,7 +10,7 @@ from torch import nn
 
 from data.sources import Source
 from training.config import Config, Data, Optimizer
-from training.optimizer import adam, learning_rate, restore
+from training.optimization import adam, learning_rate, load_optimizer
 
 CPU = torch.device("cpu")
 
@@ -31,7 +31,7 @@ def test_a_state_that_was_saved_on_a_gpu_goes_on_without_one() -> None:
     saved = copy.deepcopy(optimizers[0].state_dict())
     for group in saved["param_groups"]:  # what a GPU's says
         group |= {"fused": True, "capturable": True, "lr": torch.tensor(0.1)}
-    restore(optimizers[1], saved)
+    load_optimizer(optimizers[1], saved)
     assert all(not group["capturable"] and not group["fused"] for group in optimizers[1].param_groups)
     for group in optimizers[1].param_groups:
         group["lr"] = 0.1  # each step sets it

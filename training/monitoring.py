@@ -1,5 +1,5 @@
-"""Watches a run for what a loss curve does not show: values that are not finite, one loss that owns the gradient, a
-network that no longer moves."""
+"""What a loss curve does not show: gradients that are not finite, a loss that owns the gradient, a network that stands
+still."""
 
 from __future__ import annotations
 
@@ -16,38 +16,37 @@ PATIENCE = 500  # steps
 NAMED = 3  # clips, in a message
 
 
-class Broken(NamedTuple):
-    """The first step with a gradient that is not finite: of which losses, in which clips."""
+class NonFinite(NamedTuple):
+    """The first step with a gradient that is NaN or infinite: in which losses, for which clips."""
 
     step: int
     losses: tuple[str, ...]
     clips: tuple[str, ...]
 
     @property
-    def behind(self) -> bool:
-        """Whether this rank saw only what comes behind a loss: the loss may be another rank's."""
-        return all(_behind(name) for name in self.losses)
+    def only_downstream(self) -> bool:
+        """Whether this rank saw it only after the losses were combined: the loss may be another rank's."""
+        return all(_downstream(name) for name in self.losses)
 
     def __str__(self) -> str:
         more = f" and {len(self.clips) - NAMED} others" if len(self.clips) > NAMED else ""
         return f"step {self.step}: {', '.join(self.losses)} not finite, in {', '.join(self.clips[:NAMED])}{more}"
 
 
-class FiniteWatch:
-    """Looks at every step without reading anything from the device, and remembers the first with a gradient that is not
-    finite. The names of the last `steps` steps' clips are kept to say in which."""
+class NonFiniteMonitor:
+    """Checks every step's gradients without waiting for the device, and remembers the first step with one that is not
+    finite. It keeps the clip names of the last `steps` steps."""
 
     def __init__(self, steps: int):
         self.names: deque[tuple[int, Sequence[str]]] = deque(maxlen=steps)
-        self.flags: dict[str, Tensor] = {}  # [B], True where a clip's gradient was not finite, of the first such step
-        self.step: Tensor | None = None  # -1 until then
+        self.flags: dict[str, Tensor] = {}  # [B], True for clips with a gradient that is not finite, of that step
+        self.step: Tensor | None = None  # -1 as long as all are finite
 
-    def heard(self, step: int, names: Sequence[str]) -> None:
+    def note_clips(self, step: int, names: Sequence[str]) -> None:
         self.names.append((step, names))
 
-    def look(self, step: int, flags: Mapping[str, Tensor]) -> None:
-        """By loss, and by what comes behind the losses, True [B] for the clips whose gradient is not finite in this
-        step."""
+    def observe(self, step: int, flags: Mapping[str, Tensor]) -> None:
+        """Takes a step's flags [B] by loss and by network, from `not_finite`."""
         now = torch.stack(list(flags.values())).any()
         if self.step is None:
             self.step = torch.full((), -1, device=now.device)
@@ -56,35 +55,37 @@ class FiniteWatch:
         for name, flag in flags.items():
             self.flags[name] = torch.where(first, flag, self.flags.get(name, torch.zeros_like(flag)))
 
-    def broken(self) -> Broken | None:
-        """What was found on this rank. Reads from the device."""
+    def found(self) -> NonFinite | None:
+        """What this rank has found. Waits for the device."""
         if self.step is None or int(self.step) < 0:
             return None
         step = int(self.step)
         flagged = {name: flags for name, flags in self.flags.items() if bool(flags.any())}
-        told = {name: flags for name, flags in flagged.items() if not _behind(name)} or flagged
+        causes = {name: flags for name, flags in flagged.items() if not _downstream(name)} or flagged
         names = dict(self.names).get(step, ())
-        # a loss over the whole batch is broken in all of its clips by one
-        places = min(told.values(), key=lambda flags: int(flags.sum())).nonzero().flatten().tolist()
-        return Broken(step + 1, tuple(told), tuple(names[place] for place in places if place < len(names)))
+        # one bad clip breaks a loss over the whole batch for all clips; the smallest set of flags names it
+        indices = min(causes.values(), key=lambda flags: int(flags.sum())).nonzero().flatten().tolist()
+        return NonFinite(step + 1, tuple(causes), tuple(names[index] for index in indices if index < len(names)))
 
 
-class Warnings:
-    """Says once what is wrong with a run that goes on. Looks at what is logged, on the first rank."""
+class TrainingWarnings:
+    """Warns once of each problem that does not stop a run. It looks at the logged metrics, on rank 0."""
 
     def __init__(self) -> None:
         self.since: dict[str, int] = {}
         self.sums: dict[str, float] = {}
         self.updates: dict[str, int] = {}
-        self.said: set[str] = set()
+        self.given: set[str] = set()
 
-    def of(self, step: int, metrics: Mapping[str, float], learning: Mapping[str, tuple[nn.Module, int]]) -> list[str]:
-        """What is to be said after a step, of its metrics and of the networks that learn, with their steps."""
-        still = [text for name, (one, updates) in learning.items() for text in self.of_standstill(name, one, updates)]
+    def after(
+        self, step: int, metrics: Mapping[str, float], networks: Mapping[str, tuple[nn.Module, int]]
+    ) -> list[str]:
+        """The new warnings after a step, from its metrics and the learning networks with their numbers of updates."""
+        still = [text for name, (one, updates) in networks.items() for text in self.of_standstill(name, one, updates)]
         return self.of_shares(step, metrics) + still
 
     def of_shares(self, step: int, metrics: Mapping[str, float]) -> list[str]:
-        """A loss that has had more than nine tenths of the gradient for 500 steps, among several."""
+        """Warns of a loss that has had more than nine tenths of the gradient for 500 steps, if there are others."""
         found = []
         shares = {name: value for name, value in metrics.items() if name.startswith("share")}
         for name, share in shares.items():
@@ -98,7 +99,7 @@ class Warnings:
         return found
 
     def of_standstill(self, name: str, network: nn.Module, updates: int) -> list[str]:
-        """A network whose parameters are what they were when it was last looked at, `updates` steps of its own ago."""
+        """Warns of a network that made updates since the last look, but whose parameters are the same."""
         if self.updates.get(name) == updates:
             return []
         total = math.fsum(float(parameter.detach().double().sum()) for parameter in network.parameters())
@@ -107,18 +108,18 @@ class Warnings:
         return self._once(name, f"the {name} has stopped moving: it no longer learns") if still else []
 
     def _once(self, key: str, text: str) -> list[str]:
-        if key in self.said:
+        if key in self.given:
             return []
-        self.said.add(key)
+        self.given.add(key)
         return [f"warning: {text}"]
 
 
-def _behind(name: str) -> bool:
-    """Whether it is what the decoder sends back, or a network's own: there the losses are balanced together, and one
-    bad clip of any of them spoils it for all."""
+def _downstream(name: str) -> bool:
+    """Whether a gradient is computed from all losses together: the decoder's, or a network's own. One bad clip in any
+    loss breaks it for all clips."""
     return name == "reconstruction" or name.startswith("gradient_norm/")
 
 
 def not_finite(gradients: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """By loss, True [B] for the items of gradients [B, ...] that hold anything else than numbers."""
+    """For each gradient [B, ...], True [B] for the items with a NaN or an infinity."""
     return {name: ~gradient.flatten(1).isfinite().all(dim=1) for name, gradient in gradients.items()}

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import nn
 
 from data.sources import Source
 from experiments.random_release import TINY
+from losses.discriminator import feature_matching, hinge_loss
 from tests.teachers import use_random_teacher
-from training.adversary import Adversary
-from training.companion import Companion
+from training.auxiliary import AuxiliaryNetwork, build_asr, build_discriminator
 from training.config import Config, Data, Discriminator
 from training.distributed import Ranks
-from training.listener import Listener
 
 ALONE = Ranks(0, 1, torch.device("cpu"))
 
@@ -30,48 +31,47 @@ def _weights(network: nn.Module) -> list[torch.Tensor]:
 
 def test_matching_features_moves_the_reconstruction_and_learning_the_discriminator(config: Config) -> None:
     torch.manual_seed(0)
-    adversary = Adversary(config, ALONE, lambda: torch.autocast("cpu", enabled=False))
+    discriminator = build_discriminator(config, ALONE)
     original, reconstruction = torch.randn(2, 2, 1, 4000) * 0.1
     reconstruction.requires_grad_()
-    before = {name: parameter.detach().clone() for name, parameter in adversary.network.named_parameters()}
-    matched = adversary.match(reconstruction, original)
+    before = {name: parameter.detach().clone() for name, parameter in discriminator.network.named_parameters()}
+    real_logits, real_features = discriminator.network(original)
+    fake_logits, fake_features = discriminator.network(reconstruction)
+    matched = feature_matching(real_features, fake_features)
     gradient = torch.autograd.grad(matched, reconstruction, retain_graph=True)[0]
     assert gradient.abs().sum() > 0
-    assert all(parameter.grad is None for parameter in adversary.network.parameters())
-    adversary.learn()
+    assert all(parameter.grad is None for parameter in discriminator.network.parameters())
+    discriminator.backward(hinge_loss(real_logits, fake_logits))
     assert reconstruction.grad is None, "the hinge loss is the discriminator's alone"
-    adversary.update()
-    still = [name for name, now in adversary.network.named_parameters() if torch.equal(now, before[name])]
+    discriminator.update()
+    still = [name for name, now in discriminator.network.named_parameters() if torch.equal(now, before[name])]
     # within the margins originals pull the last biases up as far as reconstructions pull them down
     assert all(name.endswith("bias") for name in still)
-    assert adversary.metrics["discriminator"] > 0
 
 
-def test_two_parts_of_a_step_learn_as_the_whole_of_it() -> None:
+def test_two_parts_of_a_step_learn_as_the_whole_of_it(config: Config) -> None:
     torch.manual_seed(0)
     inputs, start = torch.randn(8, 5), nn.Linear(5, 1).state_dict()
 
     def trained(parts: int) -> torch.Tensor:
         network = nn.Linear(5, 1)
         network.load_state_dict(start)
-        companion = Companion(network, ALONE, 1e-2, (0.5, 0.9), parts)
+        auxiliary = AuxiliaryNetwork(network, 1e-2, replace(config, accumulate=parts), ALONE)
         for part in inputs.chunk(parts):
-            companion.loss = network(part).square().mean()
-            companion.learn()
-        companion.update()
-        assert companion.updates == 1
+            auxiliary.backward(network(part).square().mean())
+        auxiliary.update()
+        assert auxiliary.updates == 1
         return network.weight.detach()
 
     assert torch.allclose(trained(1), trained(2), atol=1e-7)
 
 
-def test_without_a_loss_nothing_is_learnt() -> None:
+def test_without_a_loss_nothing_is_learnt(config: Config) -> None:
     network = nn.Linear(2, 2)
     before = _weights(network)
-    companion = Companion(network, ALONE, 1e-2, (0.5, 0.9), 1)
-    companion.learn()
-    companion.update()
-    assert companion.updates == 0
+    auxiliary = AuxiliaryNetwork(network, 1e-2, config, ALONE)
+    assert auxiliary.update() is None
+    assert auxiliary.updates == 0
     assert all(torch.equal(a, b) for a, b in zip(before, _weights(network), strict=True))
 
 
@@ -80,15 +80,16 @@ def test_distilling_moves_the_latents_behind_the_quantizer_and_the_projection(
 ) -> None:
     use_random_teacher(monkeypatch)
     torch.manual_seed(0)
-    listener = Listener(config, ALONE, TINY.semantic_dim)
+    teacher, projection = build_asr(config, ALONE, TINY.semantic_dim)
     latent = torch.randn(3, TINY.semantic_dim, 4, requires_grad=True)
     entries = latent + (torch.randn_like(latent) - latent).detach()
-    loss = listener.distil(torch.randn(3, 1, 4 * 1920), entries)
+    heard = teacher.listen(torch.randn(3, 4 * 1920))
+    loss = projection.network(heard, entries)
     gradient = torch.autograd.grad(loss, latent, retain_graph=True)[0]
     assert gradient[:2].abs().sum() > 0
     assert gradient[2].abs().sum() == 0, "nothing was heard in the third clip"
-    assert listener.metrics["asr_silent_clips"] == 1
-    before = _weights(listener.network)
-    listener.learn()
-    listener.update()
-    assert all(not torch.equal(a, b) for a, b in zip(before, _weights(listener.network), strict=True))
+    assert heard.silent == 1
+    before = _weights(projection.network)
+    projection.backward(loss)
+    projection.update()
+    assert all(not torch.equal(a, b) for a, b in zip(before, _weights(projection.network), strict=True))

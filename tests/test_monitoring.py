@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from training.watch import PATIENCE, FiniteWatch, Warnings, not_finite
+from training.monitoring import PATIENCE, NonFiniteMonitor, TrainingWarnings, not_finite
 
 
 def _gradients(**broken: tuple[int, ...]) -> dict[str, torch.Tensor]:
@@ -16,36 +16,36 @@ def _gradients(**broken: tuple[int, ...]) -> dict[str, torch.Tensor]:
     return found
 
 
-def _watch(steps: list[dict[str, torch.Tensor]], norms: dict[int, torch.Tensor] | None = None) -> FiniteWatch:
-    watch = FiniteWatch(steps=10)
+def _monitor(steps: list[dict[str, torch.Tensor]], norms: dict[int, torch.Tensor] | None = None) -> NonFiniteMonitor:
+    monitor = NonFiniteMonitor(steps=10)
     for step, gradients in enumerate(steps):
-        watch.heard(step, [f"clip_{step}_{i}" for i in range(4)])
+        monitor.note_clips(step, [f"clip_{step}_{i}" for i in range(4)])
         norm = (norms or {}).get(step, torch.ones(()))
-        watch.look(step, not_finite(gradients | {"gradient_norm/encoder": norm.expand(4, 1)}))
-    return watch
+        monitor.observe(step, not_finite(gradients | {"gradient_norm/encoder": norm.expand(4, 1)}))
+    return monitor
 
 
 def test_the_first_broken_step_is_told_with_its_loss_and_clip() -> None:
-    broken = _watch([_gradients(), _gradients(speaker=(2,)), _gradients(mel=(0, 1, 2, 3)), _gradients()]).broken()
+    broken = _monitor([_gradients(), _gradients(speaker=(2,)), _gradients(mel=(0, 1, 2, 3)), _gradients()]).found()
     assert broken is not None
     assert broken == (2, ("speaker",), ("clip_1_2",))
     assert str(broken) == "step 2: speaker not finite, in clip_1_2"
 
 
 def test_many_broken_clips_are_counted_after_three() -> None:
-    broken = _watch([_gradients(mel=(0, 1, 2, 3))]).broken()
+    broken = _monitor([_gradients(mel=(0, 1, 2, 3))]).found()
     assert str(broken) == "step 1: mel not finite, in clip_0_0, clip_0_1, clip_0_2 and 1 others"
 
 
 def test_a_run_of_numbers_has_nothing_to_tell() -> None:
-    assert _watch([_gradients()] * 3).broken() is None
-    assert FiniteWatch(steps=10).broken() is None
+    assert _monitor([_gradients()] * 3).found() is None
+    assert NonFiniteMonitor(steps=10).found() is None
 
 
 def test_a_gradient_that_overflows_behind_the_losses_is_told_with_its_network() -> None:
-    broken = _watch([_gradients()] * 3, {1: torch.tensor(torch.inf)}).broken()
+    broken = _monitor([_gradients()] * 3, {1: torch.tensor(torch.inf)}).found()
     assert broken == (2, ("gradient_norm/encoder",), tuple(f"clip_1_{i}" for i in range(4)))
-    both = _watch([_gradients(), _gradients(mel=(1,))], {1: torch.tensor(torch.nan)}).broken()
+    both = _monitor([_gradients(), _gradients(mel=(1,))], {1: torch.tensor(torch.nan)}).found()
     assert both == (2, ("mel",), ("clip_1_1",)), "the loss is what says more"
 
 
@@ -56,7 +56,7 @@ def test_infinity_is_no_number_either() -> None:
 
 
 def test_a_loss_that_owns_the_gradient_for_long_is_warned_of_once() -> None:
-    warnings = Warnings()
+    warnings = TrainingWarnings()
     owned = {"share/mel": 0.05, "share/speaker": 0.95}
     said = [warnings.of_shares(step, owned) for step in range(50, 3 * PATIENCE, 50)]
     assert [len(texts) for texts in said].count(1) == 1
@@ -65,20 +65,20 @@ def test_a_loss_that_owns_the_gradient_for_long_is_warned_of_once() -> None:
 
 
 def test_a_share_that_comes_down_in_between_is_not_warned_of() -> None:
-    warnings = Warnings()
+    warnings = TrainingWarnings()
     for step in range(50, 3 * PATIENCE, 50):
         share = 0.5 if step % 400 == 0 else 0.95
         assert warnings.of_shares(step, {"share/mel": share, "share/speaker": 1 - share}) == []
 
 
 def test_the_only_loss_and_what_the_decoder_sends_may_own_the_gradient() -> None:
-    warnings = Warnings()
+    warnings = TrainingWarnings()
     metrics = {"share/mel": 1.0, "share_latent/reconstruction": 0.97, "share_latent/commitment": 0.03}
     assert all(warnings.of_shares(step, metrics) == [] for step in range(50, 3 * PATIENCE, 50))
 
 
 def test_a_network_that_stands_still_in_spite_of_steps_is_warned_of_once() -> None:
-    warnings, network = Warnings(), nn.Linear(3, 2)
+    warnings, network = TrainingWarnings(), nn.Linear(3, 2)
     assert warnings.of_standstill("projection", network, 1) == []
     with torch.no_grad():
         network.weight.add_(1e-4)

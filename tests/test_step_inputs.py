@@ -17,8 +17,8 @@ import train_encoder
 from tests.teachers import use_random_teacher
 from training.config import load_config
 from training.distributed import Ranks
-from training.inputs import StepInputs, step_inputs
-from training.replay import WARM_UP, Replay
+from training.state import build_codec
+from training.step_inputs import WARM_UP, GraphedStep, StepInputs, step_inputs
 
 NONE, MATCHED = frozenset[str](), frozenset({"feature_matching"})
 # everything that can be recorded: the teacher waits for the device
@@ -62,46 +62,44 @@ def test_each_set_of_losses_is_computed_some_times_and_then_recorded_once(record
     computed: list[tuple[float, frozenset[str]]] = []
 
     def compute(inputs: StepInputs, losses: frozenset[str]) -> str:
-        computed.append((float(inputs.fade), losses))
+        computed.append((float(inputs.l1_stft_factor), losses))
         return f"found {len(computed)}"
 
-    replay = Replay(compute)
+    graphed = GraphedStep(compute)
 
     def call(fade: float, losses: frozenset[str]) -> str:
-        return replay(StepInputs(*(torch.tensor(fade) for _ in StepInputs._fields)), losses)
+        return graphed(StepInputs(*(torch.tensor(fade) for _ in StepInputs._fields)), losses)
 
     found = [call(step, NONE) for step in range(WARM_UP + 3)]
     assert len(recordings) == 1
     assert recordings[0].replays == 3, "the call that records computes by its first replay"
     assert len(computed) == WARM_UP + 1
     assert len(set(found[WARM_UP:])) == 1, "what is found lies where the recording left it"
-    assert float(replay.inputs.fade) == WARM_UP + 2, "each replay gets its own inputs"
+    assert float(graphed.inputs.l1_stft_factor) == WARM_UP + 2, "each replay gets its own inputs"
     for step in range(WARM_UP + 2):
         call(step, MATCHED)
     assert [graph.replays for graph in recordings] == [3, 2]
 
 
-def test_a_step_with_a_teacher_is_never_recorded(settings: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_step_with_a_teacher_is_never_recorded(
+    settings: Path, monkeypatch: pytest.MonkeyPatch, recordings: list[Recording]
+) -> None:
     use_random_teacher(monkeypatch)
     config = load_config(settings, ("losses.asr=1", "losses.asr_every=3", "log_every=1"))
-    training = train_encoder.Training(config, Ranks(0, 1, torch.device("cpu")))
-    replayed = []
-
-    def record(inputs: StepInputs, losses: frozenset[str]) -> Any:
-        replayed.append(losses)
-        return training.compute(inputs, losses)
-
-    training.replay = record  # type: ignore[assignment]
-    for step in range(4):
-        training.step(CROPS[0, :2], step)
-    assert replayed == [NONE, NONE]
-    assert training.companions["asr projection"].updates == 2
+    trainer = train_encoder.Trainer(config, Ranks(0, 1, torch.device("cpu")))
+    graphed = GraphedStep(trainer.compute, never={"asr"})
+    trainer.graphed_compute = graphed
+    for step in range(3 * (WARM_UP + 2)):
+        trainer.step(CROPS[0, :2], step)
+    assert graphed.captured == NONE
+    assert len(recordings) == 1
+    assert trainer.auxiliary["asr projection"].updates == WARM_UP + 2
 
 
 def test_inputs_are_a_function_of_the_seed_and_the_steps_number(settings: Path) -> None:
     config = load_config(settings, SETTINGS)
     ranks = Ranks(0, 1, torch.device("cpu"))
-    codec = train_encoder.build_codec(config, config.init, ranks.device)
+    codec = build_codec(config, config.init, ranks.device)
 
     def inputs(step: int, seed: int = 0) -> list[Tensor]:
         return list(step_inputs(replace(config, seed=seed), ranks, codec, CROPS[0], step))
@@ -116,18 +114,18 @@ def test_replayed_steps_are_the_steps_computed_one_by_one(settings: Path, monkey
     # sums in another order are a millionth off; in less than fp32, or after large steps of Adam, that grows beyond any
     # limit
     monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)  # as start_ranks has it
-    still = ("precision=fp32", "optimizer.lr=1e-5", "discriminator.from_step=6")
+    still = ("precision=fp32", "optimizer.lr=1e-5", "discriminator.start_step=6")
 
     def trained(cuda_graph: bool) -> tuple[list[dict[str, float]], Tensor]:
         config = load_config(settings, (*SETTINGS, *still, f"cuda_graph={str(cuda_graph).lower()}"))
-        training = train_encoder.Training(config, Ranks(0, 1, torch.device("cuda")))
+        training = train_encoder.Trainer(config, Ranks(0, 1, torch.device("cuda")))
         before = parameters_to_vector(training.trained.parameters()).detach()
         seen = []
         for step in range(12):
             metrics = training.step(CROPS[step].cuda(), step)
             seen.append({name: float(value) for name, value in metrics.items()})
-        assert training.watch.broken() is None
-        assert (training.replay is not None) == cuda_graph
+        assert training.monitor.found() is None
+        assert isinstance(training.graphed_compute, GraphedStep) == cuda_graph
         return seen, parameters_to_vector(training.trained.parameters()).detach() - before
 
     (one_by_one, moved), (replayed, replayed_moved) = trained(False), trained(True)

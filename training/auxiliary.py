@@ -1,0 +1,80 @@
+"""A network that learns beside the codec with its own loss and optimizer: the discriminator, and the projection of the
+semantic embeddings to Whisper's width."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor, nn
+
+from losses.asr.distillation import ASRDistillation
+from losses.discriminator import Discriminator
+from training.config import Config
+from training.distributed import Ranks
+from training.optimization import adam, load_optimizer
+
+if TYPE_CHECKING:
+    from losses.asr.teacher import Teacher
+
+
+class AuxiliaryNetwork:
+    """`network` with an Adam of its own. A training step calls `backward` once for each of its `accumulate` parts and
+    `update` once at its end; gradients are averaged over the parts and over all ranks."""
+
+    def __init__(self, network: nn.Module, lr: float, config: Config, ranks: Ranks):
+        self.network, self.ranks, self.accumulate = network.to(ranks.device), ranks, config.accumulate
+        self.parameters = list(network.parameters())
+        betas = (config.optimizer.beta1, config.optimizer.beta2)
+        self.optimizer = adam(self.parameters, lr, betas, ranks.device)
+
+    @property
+    def updates(self) -> int:
+        """The number of optimizer steps so far. Waits for the device."""
+        state = self.optimizer.state.get(self.parameters[0])
+        return int(state["step"]) if state else 0
+
+    def backward(self, loss: Tensor) -> None:
+        """Adds the gradient of `loss` to this network's parameters, and to nothing else. Frees the loss's graph."""
+        (loss / self.accumulate).backward(inputs=self.parameters)
+
+    def update(self) -> Tensor | None:
+        """One optimizer step with the gradients added since the last one. Returns their norm, None without any."""
+        gradients = [parameter.grad for parameter in self.parameters if parameter.grad is not None]
+        if not gradients:
+            return None
+        averages = self.ranks.average(gradients)
+        for parameter, gradient in zip(self.parameters, averages, strict=True):
+            parameter.grad = gradient
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        return nn.utils.get_total_norm(averages)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"network": self.network.state_dict(), "optimizer": self.optimizer.state_dict()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.network.load_state_dict(state["network"])
+        load_optimizer(self.optimizer, state["optimizer"])
+
+
+def build_discriminator(config: Config, ranks: Ranks) -> AuxiliaryNetwork:
+    return AuxiliaryNetwork(Discriminator(config.discriminator.channels), config.discriminator.lr, config, ranks)
+
+
+def build_asr(config: Config, ranks: Ranks, semantic_dim: int) -> tuple[Teacher, AuxiliaryNetwork]:
+    """The frozen Whisper, which rank 0 downloads first, and the projection that learns."""
+    from losses.asr.teacher import Teacher  # importing Whisper takes seconds
+
+    options, cache = config.losses, Path(config.hf_cache) if config.hf_cache else None
+    with ranks.main_first():
+        teacher = Teacher.load(
+            options.asr_teacher,
+            ranks.device,
+            cache / "whisper" if cache else None,
+            language=options.asr_language,
+            context_seconds=options.asr_context_seconds,
+            cache=Path(options.asr_cache) if options.asr_cache else None,
+        )
+    projection = ASRDistillation(semantic_dim, teacher.width)
+    return teacher, AuxiliaryNetwork(projection, config.optimizer.lr, config, ranks)

@@ -1,0 +1,106 @@
+"""Memory: activation checkpointing to save it, and what to change when a GPU's or the machine's is full."""
+
+from __future__ import annotations
+
+import gc
+import re
+import traceback
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils.checkpoint import checkpoint
+
+from codec.layers import Transformer
+from data import DataError
+from losses.discriminator import STFTDiscriminator
+from training.config import Config
+from training.distributed import Ranks
+
+
+class MemoryFullError(Exception):
+    """A step does not fit into the GPU's memory. The message names settings that fit."""
+
+
+def checkpoint_activations(*networks: nn.Module) -> None:
+    """Makes the transformers and discriminators in `networks` keep only their inputs, and compute their activations
+    again in the backward pass. Results stay bit-identical."""
+    for network in networks:
+        for module in network.modules():
+            if isinstance(module, Transformer | STFTDiscriminator):
+                _checkpoint(module)
+
+
+def _checkpoint(module: nn.Module) -> None:
+    forward = module.forward
+
+    def checkpointed(*inputs: Any) -> Any:
+        # these networks draw no random numbers, so there is no state to keep
+        return checkpoint(forward, *inputs, use_reentrant=False, preserve_rng_state=False)
+
+    module.forward = checkpointed
+
+
+@contextmanager
+def explain_full_memory(config: Config, ranks: Ranks, trial: Callable[[Config], object]) -> Iterator[None]:
+    """Turns torch's errors into sentences: MemoryFullError for a full GPU, DataError for a loader worker that died.
+    On one GPU, `trial` makes steps with smaller batches until one fits. With several ranks a trial would need them all,
+    so the next smaller settings are named untried."""
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        sentence = _full(config)
+        traceback.clear_frames(error.__traceback__)  # the frames hold the networks, and those the memory
+        found = _find_fitting(config, trial) if ranks.world_size == 1 else None
+        raise MemoryFullError(sentence + _advice(config, found)) from error
+    except ConnectionError as error:  # a worker died while it handed over a batch
+        raise DataError(f"a loader worker died ({error.strerror}). {_worker_advice(config)}") from error
+    except RuntimeError as error:
+        # "Caught ... in DataLoader worker" carries the worker's own traceback, which says more: leave it
+        if not re.match(r"DataLoader worker .*(killed|exited)", str(error)):
+            raise
+        raise DataError(f"{str(error).strip().splitlines()[0]} {_worker_advice(config)}") from error
+
+
+def _worker_advice(config: Config) -> str:
+    return f"The usual reason is full memory: set data.workers lower than {config.data.workers}"
+
+
+def _full(config: Config) -> str:
+    free, total = (number / 1e9 for number in torch.cuda.mem_get_info())
+    ours = torch.cuda.memory_reserved() / 1e9
+    return (
+        f"the GPU's memory is full ({ours:.1f} of {total:.1f} GB ours, {total - free - ours:.1f} GB others') at "
+        f"batch_size={config.batch_size} data.crop_seconds={config.data.crop_seconds:g}: "
+    )
+
+
+def _find_fitting(config: Config, trial: Callable[[Config], object]) -> Config | None:
+    """The same crops a step, or a few more, in the largest parts whose trial succeeds."""
+    size = config.batch_size
+    while size > 1:
+        size //= 2
+        smaller = replace(config, batch_size=size, accumulate=-(-config.batch_size * config.accumulate // size))
+        gc.collect()
+        torch.cuda.empty_cache()
+        try:
+            trial(replace(smaller, compile=False, accumulate=2))  # two parts need as much memory as more do
+        except torch.OutOfMemoryError as error:
+            traceback.clear_frames(error.__traceback__)
+            continue
+        return smaller
+    return None
+
+
+def _advice(config: Config, found: Config | None) -> str:
+    if found:
+        crops = found.batch_size * found.accumulate
+        return f"batch_size={found.batch_size} accumulate={found.accumulate} fits (tried), {crops} crops a step"
+    ways = [] if config.activation_checkpointing else ["activation_checkpointing=true"]
+    if config.batch_size > 1:
+        ways.append(f"batch_size={config.batch_size // 2} accumulate={config.accumulate * 2}")
+    ways.append(f"data.crop_seconds={config.data.crop_seconds / 2:g}")
+    return f"set {' or '.join(ways)}, which need less"
