@@ -25,6 +25,7 @@ from tests.processes import start, statuses
 from training.checkpoints import RENAMED_STATE, STATE, checkpoints, load_newest
 from training.config import Config, ConfigError, load_config
 from training.distributed import Ranks
+from training.state import TrainingState
 
 ALONE = Ranks(0, 1, torch.device("cpu"))
 
@@ -54,7 +55,7 @@ def test_a_run_leaves_what_others_build_on(
     assert {tensor.dtype for tensor in tensors.values()} == {torch.bfloat16}
     state = torch.load(newest(config), weights_only=True)
     for name in ("input_proj.conv.parametrizations.weight.original1", "encoder_blocks.0.layers.0.attention.wq.weight"):
-        average, live = (state[part][f"encoder.{name}"].bfloat16() for part in ("average", "trained"))
+        average, live = (state[part][f"encoder.{name}"].bfloat16() for part in ("ema", "trained"))
         assert torch.equal(tensors[f"audio_tokenizer.{name}"], average)
         assert not torch.equal(average, live)
     assert json.loads(metadata["step"]) == 6
@@ -103,14 +104,14 @@ class KilledError(Exception):
 
 def die_after(step: int, patch: pytest.MonkeyPatch) -> None:
     """Lets a run end right after the checkpoint of that step."""
-    save = train_encoder.Trainer.save
+    save = TrainingState.save
 
-    def save_then_die(self: train_encoder.Trainer, folder: Path, at: int) -> None:
-        save(self, folder, at)
+    def save_then_die(self: TrainingState, at: int) -> None:
+        save(self, at)
         if at == step:
             raise KilledError
 
-    patch.setattr(train_encoder.Trainer, "save", save_then_die)
+    patch.setattr(TrainingState, "save", save_then_die)
 
 
 EVERYTHING = (
@@ -193,9 +194,9 @@ def test_an_encoder_started_from_another_keeps_to_its_own_releases_codebook(sett
     second = load_config(settings, [f"output_dir={tmp_path / 'next'}"])
     training = train_encoder.Trainer(second, ALONE)
     own = training.quantizer.semantic_codebook.embedding.clone()
-    training.start_from(Path(first.output_dir))
+    training.state.start_from(Path(first.output_dir))
     assert torch.equal(training.quantizer.semantic_codebook.embedding, own)
-    expected = torch.load(newest(first), weights_only=True)["average"]
+    expected = torch.load(newest(first), weights_only=True)["ema"]
     assert all(torch.equal(tensor, expected[name]) for name, tensor in training.trained.state_dict().items())
 
 
@@ -302,10 +303,10 @@ def test_two_ranks_train_as_one_with_the_whole_batch(settings: Path, tmp_path: P
     states = [Path(where) / "checkpoints/step_0000006/state.pt" for where in (one.output_dir, folder)]
     single, double = (torch.load(path, weights_only=True)["trained"] for path in states)
     start = train_encoder.Trainer(one, ALONE).trained.state_dict()
-    moved, apart = (torch.cat([(single[name] - other[name]).flatten() for name in single]) for other in (start, double))
-    # sums in another order; Adam makes much of the smallest gradients
-    assert apart.norm() < 0.002 * moved.norm()
-    assert apart.abs().max() < 0.1 * moved.abs().max()
+    moved, off = (torch.cat([(single[name] - other[name]).flatten() for name in single]) for other in (start, double))
+    # The sums have another order, and Adam enlarges differences in the smallest gradients: 0.1 % after six steps on one
+    # processor, 2.1 % on another. Ranks that do not share their gradients would be off by as much as they moved.
+    assert off.norm() < 0.05 * moved.norm()
     own, theirs = (torch.load(path, weights_only=True)["auxiliary"]["discriminator"]["network"] for path in states)
     begun = train_encoder.Trainer(one, ALONE).auxiliary["discriminator"].network.state_dict()
     moved = max((own[name] - begun[name]).abs().max().item() for name in own)
