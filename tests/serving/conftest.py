@@ -152,7 +152,7 @@ def own_file(environment: Path, cloning: Path, clips: dict[str, Path], work: Pat
             scene.use_client(server, desk, given)
         for name in ("anna", "nobody", "halfway"):
             scene.use_client(server, desk, f"--voice={name}")
-        scene.follow_readme(server, desk, "From a client", environment / "bin" / "python")
+        scene.follow_page(server, desk, "docs/clients.md", environment / "bin" / "python")
         scene.kill(server, "an empty clip", ref_audio=data_url(encoded(np.zeros(0))))
     return scene
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from tests.serving.server import Answer, Server, said
 
-USUAL_URL = "http://localhost:8000"  # in the README
+USUAL_URL = "http://localhost:8000"  # in docs/clients.md
 
 
 @dataclass
@@ -39,13 +39,13 @@ class Scene:
         command = [sys.executable, str(program), *given, "Hello there.", "hello.wav", "--url", server.url]
         self._run(server, folder, f"client {' '.join(given)}", command)
 
-    def follow_readme(self, server: Server, folder: Path, heading: str, python: Path) -> None:
-        """Every block of a section of the README in `folder`, with the server's address in the place of the usual one,
-        and with a Python that has the clients it shows."""
-        for i, (language, code) in enumerate(blocks(heading)):
+    def follow_page(self, server: Server, folder: Path, page: str, python: Path) -> None:
+        """Runs every block of a page of the documents in `folder`, with the server's address in place of the usual
+        one. `python` has the clients that the page shows."""
+        for i, (language, code) in enumerate(blocks(page)):
             code = code.replace(USUAL_URL, server.url)
             command = ["bash", "-euc", code] if language == "bash" else [str(python), "-c", code]
-            self._run(server, folder, f"README {i}", command)
+            self._run(server, folder, f"{page} {i}", command)
 
     def _run(self, server: Server, folder: Path, what: str, command: list[str]) -> None:
         path = {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
@@ -57,9 +57,8 @@ class Scene:
         speech.unlink(missing_ok=True)
 
 
-def blocks(heading: str) -> Iterator[tuple[str, str]]:
-    """Language and code of each block in a section of the README."""
-    section = Path("README.md").read_text(encoding="utf-8").split(f"## {heading}\n")[1].split("\n## ")[0]
-    for block in section.split("```")[1::2]:
+def blocks(page: str) -> Iterator[tuple[str, str]]:
+    """Language and code of each block of a page."""
+    for block in Path(page).read_text(encoding="utf-8").split("```")[1::2]:
         language, _, code = block.partition("\n")
         yield language, code

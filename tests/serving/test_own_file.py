@@ -23,7 +23,7 @@ from tests.serving.server import Answer, said
 pytestmark = pytest.mark.served
 
 FORMS = ["16_bits.wav", "floats.wav", "compressed.flac", "lossy.mp3", "16_khz.wav", "48_khz.wav", "anna.wav"]
-README = [f"README {i}" for i in range(len(list(blocks("From a client"))))]
+CLIENTS = [f"docs/clients.md {i}" for i in range(len(list(blocks("docs/clients.md"))))]
 
 
 @pytest.fixture(scope="module")
@@ -160,8 +160,8 @@ def test_the_client_explains_a_name_that_nobody_has(own_file: Scene) -> None:
     assert "knows no voice 'nobody', only anna" in program.stderr
 
 
-@pytest.mark.parametrize("block", README)
-def test_every_client_of_the_readme_hears_the_voice_by_name_and_by_clip(own_file: Scene, block: str) -> None:
+@pytest.mark.parametrize("block", CLIENTS)
+def test_every_client_of_the_documents_hears_the_voice_by_name_and_by_clip(own_file: Scene, block: str) -> None:
     program, answer = own_file.programs[block], own_file.answers[block]
     assert program.returncode == 0, program.stderr
     assert soundfile.info(io.BytesIO(answer.body)).samplerate == 24000
