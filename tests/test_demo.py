@@ -73,7 +73,11 @@ def test_a_preset_voice_is_what_its_encoder_gives(withheld: Codec, tmp_path: Pat
     clips = open_clips([str(DEMO / "seen.parquet")], str(tmp_path))
     for i, path in enumerate(voices):
         waveform = decode(clips.read(i), withheld.sample_rate)[None]
-        assert torch.equal(torch.load(path, weights_only=True), withheld.embed(withheld.encode(waveform))[0])
+        stored, computed = torch.load(path, weights_only=True), withheld.embed(withheld.encode(waveform))[0]
+        assert stored.shape == computed.shape
+        # Processors differ in the last bits of bf16: up to a quarter of the frames then have another code, and the mean
+        # cosine is 0.99. Between two voices it is 0.11 at most.
+        assert torch.cosine_similarity(stored.float(), computed.float(), dim=1).mean() > 0.98
 
 
 @pytest.mark.parametrize(("recovered", "failures"), [(0.95, 0), (0.76, 1), (None, 1)])

@@ -62,7 +62,7 @@ def explain_full_memory(config: Config, ranks: Ranks, trial: Callable[[Config], 
         # "Caught ... in DataLoader worker" carries the worker's own traceback, which says more: leave it
         if not re.match(r"DataLoader worker .*(killed|exited)", str(error)):
             raise
-        raise DataError(f"{str(error).strip().splitlines()[0]} {_worker_advice(config)}") from error
+        raise DataError(f"{str(error).strip().splitlines()[0].rstrip('. ')}. {_worker_advice(config)}") from error
 
 
 def _worker_advice(config: Config) -> str:
