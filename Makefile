@@ -4,6 +4,8 @@
 # All set up what they need themselves. VENV=DIR and SERVER_VENV=DIR name environments to keep between clones.
 
 VENV ?= .venv
+# processes of `make test`, each with one thread and up to 2 GB
+TEST_WORKERS ?= 2
 SERVER_VENV ?= $(VENV)-server
 PYTHON ?= python3
 # the server's own codec class, without the server's dependencies (5 GB of CUDA and vLLM)
@@ -59,7 +61,7 @@ test: $(STAMP)
 	$(RUN) -m ruff format --check .
 	$(RUN) -m ruff check .
 	$(RUN) -m mypy
-	$(RUN) -m pytest
+	$(RUN) -m pytest -n $(TEST_WORKERS) --dist loadfile
 
 test-server: $(SERVER_STAMP)
 	SERVER_VENV=$(abspath $(SERVER_VENV)) $(RUN) -m pytest -m served -s tests/serving

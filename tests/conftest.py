@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import subprocess
 import tempfile
@@ -16,7 +17,12 @@ from torch import Tensor
 from experiments.random_release import REAL, SMALL, TINY, random_codec, write_release
 from experiments.random_speech import audio_bytes
 
-torch.set_num_threads(2)
+# `make test` runs one worker a core; a test that runs alone has two threads
+if "PYTEST_XDIST_WORKER" in os.environ:
+    os.environ["OMP_NUM_THREADS"] = "1"  # for the programs that tests start
+    torch.set_num_threads(1)
+else:
+    torch.set_num_threads(2)
 
 
 @pytest.fixture(scope="session")

@@ -1,1 +1,16 @@
-"""What a training run needs around its step: configuration, ranks, checkpoints, metrics."""
+"""What a training run needs around its step, which is in train_encoder.py.
+
+config.py        the settings: YAML, environment, command line
+dataset.py       batches of crops, and the validation clips
+step_inputs.py   what differs from step to step, and the CUDA graph of a step
+auxiliary.py     the discriminator and the ASR projection, which learn beside the codec
+optimization.py  Adam, the learning-rate schedule, the EMA of the weights
+state.py         everything that learns: start, resume, save
+checkpoints.py   checkpoint folders, written whole and checked when read
+validation.py    metrics of the EMA encoder on fixed clips
+metrics.py       metrics of parts and ranks, combined
+monitoring.py    gradients that are not finite, and warnings
+progress.py      terminal, metrics.jsonl, TensorBoard, names of skipped clips
+memory.py        activation checkpointing, and advice when memory is full
+distributed.py   the ranks: under `python` one, under `torchrun` many
+"""
