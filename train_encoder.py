@@ -19,7 +19,6 @@ balancer turns weights into shares of the gradient there. `Trainer.backward` is 
 from __future__ import annotations
 
 import argparse
-import sys
 from contextlib import closing
 from pathlib import Path
 from typing import TypeVar
@@ -27,22 +26,19 @@ from typing import TypeVar
 import torch
 from torch import Tensor, nn
 
-from codec.config import ReleaseError
-from data import DataError
 from losses import Balancer, Diversity, FixedWeights, MelDistance, STFTDistance, commitment
-from losses.asr.distillation import TeacherError
 from losses.discriminator import feature_matching, hinge_loss
 from losses.diversity import spacing
 from losses.shaping import Shaping, target_as_json, voices_target
-from losses.speaker import SpeakerDistance, SpeakerModelError
+from losses.speaker import SpeakerDistance
+from system.command import UserError, exit_status
 from system.files import write_whole
 from system.signals import StoppedError, StopRequest
 from training.auxiliary import AuxiliaryNetwork, build_asr, build_discriminator
-from training.checkpoints import CheckpointError
-from training.config import Config, ConfigError, dump_config, load_config
+from training.config import Config, dump_config, load_config
 from training.dataset import TrainingData
-from training.distributed import Ranks, RanksError, exit_process, start_ranks
-from training.memory import MemoryFullError, checkpoint_activations, explain_full_memory
+from training.distributed import Ranks, exit_process, start_ranks
+from training.memory import checkpoint_activations, explain_full_memory
 from training.metrics import RunningMetrics, combine, combine_over_ranks
 from training.monitoring import NonFiniteMonitor, TrainingWarnings, not_finite
 from training.optimization import EMA, adam, learning_rate
@@ -56,15 +52,8 @@ ON_RECONSTRUCTION = ("mel", "l1", "stft", "feature_matching", "speaker")
 ON_LATENT = ("commitment", "asr", "diversity", "shaping")
 
 
-class TrainingError(Exception):
+class TrainingError(UserError):
     """The run cannot go on. The message says why, and what to do."""
-
-
-# what the user can mend: one sentence, exit status 2
-ERRORS = (
-    *(CheckpointError, ConfigError, DataError, MemoryFullError, RanksError, ReleaseError),
-    *(SpeakerModelError, TeacherError, TrainingError),
-)
 
 
 class Trainer:
@@ -347,25 +336,14 @@ def main() -> int:
     parser.add_argument("--config", default="configs/v3.yaml", help="a YAML file of settings (default: %(default)s)")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="a setting to change")
     arguments = parser.parse_args()
-    try:
+
+    def run() -> int:
         config = load_config(arguments.config, arguments.overrides)
-    except ConfigError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    try:
         with start_ranks() as ranks, explain_full_memory(config, ranks, lambda other: try_steps(other, ranks)):
             train(config, ranks)
-    except StoppedError as stop:
-        print(f"{stop}: repeat the command to resume", file=sys.stderr)
-        return stop.status
-    except ERRORS as error:
-        sentence = str(error)
-    except OSError as error:
-        sentence = f"{error.filename or config.output_dir}: {error.strerror}"
-    else:
         return 0
-    print(f"error: {sentence}", file=sys.stderr)
-    return 2
+
+    return exit_status(run, "repeat the command to resume", when_refused="")
 
 
 if __name__ == "__main__":

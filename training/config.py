@@ -17,6 +17,7 @@ from typing import Any
 import yaml
 
 from data.sources import Source
+from system.command import UserError
 from system.environment import from_environment
 
 # settings of earlier versions, and what they are called now
@@ -28,7 +29,7 @@ RENAMED = {
 }
 
 
-class ConfigError(Exception):
+class ConfigError(UserError):
     """A configuration that cannot be run. The message names the key, its value and what was expected."""
 
 

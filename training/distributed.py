@@ -20,6 +20,8 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from system.command import UserError
+
 T = TypeVar("T")
 
 # A dead rank's connections close, and the others notice at once. Before the ranks have connected, only START_LIMIT
@@ -33,7 +35,7 @@ LOST = re.compile(r"connection (closed|reset|refused)|broken pipe|gloo|nccl|sock
 BITS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}  # by the size of an element, bytes
 
 
-class RanksError(Exception):
+class RanksError(UserError):
     """The ranks cannot go on together. The message says why."""
 
 

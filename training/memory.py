@@ -17,11 +17,12 @@ from torch.utils.checkpoint import checkpoint
 from codec.layers import Transformer
 from data import DataError
 from losses.discriminator import STFTDiscriminator
+from system.command import UserError
 from training.config import Config
 from training.distributed import Ranks
 
 
-class MemoryFullError(Exception):
+class MemoryFullError(UserError):
     """A step does not fit into the GPU's memory. The message names settings that fit."""
 
 
