@@ -15,8 +15,9 @@ from codec.checkpoint import checkpoint_tensors, codec_fingerprint, read_encoder
 from codec.tensors import expected_encoder
 from data import decode, open_clips
 from evaluation.server_codec import load_server_codec
-from examples.demo import shortcomings, unseen_clips
+from examples.demo import fresh_release, shortcomings, table, unseen_clips
 from losses.mel import MelDistance
+from system.command import UserError
 
 DEMO = Path("data/demo")
 
@@ -85,6 +86,32 @@ def test_the_demo_fails_with_an_encoder_no_better_than_its_start(recovered: floa
     found = {"compared": {"mel": {"recovered": recovered and {"value": recovered}}}}
     assert len(shortcomings(found, [True, True])) == failures
     assert len(shortcomings(found, [True, False])) == failures + 1
+
+
+def test_the_table_has_a_column_under_each_heading_and_a_dash_for_what_was_not_measured() -> None:
+    totals = {"untrained": {"mel": {"value": 7.0}}, "encoder": {"mel": {"value": 1.0}}, "against": {}}
+    found = {"totals": totals, "compared": {"mel": {"recovered": {"value": 0.9}}, "sem_util": {"recovered": None}}}
+    lines = table(found).splitlines()
+    assert len({len(line) for line in lines}) == 1
+    assert [line.split()[:3] for line in lines[1:]] == [
+        ["untrained", "7.000", "–"],
+        ["trained", "1.000", "–"],
+        ["withheld", "–", "–"],
+        ["recovered", "90%", "–"],
+    ]
+
+
+def test_a_new_demo_replaces_an_earlier_one_and_deletes_nothing_else(tmp_path: Path) -> None:
+    output = tmp_path / "demo"
+    assert fresh_release(output) == output / "release"
+    (output / "report").mkdir()
+    fresh_release(output)
+    assert [path.name for path in output.iterdir()] == ["release"]
+    (tmp_path / "thesis.txt").write_text("four years")
+    (tmp_path / "demo").rename(tmp_path / "other")
+    with pytest.raises(UserError, match="has other files than a demo's"):
+        fresh_release(tmp_path)
+    assert (tmp_path / "thesis.txt").exists()
 
 
 def test_the_withheld_encoder_is_worth_recovering(withheld: Codec) -> None:
