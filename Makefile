@@ -1,30 +1,30 @@
-# make demo    the whole way on two CPU cores, minutes after the installation
-# make test    formatting, lint, types and tests
+# make demo           the whole way on a small stand-in: minutes on two CPU cores, after the installation
+# make test           formatting, lint, types and tests
 # make test-server    the tests in the real server, on two CPU cores
-# All set up what they need themselves. VENV=DIR and SERVER_VENV=DIR name environments to keep between clones.
+# Each target installs what it needs. VENV=DIR and SERVER_VENV=DIR name environments that several clones can share.
 
 VENV ?= .venv
 # processes of `make test`, each with one thread and up to 2 GB
 TEST_WORKERS ?= 2
 SERVER_VENV ?= $(VENV)-server
 PYTHON ?= python3
-# the server's own codec class, without the server's dependencies (5 GB of CUDA and vLLM)
+# the server's own codec class, installed without its dependencies (5 GB of CUDA and vLLM)
 SERVER_CLASS = vllm-omni==0.30.0
-# EnCodec's own balancer, which the tests compare with; of flashy it takes the averages
+# EnCodec's own balancer, with which the tests compare ours; it imports flashy
 BALANCER = audiocraft==1.3.0 flashy==0.0.2
 
-# speaker network of the evaluation, without the voice detection that has to be compiled (requirements-eval.txt)
+# the evaluation's speaker network, without the voice detection that would have to be compiled (requirements-eval.txt)
 SPEAKER_NETWORK = resemblyzer==0.1.4
-# needs a C compiler; where there is none the evaluation names it and leaves it out
+# needs a C compiler; without one, the evaluation says that PESQ is missing and leaves it out
 PESQ = pesq==0.0.4
 
 REQUIREMENTS = requirements.txt requirements-eval.txt requirements-dev.txt
-# named by content: a kept environment is renewed when what it needs changes, not when a clone is younger than it
+# The name holds a checksum: a shared environment is installed again when the requirements change, and only then.
 STAMP := $(VENV)/.installed-$(shell cat $(REQUIREMENTS) Makefile | cksum | tr ' ' '-')
 RUN = $(abspath $(VENV))/bin/python
 
 SERVER_REQUIREMENTS = tests/serving/requirements.txt
-# PyPI has it with CUDA only: PIP_EXTRA_INDEX_URL can name PyTorch's own index for CPUs.
+# PyPI has no CPU build for Linux: set PIP_EXTRA_INDEX_URL to PyTorch's CPU index if pip does not find it.
 SERVER_TORCH = torch==2.13.0+cpu
 SERVER_CONTENT = $(shell { cat $(SERVER_REQUIREMENTS); echo $(SERVER_TORCH) $(SERVER_CLASS); } | cksum | tr ' ' '-')
 SERVER_STAMP := $(SERVER_VENV)/.installed-$(SERVER_CONTENT)

@@ -131,7 +131,7 @@ def write_release(
 
 
 def linked_copy(folder: Path, target: Path) -> Path:
-    """Copies a release with hard links: fast, and what a program writes in place shows in `folder`."""
+    """Copies a release with hard links: fast, and a change made inside a file shows in `folder`."""
     for path in sorted(folder.rglob("*")):
         if path.is_file():
             (target / path.relative_to(folder)).parent.mkdir(parents=True, exist_ok=True)

@@ -1,10 +1,11 @@
-"""The tables of RESULTS.md, in Markdown, from the files that `evaluate_encoder.py --json` wrote.
+"""What are the figures of an evaluation? Prints the Markdown tables of RESULTS.md from `evaluate_encoder.py --json`.
 
     python -m experiments.results_tables figures.json [more.json ...]
-    python -m experiments.results_tables figures.json --curve 'step_*' recipe    # and a curve over hours
+    python -m experiments.results_tables figures.json --curve 'step_*' recipe    # adds a curve
 
-The curve's encoders are named or matched; how much speech they had heard stands in their files (`audio_seconds`), or is
-their step times --seconds-a-step. They are left out of the other tables, but for the first encoder.
+The curve shows what each encoder of a run recovered, over the hours of audio it was trained on. --curve takes names
+of encoders or patterns. The hours are from the encoder's file (`audio_seconds`), or else its step times
+--seconds-a-step. The other tables leave these encoders out, except the first encoder of the evaluation.
 """
 
 from __future__ import annotations
@@ -23,17 +24,17 @@ from evaluation.statistics import Interval
 from evaluation.table import ARROWS, as_share, fewer, speed_lines, with_interval
 from system.command import UserError, exit_status
 
-GOAL = 0.95  # of the other encoder's quality, recovered by every metric
+GOAL = 0.95  # of the difference between the untrained and the other encoder, to be recovered by every metric
 ENDS = ("untrained", "against", "original")
-ALIKE = {metric.name for metric in AGREEMENT}  # how alike two encoders are is not how good one is
+ALIKE = {metric.name for metric in AGREEMENT}  # similarity of two encoders' codes: not a measure of quality
 
 
 class ResultsError(UserError):
-    """Figures that cannot be made into tables. The message says which, and what is expected."""
+    """A file or a name that no table can be made from. The message says which, and what is expected."""
 
 
 class Figures:
-    """One evaluation, as it was written."""
+    """One evaluation, read from its JSON file. Raises ResultsError if the file has another content."""
 
     def __init__(self, path: Path):
         try:
@@ -52,34 +53,35 @@ class Figures:
 
     @property
     def systems(self) -> list[str]:
-        """Encoders, and the descent without one."""
+        """The encoders and, if it was measured, `descent`: codes found without an encoder."""
         return [name for name in self.totals if name not in ENDS]
 
     def heading(self, system: str) -> str:
-        """Its name, and how many clips it has scores of where these are not all."""
+        """The system's name, and the number of clips it has scores of if these are not all."""
         return system + fewer(self.scored(system), len(self.found["clips"]))
 
     def scored(self, system: str) -> int:
-        """How many clips it has scores of; an original is there for every clip, and only some judges score it."""
+        """How many clips the system has scores of. All for the originals, which only some judges score."""
         clips = self.found["clips"]
         return len(clips) if system == "original" else sum(bool(clip["scores"].get(system)) for clip in clips)
 
     def total(self, system: str, metric: Metric) -> Interval | None:
+        """The mean over the clips; None if it was not measured."""
         total = self.totals.get(system, {}).get(metric.name)
         return total and Interval(total["value"], total["low"], total["high"])
 
     def compared(self, system: str, metric: Metric, what: str) -> Interval | None:
-        """The `difference` or what is `recovered`."""
+        """The interval of the `difference` or of what is `recovered`; None if there is none."""
         interval = self.comparisons.get(system, {}).get(metric.name, {}).get(what)
         return interval and Interval(**interval)
 
     def fewer(self, system: str, metric: Metric) -> str:
-        """How many clips a total is over, where these are not all that the system has scores of."""
+        """The number of clips of a total, as `, N clips`; empty if it is over all that the system has scores of."""
         total = self.totals.get(system, {}).get(metric.name)
         return fewer(total["clips"], self.scored(system)) if total else ""
 
     def fewer_compared(self, system: str, metric: Metric, what: str) -> str:
-        """The same of a `difference` or of what is `recovered`."""
+        """The same for a `difference` or for what is `recovered`."""
         compared = self.comparisons.get(system, {}).get(metric.name, {})
         if not compared.get(what):
             return ""
@@ -87,21 +89,30 @@ class Figures:
         return fewer(clips, self.scored(system))
 
     def hours(self, encoder: str, seconds_a_step: float) -> float:
-        """Of audio that an encoder has heard. Raises ResultsError where nobody says so."""
+        """Hours of audio that the encoder was trained on. Raises ResultsError if they are not known."""
         about = self.encoders.get(encoder, {})
         seconds = about.get("audio_seconds")
         if seconds is None and seconds_a_step and "step" in about:
             seconds = about["step"] * seconds_a_step
         if seconds is None:
-            raise ResultsError(f"--curve: the file of {encoder} does not say how much it heard: give --seconds-a-step")
+            raise ResultsError(
+                f"--curve: the file of {encoder} does not say on how much audio it was trained: give --seconds-a-step"
+            )
         return float(seconds) / 3600
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("files", nargs="+", type=Path, metavar="FILE", help="written by evaluate_encoder.py --json")
-    parser.add_argument("--curve", nargs="+", default=[], metavar="NAME", help="encoders of one run, such as 'step_*'")
-    parser.add_argument("--seconds-a-step", type=float, default=0.0, help="audio in a step of that run")
+    parser.add_argument(
+        "--curve", nargs="+", default=[], metavar="NAME", help="encoders of one run, such as 'step_*'; adds the curve"
+    )
+    parser.add_argument(
+        "--seconds-a-step",
+        type=float,
+        default=0.0,
+        help="audio in a step of that run, for encoders whose files do not say it",
+    )
     arguments = parser.parse_args(argv)
 
     def run() -> int:
@@ -112,7 +123,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def described(path: Path, curve: Sequence[str], seconds_a_step: float) -> str:
-    """Everything about one file."""
+    """All tables and lines about one file."""
     figures = Figures(path)
     on_curve = [name for name in figures.encoders if any(fnmatchcase(name, each) for each in curve)]
     if curve and not on_curve:
@@ -135,7 +146,7 @@ def about_data(figures: Figures) -> str:
     speakers = len({clip["speaker"] for clip in clips if clip["speaker"]})
     voices = f" of {speakers} speakers" if speakers else ""
     versions = ", ".join(f"{name} {version}" for name, version in settings["versions"].items())
-    over = settings.get("bootstrap_over", "clips")  # files of before say nothing
+    over = settings.get("bootstrap_over", "clips")  # older files do not have it
     return (
         f"{len(clips)} clips{voices}, {minutes:.1f} minutes, of {', '.join(settings['data'])}; "
         f"{settings['arithmetic']}, {settings['machine']}; seed {settings['seed']}; Whisper {settings['whisper']}; "
@@ -152,7 +163,7 @@ def totals_table(figures: Figures, systems: Sequence[str]) -> str:
 
 
 def comparison_table(figures: Figures, systems: Sequence[str]) -> str:
-    """Differences from the other encoder, and what is recovered of it."""
+    """Each system's difference from the other encoder, and what it recovered."""
     columns = [name for name in systems if name in figures.comparisons]
     rows = []
     for metric in figures.metrics:
@@ -167,17 +178,17 @@ def comparison_table(figures: Figures, systems: Sequence[str]) -> str:
 
 
 def furthest(figures: Figures) -> str:
-    """Which metric is furthest from the goal, of those that say how good the first encoder is."""
+    """A sentence: how many metrics of the first encoder's quality reach the goal, and which is furthest from it."""
     shares = {
         metric: share
         for metric in figures.metrics
         if metric.name not in ALIKE and (share := figures.compared(figures.first, metric, "recovered"))
     }
     if not shares:
-        return "Nothing can be recovered: the untrained encoder and the other one cannot be told apart."
+        return "No share can be computed: no metric separates the untrained encoder from the other one."
     worst = min(shares, key=lambda metric: shares[metric].value)
     reached = sum(share.value >= GOAL for share in shares.values())
-    untold = [
+    without_share = [
         metric.title
         for metric in figures.metrics
         if metric.better and metric.name not in ALIKE and metric not in shares and figures.total("against", metric)
@@ -186,13 +197,15 @@ def furthest(figures: Figures) -> str:
         f"{figures.first}: {reached} of {len(shares)} metrics at {100 * GOAL:.0f} % or more; furthest from it is "
         f"{worst.title}: recovered {share_cell(figures, figures.first, worst)}."
     )
-    if untold:
-        text += f" Without a share, because the ends are not told apart or none is defined: {', '.join(untold)}."
+    if without_share:
+        text += (
+            f" Without a share, because these do not separate the two or none is defined: {', '.join(without_share)}."
+        )
     return text
 
 
 def curve_table(figures: Figures, hours: Mapping[str, float]) -> str:
-    """What each encoder of a run has recovered, over the hours of audio it has heard."""
+    """What each encoder of a run has recovered, over the hours of audio it was trained on."""
     rows = []
     for metric in figures.metrics:
         cells = [share_cell(figures, name, metric) for name in hours]
@@ -202,17 +215,17 @@ def curve_table(figures: Figures, hours: Mapping[str, float]) -> str:
 
 
 def about_encoders(figures: Figures) -> str:
-    """Where each encoder is from."""
+    """Each encoder's file, step, and hours of training audio."""
     rows = []
     for name, about in figures.encoders.items():
         step, seconds = about.get("step"), about.get("audio_seconds")
-        heard = "–" if seconds is None else f"{seconds / 3600:.3g} h"
-        rows.append([name, f"`{about['file']}`", "–" if step is None else f"{step:.0f}", heard])
-    return markdown(["encoder", "file", "step", "heard"], rows)
+        hours = "–" if seconds is None else f"{seconds / 3600:.3g} h"
+        rows.append([name, f"`{about['file']}`", "–" if step is None else f"{step:.0f}", hours])
+    return markdown(["encoder", "file", "step", "trained on"], rows)
 
 
 def beside_tables(figures: Figures) -> list[str]:
-    """A line for what was left out, and one for how fast it is, where there is something to say."""
+    """A line about what was left out and one about the speed, each only if there is something to say."""
     left_out = "; ".join(f"{name} ({reason})" for name, reason in figures.found["left_out"].items())
     speed = "; ".join(speed_lines(figures.found["speed"]))
     return [f"{what}: {line}." for what, line in (("Left out", left_out), ("Speed", speed)) if line]
@@ -231,6 +244,7 @@ def metric_cell(metric: Metric) -> str:
 
 
 def markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A table in Markdown."""
     lines = [header, ["---"] * len(header), *rows]
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
