@@ -8,6 +8,7 @@ as the server computes it. The picture shows the synthetic clip: original, codes
 
 from __future__ import annotations
 
+import argparse
 import sys
 from pathlib import Path
 
@@ -22,15 +23,20 @@ from codec import load_release
 from codec.checkpoint import with_encoder
 from data import decode, open_clips
 from evaluation.report.spectrograms import log_mel
+from experiments.runs import DEMO, ROOT, experiment_status
 
-ROOT = Path(__file__).parents[1]
-DEMO = ROOT / "data" / "demo"
 # position in data/demo/unseen.parquet; docs/audio/README.md gives their sources and licences
 CLIPS = {"synthetic": 5, "person": 20}
 WIDTH, HEIGHT, DPI = 9.0, 6.2, 90  # inches, and pixels an inch
 
 
 def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.parse_args()
+    return experiment_status(make_examples, "repeat the command: some files may be missing")
+
+
+def make_examples() -> int:
     codec = with_encoder(load_release(DEMO / "release"), DEMO / "withheld_encoder.safetensors")
     clips = open_clips([str(DEMO / "unseen.parquet")])
     sounds, picture = ROOT / "docs" / "audio", ROOT / "docs" / "images" / "codes.png"

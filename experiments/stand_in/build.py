@@ -27,7 +27,7 @@ from data.clips import Clip, decode
 from experiments.random_speech import RATE
 from experiments.runs import DEMO, ExperimentError, experiment_status
 
-SPEECH_FILES = ("test.parquet", "real.parquet", "real_sources.csv")  # and train-*.parquet
+SPEECH_FILES = ("train-*.parquet", "test.parquet", "real.parquet", "real_sources.csv")
 SEEN_CLIPS, UNSEEN_CLIPS = 140, 20
 SHORTEST, LONGEST = 3, 8  # seconds of a clip
 # by the start of the speaker's name; without RAVDESS, because its share-alike licence differs from this project's
@@ -48,7 +48,7 @@ def main() -> int:
 
 def build(run: Path, speech: Path) -> int:
     needed = (run / "release", run / "encoder.safetensors", *(speech / name for name in SPEECH_FILES))
-    missing = [str(path) for path in needed if not path.exists()]
+    missing = [str(path) for path in needed if not any(path.parent.glob(path.name))]
     if missing:
         raise ExperimentError(f"{', '.join(missing)} missing: {DEMO} was not changed")
     release = DEMO / "release"
@@ -56,10 +56,12 @@ def build(run: Path, speech: Path) -> int:
     shutil.copytree(run / "release", release)
     shutil.copyfile(run / "encoder.safetensors", DEMO / "withheld_encoder.safetensors")
 
-    seen = list(one_a_speaker(sorted(speech.glob("train-*.parquet")), SEEN_CLIPS))
-    unseen = list(one_a_speaker([speech / "test.parquet"], UNSEEN_CLIPS))
+    seen = list(one_row_per_speaker(sorted(speech.glob("train-*.parquet")), SEEN_CLIPS))
+    unseen = list(one_row_per_speaker([speech / "test.parquet"], UNSEEN_CLIPS))
     real = [
-        row for start, count in REAL_CLIPS.items() for row in one_a_speaker([speech / "real.parquet"], count, start)
+        row
+        for start, count in REAL_CLIPS.items()
+        for row in one_row_per_speaker([speech / "real.parquet"], count, start)
     ]
     pq.write_table(pa.Table.from_pylist(seen), DEMO / "seen.parquet")
     pq.write_table(pa.Table.from_pylist(unseen + real), DEMO / "unseen.parquet")
@@ -69,7 +71,7 @@ def build(run: Path, speech: Path) -> int:
     return 0
 
 
-def one_a_speaker(files: list[Path], count: int, start: str = "") -> Iterator[Row]:
+def one_row_per_speaker(files: list[Path], count: int, start: str = "") -> Iterator[Row]:
     """Rows of parquet files: each speaker's first clip of 3 to 8 s, for the first `count` speakers whose names begin
     with `start`."""
     speakers: set[str] = set()
