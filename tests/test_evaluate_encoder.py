@@ -47,7 +47,7 @@ def cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPa
 
 @pytest.fixture(scope="module")
 def untrained(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An encoder that nobody trained, and not with the seed of the one the evaluation makes."""
+    """An untrained encoder, with another seed than the evaluation's own."""
     torch.manual_seed(7)
     codec = load_release(DEMO / "release", torch.float32).with_new_encoder()
     path = tmp_path_factory.mktemp("untrained") / "encoder.safetensors"
@@ -63,7 +63,7 @@ def _figures(path: Path) -> dict[str, Any]:
     return json.loads(path.read_text(encoding="utf-8"))
 
 
-def test_the_withheld_encoder_against_itself_has_recovered_everything_and_differs_by_nothing_twice_the_same(
+def test_the_withheld_encoder_against_itself_recovers_everything_and_the_evaluation_repeats(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     texts = []
@@ -103,7 +103,7 @@ def test_the_withheld_encoder_against_itself_has_recovered_everything_and_differ
         assert all(sum(row) == pytest.approx(1, abs=1e-5) for row in shares)
 
 
-def test_an_untrained_encoder_has_recovered_next_to_nothing_and_a_requirement_says_so(
+def test_an_untrained_encoder_recovers_almost_nothing_and_fails_a_requirement(
     untrained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     arguments = ("--encoder", untrained, "--against", WITHHELD, "--clips", str(CLIPS), "--json", tmp_path / "json")
@@ -114,7 +114,7 @@ def test_an_untrained_encoder_has_recovered_next_to_nothing_and_a_requirement_sa
     assert abs(compared["equal_semantic"]["recovered"]["value"]) < 0.1
 
 
-def test_of_several_encoders_each_is_compared_as_if_it_were_alone_and_the_first_is_the_one_required(
+def test_each_of_several_encoders_is_compared_as_if_alone_and_requirements_are_about_the_first(
     untrained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     rest = ("--against", WITHHELD, "--clips", str(CLIPS), "--require", "recovered.mel<0.5", "--json")
@@ -143,8 +143,8 @@ def test_of_several_encoders_each_is_compared_as_if_it_were_alone_and_the_first_
     assert "\nnew: 0 of " in tables
 
 
-def test_the_clips_are_computed_as_the_server_does_and_measured_as_in_training(tmp_path: Path) -> None:
-    """Against the arithmetic written out: bf16, one clip at a time, hard codes, the training's mel distance."""
+def test_clips_are_computed_as_on_the_server_and_measured_as_in_training(tmp_path: Path) -> None:
+    """Against the same arithmetic written out: bf16, one clip at a time, hard codes, the training's mel distance."""
     assert _run("--encoder", WITHHELD, "--clips", "2", "--json", tmp_path / "json") == 0
     speech, _, _ = read_speech([str(DEMO / "unseen.parquet")], str(tmp_path), limit=2)
     codec = measure.load_encoder(DEMO / "release", str(WITHHELD), torch.device("cpu"))
@@ -156,7 +156,7 @@ def test_the_clips_are_computed_as_the_server_does_and_measured_as_in_training(t
         assert found["scores"]["encoder"]["distinct_codes"] == codes[0, 0].unique().numel()
 
 
-def test_what_the_memory_is_too_small_for_is_named_left_out_and_the_rest_is_measured(
+def test_if_the_memory_is_too_small_for_the_speed_this_is_reported_and_the_rest_is_measured(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def fail(*arguments: Any) -> None:
@@ -197,7 +197,7 @@ def test_bad_clips_are_named_and_the_others_scored(tmp_path: Path, capsys: pytes
     assert "not scored: tenth_of_a_second.wav: pesq" in out
 
 
-def test_a_clip_without_its_transcript_is_scored_by_all_but_the_words_against_it(tmp_path: Path) -> None:
+def test_a_clip_without_transcript_has_all_scores_but_the_word_errors_against_it(tmp_path: Path) -> None:
     good = read_speech([str(DEMO / "unseen.parquet")], str(tmp_path / "cache"), limit=1)[0][0].waveform
     for name in ("with", "without"):
         folder = tmp_path / "corpus" / "speaker" / name
@@ -213,7 +213,7 @@ def test_a_clip_without_its_transcript_is_scored_by_all_but_the_words_against_it
     assert found["problems"] == []
 
 
-def test_a_row_without_its_transcript_is_read_with_an_empty_text(tmp_path: Path) -> None:
+def test_a_row_without_transcript_is_read_with_an_empty_text(tmp_path: Path) -> None:
     rows = pq.read_table(DEMO / "unseen.parquet").slice(0, 2).to_pylist()
     rows[0]["text_normalized"], rows[1]["speaker_id"] = None, None
     pq.write_table(pa.Table.from_pylist(rows), tmp_path / "rows.parquet")
@@ -223,7 +223,7 @@ def test_a_row_without_its_transcript_is_read_with_an_empty_text(tmp_path: Path)
     assert problems == []
 
 
-def test_on_a_gpu_the_uncounted_run_has_ended_before_the_first_one_counts(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_on_a_gpu_the_warm_up_run_ends_before_the_first_counted_run_starts(monkeypatch: pytest.MonkeyPatch) -> None:
     def work() -> torch.Tensor:
         happened.append("work")
         return torch.ones(1)
@@ -241,7 +241,7 @@ def test_beside_a_gpu_the_processor_is_named(monkeypatch: pytest.MonkeyPatch) ->
     assert machine(torch.device("cuda")) == f"a card; {machine(torch.device('cpu'))}"
 
 
-def test_a_metric_without_its_library_is_named_left_out_and_not_zero(
+def test_a_metric_whose_library_is_missing_is_left_out_with_its_reason_and_not_zero(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setitem(sys.modules, "pesq", None)
@@ -254,9 +254,7 @@ def test_a_metric_without_its_library_is_named_left_out_and_not_zero(
     assert "pesq" not in found["totals"]["encoder"]
 
 
-def test_weights_that_are_no_numbers_are_an_error_and_no_scores(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_nan_weights_are_an_error_and_get_no_scores(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     codec = measure.load_encoder(DEMO / "release", str(WITHHELD), torch.device("cpu"))
     for parameter in codec.get_submodule("encoder").parameters():
         parameter.fill_(torch.nan)
@@ -266,7 +264,7 @@ def test_weights_that_are_no_numbers_are_an_error_and_no_scores(
 
 
 @pytest.mark.parametrize(("cores", "jobs"), [(1, 1), (2, 1), (7, 3), (128, 16)])
-def test_half_of_the_cores_that_may_be_used_judge_and_no_more_than_16(
+def test_the_default_is_a_judge_process_for_every_second_core_and_at_most_16(
     cores: int, jobs: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(os, "cpu_count", lambda: 1000)

@@ -1,4 +1,4 @@
-"""The judges against the values their libraries and standards give, and on clips they cannot score."""
+"""Judges: their values against their libraries and standards, and clips that they cannot score."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def test_pesq_of_a_clip_with_itself_is_the_highest_that_the_standard_can_give(cl
     assert Pesq().score(clips[0], clips[0].waveform).values["pesq"].value == pytest.approx(highest, abs=1e-3)
 
 
-def test_estoi_of_a_clip_with_itself_is_1_and_else_what_the_package_gives(clips: list[Speech]) -> None:
+def test_estoi_of_a_clip_with_itself_is_1_and_of_others_what_the_package_gives(clips: list[Speech]) -> None:
     clip = clips[0]
     assert Estoi().score(clip, clip.waveform).values["estoi"].value == pytest.approx(1, abs=1e-6)
     noisy = _noisy(clip, 0.05)
@@ -66,7 +66,7 @@ def test_distances_of_a_clip_with_itself_are_0(clips: list[Speech]) -> None:
     assert values["mel"].value == values["stft"].value == 0
 
 
-def test_the_level_above_8_khz_is_that_of_the_upper_band_alone(clips: list[Speech]) -> None:
+def test_the_level_above_8_khz_depends_on_the_upper_band_only(clips: list[Speech]) -> None:
     clip = clips[0]
     half = Distances().score(clip, clip.waveform / 2).values["band_level"].value
     assert half == pytest.approx(-6.02, abs=0.01)
@@ -77,7 +77,7 @@ def test_the_level_above_8_khz_is_that_of_the_upper_band_alone(clips: list[Speec
 
 
 @pytest.mark.parametrize("name", ["distances", "pesq", "estoi", "resemblyzer", "ecapa", "quality"])
-def test_every_judge_prefers_little_noise_to_much_and_says_the_same_twice(name: str, clips: list[Speech]) -> None:
+def test_every_judge_prefers_little_noise_to_much_and_repeats_its_values(name: str, clips: list[Speech]) -> None:
     judges, missing = open_judges([name], speaker_model=str(DEMO / "speaker"))
     assert not missing
     (judge,) = judges
@@ -88,7 +88,7 @@ def test_every_judge_prefers_little_noise_to_much_and_says_the_same_twice(name: 
         assert sign * little.values[metric.name].value > sign * much.values[metric.name].value
 
 
-def test_a_voice_is_nearer_to_itself_than_to_another(clips: list[Speech]) -> None:
+def test_a_voice_is_more_similar_to_itself_than_to_another(clips: list[Speech]) -> None:
     judge = Resemblyzer(CPU)
     same = judge.score(clips[0], _noisy(clips[0], 0.003)).values["speaker_resemblyzer"].value
     assert same > 0.85
@@ -121,7 +121,7 @@ def test_a_network_judges_a_second_and_nothing_shorter(name: str, clips: list[Sp
 
 
 class _Absolute:
-    """A judge that is asked about originals too."""
+    """Makes a judge score originals too."""
 
     absolute = True
 
@@ -129,10 +129,10 @@ class _Absolute:
         self.name, self.metrics, self.score = judge.name, judge.metrics, judge.score
 
 
-def test_what_librosa_refuses_is_a_reason_and_ends_nothing(
+def test_if_librosa_refuses_a_clip_the_reason_is_kept_and_the_other_judges_score_it(
     clips: list[Speech], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It has an exception of its own for it."""
+    """librosa raises an exception class of its own."""
 
     def refuse(samples: np.ndarray) -> None:
         raise librosa.ParameterError("Audio buffer is not finite everywhere")
@@ -145,14 +145,14 @@ def test_what_librosa_refuses_is_a_reason_and_ends_nothing(
 
 
 def test_pesq_refuses_a_clip_that_its_library_would_crash_on(clips: list[Speech]) -> None:
-    """Its arrays hold 50 utterances: 96 s of speech, pauses in it, ended the process."""
+    """The library's arrays hold 50 utterances: 96 s of speech with pauses crashed the process."""
     assert Pesq().score(*_of_seconds(clips[0], 30.0)).values
     with pytest.raises(ValueError, match=r"30\.5 s are too long for PESQ, expected 30 s or less"):
         Pesq().score(*_of_seconds(clips[0], 30.5))
 
 
 def _of_seconds(clip: Speech, seconds: float) -> tuple[Speech, torch.Tensor]:
-    """The clip over and over, and a noisy copy."""
+    """The clip repeated to so many seconds, and a noisy copy of it."""
     samples = round(seconds * SAMPLE_RATE)
     long = Speech("long", clip.waveform.repeat(-(-samples // clip.waveform.shape[-1]))[:samples])
     return long, _noisy(long, 0.003)
@@ -175,7 +175,7 @@ def test_a_silent_reconstruction_gets_a_reason_and_no_number(name: str, clips: l
         ("words", "jiwer"),
     ],
 )
-def test_a_judge_whose_library_is_absent_is_named(judge: str, module: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_judge_whose_library_is_missing_is_named(judge: str, module: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, module, None)
     judges, missing = open_judges([judge])
     assert judges == []
@@ -183,7 +183,7 @@ def test_a_judge_whose_library_is_absent_is_named(judge: str, module: str, monke
     assert module in missing[judge]
 
 
-def test_weights_that_cannot_be_had_are_named_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_weights_are_named_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
     (tmp_path / "broken.pt").write_text("no weights")
     names = ["words", "ecapa", "wavlm"]
@@ -199,7 +199,7 @@ def test_resampling_keeps_length_and_level(clips: list[Speech]) -> None:
     assert abs(low).max() == pytest.approx(float(clips[0].waveform.abs().max()), rel=0.2)
 
 
-def test_whisper_hears_the_words_of_a_clip_and_not_those_of_another(words: Words, clips: list[Speech]) -> None:
+def test_whisper_recognizes_the_words_of_a_clip_but_not_in_another_clip(words: Words, clips: list[Speech]) -> None:
     scores = evaluate_originals(clips[:1], [words])
     assert scores.problems == []
     values = scores.clips[0].values
@@ -210,16 +210,16 @@ def test_whisper_hears_the_words_of_a_clip_and_not_those_of_another(words: Words
     assert other.values["wer"].value > 0.6
 
 
-def test_a_clip_without_transcript_is_held_against_what_whisper_hears_in_the_original(
+def test_a_clip_without_transcript_is_compared_with_whispers_transcript_of_the_original(
     words: Words, clips: list[Speech]
 ) -> None:
-    silent_about_it = Speech("no transcript", clips[0].waveform)
-    found = words.score(silent_about_it, silent_about_it.waveform)
+    untranscribed = Speech("no transcript", clips[0].waveform)
+    found = words.score(untranscribed, untranscribed.waveform)
     assert found.failed == {"wer": "there is no transcript", "cer": "there is no transcript"}
     assert found.values["wer_to_original"].value == 0
 
 
-def test_a_clip_in_another_language_than_expected_is_not_judged_by_its_words(
+def test_a_clip_in_another_language_than_expected_gets_no_word_errors(
     words: Words, clips: list[Speech], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(words.model, "detect_language", lambda mel: (None, {"fr": 0.9, "en": 0.1}))

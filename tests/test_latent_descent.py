@@ -39,7 +39,7 @@ def waveform(tmp_path_factory: pytest.TempPathFactory) -> torch.Tensor:
     return decode(clips.read(0), 24000)[0, : 12 * 1920 - 700]
 
 
-def test_it_finds_codes_that_sound_nearer_with_every_step(codec: Codec, waveform: torch.Tensor) -> None:
+def test_more_steps_find_codes_that_sound_closer_to_the_original(codec: Codec, waveform: torch.Tensor) -> None:
     mel = MelDistance(codec.sample_rate)
 
     def distance(steps: int) -> float:
@@ -51,7 +51,7 @@ def test_it_finds_codes_that_sound_nearer_with_every_step(codec: Codec, waveform
     assert after < 0.7 * start
 
 
-def test_it_repeats_and_leaves_the_codec_as_it_was(codec: Codec, waveform: torch.Tensor) -> None:
+def test_the_descent_repeats_and_does_not_change_the_codec(codec: Codec, waveform: torch.Tensor) -> None:
     before = {name: tensor.clone() for name, tensor in codec.state_dict().items()}
     one, other = (LatentDescent(codec, steps=3, seed=1)([waveform]) for _ in range(2))
     assert torch.equal(one[0], other[0])
@@ -59,11 +59,10 @@ def test_it_repeats_and_leaves_the_codec_as_it_was(codec: Codec, waveform: torch
     assert codec.dtype == torch.bfloat16
 
 
-def test_a_clip_finds_in_a_batch_what_it_finds_alone(
+def test_a_clip_gets_in_a_batch_the_codes_it_gets_alone(
     codec: Codec, waveform: torch.Tensor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Beside longer and shorter, louder and quieter ones, with the speaker's loss; but for roundings, which a few
-    codes may tell."""
+    """In a batch with longer, shorter and quieter clips, with the speaker loss. Rounding may change a few codes."""
     clips = [waveform[:9000], 0.1 * waveform, waveform[3000:]]
     descent = LatentDescent(codec, SpeakerDistance(str(DEMO / "speaker")), steps=6)
     alone = [descent([clip])[0] for clip in clips]
@@ -76,22 +75,23 @@ def test_a_clip_finds_in_a_batch_what_it_finds_alone(
         assert (one != other).float().mean() < 1e-2
 
 
-def test_behind_the_silence_after_a_clip_the_speaker_network_sees_no_more_padding(waveform: torch.Tensor) -> None:
+def test_padding_after_the_silence_behind_a_clip_does_not_reach_the_speaker_loss(waveform: torch.Tensor) -> None:
     speaker, lengths = SpeakerDistance(str(DEMO / "speaker")), torch.tensor([len(waveform)])
 
     def gradient(seconds: float) -> torch.Tensor:
         original = torch.nn.functional.pad(waveform, (0, round(24000 * seconds)))[None, None]
-        sound = original.cumsum(-1).where(original != 0, 0).requires_grad_()  # muffled; level alone is no matter to it
+        # muffled and not just quieter, because the network ignores the level
+        sound = original.cumsum(-1).where(original != 0, 0).requires_grad_()
         speaker.per_clip(sound, original, lengths).sum().backward()
         assert sound.grad is not None
         return sound.grad[0, 0, : len(waveform)]
 
     far = gradient(4 * SILENCE_AFTER)
     assert (gradient(SILENCE_AFTER) - far).norm() < 1e-4 * far.norm()
-    assert (gradient(0) - far).norm() > 0.01 * far.norm(), "without it there would be a difference"
+    assert (gradient(0) - far).norm() > 0.01 * far.norm(), "without the silence, padding makes a difference"
 
 
-def test_clips_of_like_lengths_are_found_together_and_come_back_in_their_order(
+def test_clips_of_similar_lengths_share_a_batch_and_come_back_in_their_order(
     codec: Codec, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     descent = LatentDescent(codec, steps=0)
@@ -108,9 +108,7 @@ def test_a_clip_that_is_too_short_for_a_loss_is_refused(codec: Codec) -> None:
         LatentDescent(codec, steps=1)([torch.zeros(24000), torch.zeros(2047)])
 
 
-def test_a_batch_that_the_memory_is_too_small_for_leaves_the_others_their_codes(
-    codec: Codec, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_if_one_batch_runs_out_of_memory_the_others_have_codes(codec: Codec, monkeypatch: pytest.MonkeyPatch) -> None:
     def optimize(waveforms: list[torch.Tensor], done: Iterator[int]) -> list[torch.Tensor]:
         if len(waveforms[0]) == 72000:
             raise torch.OutOfMemoryError("CUDA out of memory\nand more of it")
@@ -127,7 +125,7 @@ def test_a_batch_that_the_memory_is_too_small_for_leaves_the_others_their_codes(
         descent(clips)
 
 
-def test_a_release_without_encoder_can_be_scored_so(codec: Codec) -> None:
+def test_a_release_without_encoder_can_be_scored_by_descent(codec: Codec) -> None:
     speech, _, _ = read_speech([str(DEMO / "unseen.parquet")], "", 1)
     judges, _ = open_judges(["distances"])
     with pytest.raises(ValueError, match="no encoder"):

@@ -44,7 +44,7 @@ def one_thread_for_all() -> Iterator[None]:
 
 @pytest.fixture(scope="module")
 def evaluated(tmp_path_factory: pytest.TempPathFactory) -> tuple[Results, Codec]:
-    """Of two clips, the stand-in's own encoder on both sides, one of them with a name made to break a page."""
+    """Results on two clips, the stand-in's encoder against itself. One clip's name tries to inject a script."""
     folder = tmp_path_factory.mktemp("evaluated")
     speech, _, _ = read_speech([str(DEMO / "unseen.parquet")], str(folder / "cache"), limit=2)
     speech[0] = replace(speech[0], name='<script>alert("name")</script>')
@@ -99,7 +99,7 @@ def page(evaluated: tuple[Results, Codec], tmp_path_factory: pytest.TempPathFact
     return write_report(folder / "report", *evaluated, 2, read_curves(folder / "metrics.jsonl"))
 
 
-def test_the_page_needs_nothing_but_itself(page: Path) -> None:
+def test_the_page_needs_no_other_file_and_no_network(page: Path) -> None:
     text = page.read_text(encoding="utf-8")
     sources = re.findall(r'(?:src|href)="([^"]{1,40})', text)
     assert sources
@@ -109,7 +109,7 @@ def test_the_page_needs_nothing_but_itself(page: Path) -> None:
     assert [path.name for path in page.parent.iterdir()] == ["index.html"]
 
 
-def test_names_from_the_data_are_text_and_no_markup(page: Path) -> None:
+def test_names_from_the_data_are_escaped(page: Path) -> None:
     text = page.read_text(encoding="utf-8")
     assert '<script>alert("name")' not in text
     assert "&lt;script&gt;alert" in text
@@ -119,7 +119,7 @@ def test_what_was_left_out_is_on_the_page(page: Path) -> None:
     assert "Whisper is not here" in page.read_text(encoding="utf-8")
 
 
-def test_a_bar_over_fewer_clips_than_there_are_says_over_how_many() -> None:
+def test_a_bar_over_fewer_clips_than_all_says_how_many() -> None:
     share = Interval(0.5, 0.4, 0.6)
     metrics = [Metric(name, name, "lower", "made up") for name in ("all", "some")]
     compared = {m.name: Compared(m, 3, share, share, clips) for m, clips in zip(metrics, (3, 2), strict=True)}
@@ -128,7 +128,7 @@ def test_a_bar_over_fewer_clips_than_there_are_says_over_how_many() -> None:
     assert [bar.text for bar in bars["encoder"]] == ["50 % [40, 60]", "50 % [40, 60], 2 clips"]
 
 
-def test_a_step_that_was_logged_twice_counts_as_it_was_logged_last(tmp_path: Path) -> None:
+def test_of_a_step_that_was_logged_twice_the_last_value_counts(tmp_path: Path) -> None:
     (tmp_path / "metrics.jsonl").write_text(METRICS, encoding="utf-8")
     charts = {chart.title: chart for chart in read_curves(tmp_path / "metrics.jsonl")}
     shares = ["shares of the gradient, waveform", "shares of the gradient, latent"]
@@ -139,7 +139,7 @@ def test_a_step_that_was_logged_twice_counts_as_it_was_logged_last(tmp_path: Pat
     assert charts["mel"].svg.count("<circle") == 1  # a curve of one point is a point
 
 
-def test_a_metric_that_is_never_a_number_has_no_curve(tmp_path: Path) -> None:
+def test_a_metric_that_is_always_nan_has_no_curve(tmp_path: Path) -> None:
     (tmp_path / "metrics.jsonl").write_text('{"step": 1, "asr": NaN, "mel": 1, "validation/mel": NaN}\n')
     assert [(chart.title, chart.series) for chart in read_curves(tmp_path / "metrics.jsonl")] == [
         ("mel", ("training",))
@@ -157,7 +157,7 @@ def test_every_series_has_a_colour_and_its_legend_has_the_same(page: Path) -> No
         assert text.count(f"--{style}: #") == 2  # in both schemes
 
 
-def test_of_several_systems_the_first_ones_bars_are_open(evaluated: tuple[Results, Codec], tmp_path: Path) -> None:
+def test_of_several_systems_the_first_ones_bars_are_unfolded(evaluated: tuple[Results, Codec], tmp_path: Path) -> None:
     results, codec = evaluated
     several = replace(
         results, comparisons=dict.fromkeys(("encoder", "older", "oldest"), results.comparisons["encoder"])
@@ -182,7 +182,7 @@ def test_of_many_versions_the_first_nine_have_a_key(evaluated: tuple[Results, Co
 
 
 @pytest.mark.parametrize("line", ["{", '{"mel": 1}', '{"step": 1, "mel": "much"}', "[]"])
-def test_a_metrics_file_that_is_none_is_an_error_with_its_line(line: str, tmp_path: Path) -> None:
+def test_a_bad_metrics_file_is_an_error_that_names_the_line(line: str, tmp_path: Path) -> None:
     (tmp_path / "metrics.jsonl").write_text('{"step": 1, "mel": 1}\n' + line + "\n", encoding="utf-8")
     with pytest.raises(CurvesError, match="line 2"):
         read_curves(tmp_path / "metrics.jsonl")
@@ -212,7 +212,7 @@ def opened(browser: Any, page: Path) -> Any:
     return browser
 
 
-def test_it_loads_without_a_word_in_the_console(opened: Any) -> None:
+def test_it_loads_without_messages_in_the_console(opened: Any) -> None:
     assert opened.get_log("browser") == []
     assert opened.title == "Encoder report"
 
@@ -236,7 +236,7 @@ def test_every_player_has_a_source_that_decodes_to_the_same_length(opened: Any) 
     assert len({samples for _, samples, _, _ in found}) == 2
 
 
-def test_every_picture_is_one_and_says_what_it_is(opened: Any) -> None:
+def test_every_picture_loads_and_has_a_text_alternative(opened: Any) -> None:
     pictures = opened.execute_script(
         "return [...document.images].map((i) => [i.complete && i.naturalWidth > 0, i.alt])"
     )
@@ -257,8 +257,8 @@ def test_nothing_is_wider_than_the_screen(opened: Any, size: tuple[int, int]) ->
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_text_stands_out_from_its_ground_in_both_schemes(opened: Any, scheme: str) -> None:
-    """WCAG 2, contrast of 4.5 at least, for ink, soft text and links on both grounds."""
+def test_text_has_enough_contrast_in_both_colour_schemes(opened: Any, scheme: str) -> None:
+    """WCAG 2 asks for a contrast of at least 4.5: for normal text, soft text and links, on both backgrounds."""
     opened.execute_cdp_cmd(
         "Emulation.setEmulatedMedia", {"features": [{"name": "prefers-color-scheme", "value": scheme}]}
     )

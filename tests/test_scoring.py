@@ -1,4 +1,4 @@
-"""Scoring: what one clip's failure, in the codec or in a judge, leaves of the others."""
+"""Scoring: if the codec or a judge fails on one clip, the others keep their scores."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ WITHHELD = DEMO / "withheld_encoder.safetensors"
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 
-def test_a_judge_that_fails_on_a_clip_is_named_with_its_reason_and_does_not_stop_the_others(tmp_path: Path) -> None:
+def test_if_a_judge_fails_on_a_clip_the_reason_is_kept_and_the_other_clips_are_scored(tmp_path: Path) -> None:
     class Failing(Distances):
         def score(self, clip: Any, audio: torch.Tensor) -> Any:
             if clip is speech[0]:
@@ -80,7 +80,7 @@ def test_a_clip_that_cannot_be_decoded_is_named_and_the_others_are_scored(
     ]
 
 
-def test_codes_that_cannot_be_compared_with_float32_are_scored_as_they_are_served(
+def test_codes_are_scored_even_if_float32_codes_cannot_be_computed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def encode(codec: Codec, waveform: torch.Tensor) -> torch.Tensor:
@@ -98,7 +98,7 @@ def test_codes_that_cannot_be_compared_with_float32_are_scored_as_they_are_serve
     assert reasons == dict.fromkeys(("moved_semantic", "moved_acoustic"), "in float32: CUDA out of memory")
 
 
-def test_the_comparison_with_float32_does_without_tf32_and_leaves_the_other_flags(
+def test_the_comparison_with_float32_turns_tf32_off_and_leaves_the_other_flags(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def flags() -> tuple[bool, ...]:
