@@ -1,16 +1,16 @@
-"""Puts a trained encoder into a Voxtral TTS release, so that it clones voices, and takes it out again.
+"""Injects a trained encoder into a Voxtral TTS release, so that the release clones voices, and removes it again.
 
     python inject_encoder.py                                  # $OUTPUT_DIR/encoder.safetensors into $MODEL_DIR
-    python inject_encoder.py --model-dir DIR --encoder FILE   # the same, named
+    python inject_encoder.py --model-dir DIR --encoder FILE   # this encoder into this release
     python inject_encoder.py --merge                          # into the checkpoint's own file
-    python inject_encoder.py --merge --output NEW_DIR         # into a new folder, the release stays as it is
-    python inject_encoder.py --check                          # exit status 0: has an encoder, 1: has none, 2: wrong
-    python inject_encoder.py --remove                         # back to a release without encoder
+    python inject_encoder.py --merge --output NEW_DIR         # into a new folder; the release stays as it is
+    python inject_encoder.py --check                          # exit status 0: an encoder, 1: none, 2: one with faults
+    python inject_encoder.py --remove                         # removes the encoder
 
-With --dry-run it says what it would write. The server reads every `consolidated*.safetensors` of the folder, so by
-default the encoder becomes a file of its own, `consolidated_encoder.safetensors`, and the 8 GB beside it are not
-touched. Programs that read `consolidated.safetensors` alone need --merge. Killed at any moment, either leaves the
-release as it was or as asked for; the next run clears away what was half written.
+--dry-run only prints what would be written. The server reads every `consolidated*.safetensors` in the folder. So by
+default the encoder gets its own file, `consolidated_encoder.safetensors`, and the 8 GB file beside it does not change.
+Programs that read only `consolidated.safetensors` need --merge. If this is killed, at any moment, the release has the
+old encoder or the new one, whole; the next run deletes half-written files.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ from system.environment import from_environment
 
 def main(argv: Sequence[str] | None = None) -> int:
     arguments = parse(argv)
-    return exit_status(lambda: run(arguments), "the release is as it was or as asked for, --check tells which")
+    return exit_status(lambda: run(arguments), "the release has either the old encoder or the new one: see --check")
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -64,12 +64,12 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--model-dir", metavar="DIR", help="the release's folder (default: MODEL_DIR)")
     parser.add_argument("--encoder", metavar="FILE", help="default: encoder.safetensors in OUTPUT_DIR")
     parser.add_argument("--output", metavar="DIR", help="with --merge: a new, complete folder instead of in place")
-    parser.add_argument("--any-codec", action="store_true", help="take an encoder trained against another codec")
-    parser.add_argument("--dry-run", action="store_true", help="say what would be written, change nothing")
+    parser.add_argument("--any-codec", action="store_true", help="accept an encoder trained against another codec")
+    parser.add_argument("--dry-run", action="store_true", help="print what would be written, change nothing")
     what = parser.add_mutually_exclusive_group()
     what.add_argument("--merge", action="store_true", help="write into the checkpoint's own file")
-    what.add_argument("--check", action="store_true", help="say whether the release has a right encoder")
-    what.add_argument("--remove", action="store_true", help="take the encoder out, in whichever form it is there")
+    what.add_argument("--check", action="store_true", help="check the release's encoder, change nothing")
+    what.add_argument("--remove", action="store_true", help="remove the encoder, its own file or the merged one")
     return parser.parse_args(argv)
 
 
@@ -77,7 +77,7 @@ def run(arguments: argparse.Namespace) -> int:
     folder = model_folder(arguments.model_dir)
     output = output_folder(arguments.output, folder) if arguments.output else None
     if output and not arguments.merge:
-        raise ReleaseError("--output goes with --merge: only a merged encoder makes a new folder")
+        raise ReleaseError("--output needs --merge: only a merged encoder goes to a new folder")
     with sole_use(folder):
         release = read_release(folder)
         if arguments.check:
@@ -103,18 +103,18 @@ def run(arguments: argparse.Namespace) -> int:
 def output_folder(given: str, folder: Path) -> Path:
     output = Path(given).resolve()
     if output.is_relative_to(folder.resolve()):
-        raise ReleaseError(f"{output} lies in the release itself: name a folder outside of {folder} with --output")
+        raise ReleaseError(f"{output} is inside the release: give --output a folder outside of {folder}")
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
-        raise ReleaseError(f"{output} exists and is not an empty folder: name a new one with --output")
+        raise ReleaseError(f"{output} exists and is not an empty folder: give --output a new one")
     if not output.parent.is_dir():
-        raise ReleaseError(f"{output.parent} is not a folder: make it first, or name another with --output")
+        raise ReleaseError(f"{output.parent} is not a folder: create it first, or give another --output")
     return output
 
 
 def encoder_file(given: str | None) -> Path:
     runs = from_environment("OUTPUT_DIR")
     if not given and not runs:
-        raise ReleaseError("no encoder given: pass --encoder FILE, or set OUTPUT_DIR to what train_encoder.py wrote")
+        raise ReleaseError("no encoder given: pass --encoder FILE, or set OUTPUT_DIR to train_encoder.py's output_dir")
     path = Path(given) if given else Path(runs) / "encoder.safetensors"
     if not path.is_file():
         raise ReleaseError(
@@ -124,7 +124,7 @@ def encoder_file(given: str | None) -> Path:
 
 
 def trained_encoder(path: Path, release: Release, any_codec: bool) -> TensorFile:
-    """The encoder in `path`, as BF16. Raises ReleaseError with all that keeps it from being this release's."""
+    """The encoder in `path`, as BF16. Raises ReleaseError, with all reasons, if it is no encoder for this release."""
     file = read_tensor_file(path)
     tensors = {name: replace(t, to_bf16=t.stored_as in CONVERTIBLE) for name, t in file.tensors.items()}
     wrong = misfits(tensors, expected_encoder(release.config), values=True)
@@ -132,27 +132,27 @@ def trained_encoder(path: Path, release: Release, any_codec: bool) -> TensorFile
         raise ReleaseError(f"{path} is no encoder for {release.folder}, nothing was changed: {wrong}")
     other = sorted({tensor.stored_as for tensor in file.tensors.values()} - {"BF16"})
     if other:
-        print(f"note: {path} holds {' and '.join(other)}; written as BF16, which the server needs")
+        print(f"note: {path} holds {' and '.join(other)}; it is written as BF16, which the server needs")
     stated, actual = (file.metadata or {}).get("codec_fingerprint"), codec_fingerprint(release)
     if stated is None:
         print(f"note: {path} does not say which codec it was trained against; only names and shapes were compared")
     elif stated != actual and not any_codec:
         raise ReleaseError(
-            f"{path} was trained against another codec (its fingerprint is {stated}, the release's {actual}), to which "
-            "its codes belong: train one against this release, or inject it all the same with --any-codec"
+            f"{path} was trained against another codec (fingerprint {stated}, the release's is {actual}), so its codes "
+            "do not fit this one: train an encoder against this release, or inject this one anyway with --any-codec"
         )
     return TensorFile(tensors, {"format": "pt"} | (file.metadata or {}))
 
 
 def codec_fingerprint(release: Release) -> str:
-    """The hash of the release's codec that an encoder trained against it carries."""
+    """The hash of the release's codec. An encoder trained against it has the same hash in its metadata."""
     buffer = bytearray(CHUNK)
     tensors = {name: tensor for file in release.files.values() for name, tensor in file.tensors.items()}
     return fingerprint({name: tensor.chunks(buffer) for name, tensor in tensors.items()})
 
 
 def check(release: Release) -> int:
-    """Says what encoder the release has: 0 for a right one, 1 for none. Raises ReleaseError where anything is wrong."""
+    """Prints which encoder the release has. Returns 0 for an encoder, 1 for none. Raises ReleaseError for faults."""
     wrong, where = [], [path.name for path in release.merged]
     tensors = {name: tensor for part in release.merged.values() for name, tensor in part.items()}
     if release.own is not None:
@@ -170,26 +170,26 @@ def check(release: Release) -> int:
         if named != {name: tensor.path.name for name, tensor in tensors.items()}:
             wrong.append(f"{INDEX_NAME} does not name the files its tensors are in")
     if wrong:
-        todo = "inject it again, or take it out with --remove"
-        raise ReleaseError(f"the encoder of {release.folder} is not right: {'; '.join(wrong)}: {todo}")
-    print(f"{release.folder} has {f'a right encoder, in {listed(where)}' if where else 'no encoder'}")
+        todo = "inject it again, or remove it with --remove"
+        raise ReleaseError(f"the encoder of {release.folder} has faults: {'; '.join(wrong)}: {todo}")
+    print(f"{release.folder} has {f'an encoder without faults, in {listed(where)}' if where else 'no encoder'}")
     return 0 if where else 1
 
 
 def foretell(steps: Sequence[Step], folder: Path) -> int:
-    """What would be done, for --dry-run."""
+    """Prints what would be done, for --dry-run. Returns the exit status."""
     for step in steps:
         size = f" ({step.nbytes} bytes)" if isinstance(step, Write) else ""
         print(f"would {'write' if size else 'delete'} {folder / step.target.name}{size}")
     needed = sum(step.nbytes for step in steps if isinstance(step, Write))
     disk = folder if folder.is_dir() else folder.parent
     free = shutil.disk_usage(disk).free
-    print(f"needs {readable(needed)} on the disk, of which {readable(free)} are free" if steps else "nothing to do")
+    print(f"needs {readable(needed)}; the disk has {readable(free)} free" if steps else "nothing to do")
     return 0
 
 
 def report(steps: Sequence[Step], folder: Path, seconds: float) -> None:
-    """What was done: every file once, though an index may have been written twice."""
+    """Prints what was done: every file once, though an index may have been written twice."""
     for step in {step.target: step for step in steps}.values():
         if isinstance(step, Write):
             print(f"wrote {folder / step.target.name}: {readable(step.nbytes)}, read back and compared")
@@ -199,7 +199,7 @@ def report(steps: Sequence[Step], folder: Path, seconds: float) -> None:
 
 
 def suggest(release: Release, removed: bool, output: Path | None) -> None:
-    """The next commands, and the way back."""
+    """Prints the next commands, and how to undo."""
     folder = shlex.quote(str(output or release.folder))
     if removed:
         return
@@ -209,7 +209,7 @@ def suggest(release: Release, removed: bool, output: Path | None) -> None:
     else:
         print(f"undo: python inject_encoder.py --model-dir {folder} --remove")
         if release.merged or release.own:
-            print("      (the encoder that was there before has been replaced)")
+            print("      (it does not bring back the encoder that was replaced)")
 
 
 if __name__ == "__main__":

@@ -1,16 +1,16 @@
-"""Prepares a Voxtral TTS release for voice cloning, and gives it voices of its own that every client can ask for.
+"""Prepares a Voxtral TTS release for voice cloning, and adds named voices that every client can use.
 
-    python patch_tokenizer.py                                 # checks $MODEL_DIR, mends what can be mended safely
-    python patch_tokenizer.py --model-dir DIR --check         # only says what is wrong and what it does in the server
-    python patch_tokenizer.py --voice anna=clip.wav           # then `voice: "anna"` works, with no clip sent
+    python patch_tokenizer.py                                 # checks $MODEL_DIR, repairs what can be repaired safely
+    python patch_tokenizer.py --model-dir DIR --check         # only prints faults and their effect in the server
+    python patch_tokenizer.py --voice anna=clip.wav           # then `voice: "anna"` works without a clip
     python patch_tokenizer.py --voice anna=one.wav,two.flac   # clips of one speaker, joined
     python patch_tokenizer.py --list
     python patch_tokenizer.py --remove anna
-    python patch_tokenizer.py --undo                          # the last change back, byte by byte
+    python patch_tokenizer.py --undo                          # undoes the last change, byte by byte
 
-Exit status: 0 all is well, 1 something keeps the release from cloning (it is said what), 2 the command failed and
-nothing was changed. A clip is encoded as the server would encode it as `ref_audio`; its level is left alone. Killed at
-any moment the release still serves, and the next run finishes what was begun. No installed package is edited.
+Exit status: 0 if the release can clone voices; 1 if it cannot (this prints why); 2 if the command failed, and then
+nothing was changed. A clip is encoded as the server encodes `ref_audio`, at the level it has. If this is killed, at any
+moment, the release can still be served, and the next run finishes the change. It edits no installed package.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ from system.command import exit_status, model_folder
 
 def main(argv: Sequence[str] | None = None) -> int:
     arguments = parse(argv)
-    interrupted = "the release can be served, the next run finishes what was begun"
+    interrupted = "the release can be served; the next run finishes the change"
     return exit_status(lambda: run(arguments), interrupted)
 
 
@@ -59,12 +59,12 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model-dir", metavar="DIR", help="the release's folder (default: MODEL_DIR)")
     parser.add_argument("--trim", action="store_true", help="with --voice: cut the silence at the ends of each clip")
-    parser.add_argument("--force", action="store_true", help="replace or remove a preset, too")
+    parser.add_argument("--force", action="store_true", help="also replace or remove presets")
     what = parser.add_mutually_exclusive_group()
     what.add_argument("--voice", metavar="NAME=CLIP[,CLIP]", action="append", help="add a voice, or replace one")
-    what.add_argument("--remove", metavar="NAME", action="append", help="take a voice away")
-    what.add_argument("--list", action="store_true", help="the voices there are")
-    what.add_argument("--check", action="store_true", help="say what is wrong, change nothing")
+    what.add_argument("--remove", metavar="NAME", action="append", help="remove a voice")
+    what.add_argument("--list", action="store_true", help="print all voices")
+    what.add_argument("--check", action="store_true", help="print what is wrong, change nothing")
     what.add_argument("--undo", action="store_true", help="restore what the last change replaced")
     return parser.parse_args(argv)
 
@@ -78,11 +78,11 @@ def run(arguments: argparse.Namespace) -> int:
     with sole_use(folder):
         if arguments.check or arguments.list:
             if changes.interrupted(folder):
-                print("note: a change was interrupted; the next run without --check and --list finishes it")
+                print("note: a change was interrupted; the next run without --check or --list finishes it")
             release = examine(folder)
             return show(release) if arguments.list else report(release)
         if changes.recover(folder):
-            print("finished the change that a killed run had begun")
+            print("finished the change that a killed run left unfinished")
         if arguments.undo:
             return undo(folder)
         release = examine(folder)
@@ -90,11 +90,11 @@ def run(arguments: argparse.Namespace) -> int:
             return remove(release, arguments.remove, arguments.force)
         if arguments.voice:
             return add(release, wanted, references, arguments.force)
-        return mend(release)
+        return repair(release)
 
 
 def named_clips(given: Iterable[str]) -> dict[str, list[str]]:
-    """NAME=A.wav,B.wav, several of them -> the clips of each name."""
+    """Arguments NAME=A.wav,B.wav -> the clips of each name. Raises ReleaseError for other forms."""
     clips: dict[str, list[str]] = {}
     for text in given:
         name, equals, paths = text.partition("=")
@@ -108,70 +108,70 @@ def named_clips(given: Iterable[str]) -> dict[str, list[str]]:
 
 
 def clip_paths(text: str) -> list[str]:
-    """A.wav,B.wav -> its parts; but one file where its name holds the commas."""
-    with suppress(OSError):  # many together are too long for a file's name
+    """A.wav,B.wav -> both; but one path if a file of this name, with its commas, exists."""
+    with suppress(OSError):  # the text can be too long for a file's name
         if Path(text).is_file():
             return [text]
     return text.split(",")
 
 
 @dataclass(frozen=True)
-class Release:
-    """A release looked through: its voices, what is wrong with it, and both as they would be after mending."""
+class CheckedRelease:
+    """A release, its voices and its faults, and both as they would be after repairing."""
 
     folder: Path
     config: CodecConfig
     encoder: bool
     voices: NamedVoices
     findings: list[Finding]
-    mended: NamedVoices
-    mends: list[str]
-    remaining: list[Finding]  # what mending leaves
+    repaired: NamedVoices
+    repairs: list[str]
+    remaining: list[Finding]  # the faults that repairing leaves
 
     @property
     def presets(self) -> set[str]:
         return (self.voices.indices.keys() | self.voices.counts.keys()) - self.voices.added.keys()
 
 
-def examine(folder: Path) -> Release:
-    """Raises ReleaseError where the folder is no release at all."""
+def examine(folder: Path) -> CheckedRelease:
+    """Checks a release. Raises ReleaseError if the folder is no release at all."""
     config = CodecConfig.from_params(read_params(folder))
     tensors, voices, files = release_tensors(folder), read_named_voices(folder), embedding_files(folder)
     end_row = end_of_audio_row(folder, config, tensors)
     judged = {name: embedding(path, end_row) for name, path in files.items()}
     sound = {name: rows for name, (rows, faults) in judged.items() if rows is not None and not faults}
-    mended, mends = voices.mended(config, sound)
-    unmendable = [*tensor_findings(config, tensors)]
-    # Counts of voices do not matter here: the file itself is loaded unless keys are added to it.
-    unmendable += tokenizer_findings(mended, config, folder / "tekken.json" if mended is voices else None)
-    findings = [*unmendable, *key_findings(voices, config), *voice_findings(voices, files, end_row)]
-    remaining = [*unmendable, *voice_findings(mended, files, end_row)]
-    return Release(folder, config, has_encoder(tensors), voices, findings, mended, mends, remaining)
+    repaired, repairs = voices.repaired(config, sound)
+    unrepairable = [*tensor_findings(config, tensors)]
+    # mistral-common loads the file itself, unless keys are added to it: counts of voices do not matter here
+    unrepairable += tokenizer_findings(repaired, config, folder / "tekken.json" if repaired is voices else None)
+    findings = [*unrepairable, *key_findings(voices, config), *voice_findings(voices, files, end_row)]
+    remaining = [*unrepairable, *voice_findings(repaired, files, end_row)]
+    return CheckedRelease(folder, config, has_encoder(tensors), voices, findings, repaired, repairs, remaining)
 
 
-def report(release: Release) -> int:
-    """What is wrong with the release as it lies there."""
-    return verdict(release.folder, release.encoder, release.voices, release.findings)
+def report(release: CheckedRelease) -> int:
+    """Prints the faults of the release as it is. Returns the exit status."""
+    return summarize(release.folder, release.encoder, release.voices, release.findings)
 
 
-def mend(release: Release) -> int:
-    if release.mends:
-        changes.change(release.folder, steps(release.voices, release.mended))
-        for done in release.mends:
-            print(f"mended {done}")
-    return verdict(release.folder, release.encoder, release.mended, release.remaining)
+def repair(release: CheckedRelease) -> int:
+    if release.repairs:
+        changes.change(release.folder, steps(release.voices, release.repaired))
+        for done in release.repairs:
+            print(f"repaired {done}")
+    return summarize(release.folder, release.encoder, release.repaired, release.remaining)
 
 
-def verdict(folder: Path, encoder: bool, voices: NamedVoices, findings: Sequence[Finding]) -> int:
-    """Each finding in a line, then in one line what the release can do."""
+def summarize(folder: Path, encoder: bool, voices: NamedVoices, findings: Sequence[Finding]) -> int:
+    """Prints each finding in a line, then in one line what the release can do. Returns the exit status."""
     for finding in findings:
         print(f"{'note' if finding.harmless else 'problem'}: {finding}")
     problems = [finding for finding in findings if not finding.harmless]
-    ill = dict.fromkeys(finding.voice for finding in problems if finding.voice and not finding.mends)
+    ill = dict.fromkeys(finding.voice for finding in problems if finding.voice and not finding.repairable)
     if ill:
         print(
-            f"to do for {listed(ill)}: get a preset's files from the release anew, or take the voice out with --remove "
-            "NAME --force, or make another in its place with --voice NAME=CLIP --force"
+            f"to do for {listed(ill)}: download a preset's file again, or remove the voice with --remove NAME --force, "
+            "or replace it with --voice NAME=CLIP --force"
         )
     broken = {finding.voice for finding in problems}
     good = [name for name in voices.indices if name not in broken]
@@ -186,7 +186,7 @@ def verdict(folder: Path, encoder: bool, voices: NamedVoices, findings: Sequence
     return 1 if problems or not encoder else 0
 
 
-def show(release: Release) -> int:
+def show(release: CheckedRelease) -> int:
     voices = release.voices
     for name in voices.indices | voices.counts:
         source = f"from {listed(voices.added[name])}" if name in voices.added else "preset"
@@ -197,20 +197,20 @@ def show(release: Release) -> int:
     return 0
 
 
-def add(release: Release, wanted: dict[str, list[str]], references: dict[str, Reference], force: bool) -> int:
-    folder, voices = release.folder, release.mended
+def add(release: CheckedRelease, wanted: dict[str, list[str]], references: dict[str, Reference], force: bool) -> int:
+    folder, voices = release.folder, release.repaired
     if not release.encoder:
-        raise ReleaseError(f"{folder} has no encoder, which a voice needs: put it in with inject_encoder.py first")
+        raise ReleaseError(f"{folder} has no encoder, which makes the voices: inject one with inject_encoder.py first")
     stopped = [str(finding) for finding in release.remaining if finding.concerns_all and finding.voice not in wanted]
     if stopped:
         raise ReleaseError(f"{folder} cannot be served, so no voice was added: {'; '.join(stopped)}")
     protected = sorted((release.presets | embedding_files(folder).keys() - voices.added.keys()) & wanted.keys())
     if protected and not force:
-        raise ReleaseError(f"{listed(protected)} was there before: take another name, or replace it with --force")
+        raise ReleaseError(f"{listed(protected)} already exists: take another name, or replace it with --force")
     codec = load_release(folder)
     if codec.sample_rate != SAMPLE_RATE:
-        raise ReleaseError(f"{folder} is for {codec.sample_rate} Hz, and clips are prepared for {SAMPLE_RATE} Hz")
-    done = [f"mended {mend}" for mend in release.mends]
+        raise ReleaseError(f"{folder} is for {codec.sample_rate} Hz, but clips are prepared for {SAMPLE_RATE} Hz")
+    done = [f"repaired {repair}" for repair in release.repairs]
     for name, reference in references.items():
         for note in reference.notes:
             print(f"note: {note.sentence}")
@@ -225,11 +225,11 @@ def add(release: Release, wanted: dict[str, list[str]], references: dict[str, Re
 
 
 def embed(codec: Codec, reference: Reference, name: str) -> torch.Tensor:
-    """The rows [N, dim], bfloat16, that the server's encoder makes of the clip. Raises ReleaseError where they would
-    not be what the server expects."""
+    """The rows [N, dim], bfloat16, that the server's encoder makes of the clip. Raises ReleaseError if they are not
+    what the server expects."""
     rows = codec.embed(codec.encode(reference.waveform[None]))[0].to(torch.bfloat16)
     if not torch.isfinite(rows).all():
-        raise ReleaseError(f"voice {name}: the encoder gives values that are not finite: inject a sound encoder")
+        raise ReleaseError(f"voice {name}: the encoder gives values that are not finite: inject another encoder")
     expected = math.ceil(reference.waveform.shape[-1] / codec.frame_size) + 1
     if len(rows) != expected:
         raise ReleaseError(f"voice {name}: the encoder gives {len(rows)} rows, expected {expected}")
@@ -238,18 +238,18 @@ def embed(codec: Codec, reference: Reference, name: str) -> torch.Tensor:
 
 def as_file(rows: torch.Tensor) -> bytes:
     file = io.BytesIO()
-    torch.save(rows.clone(), file)  # a view would be saved with all that it's a view of
+    torch.save(rows.clone(), file)  # torch.save would save the whole tensor that a view belongs to
     return file.getvalue()
 
 
-def remove(release: Release, names: Sequence[str], force: bool) -> int:
+def remove(release: CheckedRelease, names: Sequence[str], force: bool) -> int:
     voices, there = release.voices, release.voices.indices.keys() | release.voices.counts.keys()
     unknown = sorted(set(names) - there)
     if unknown:
         raise ReleaseError(f"{release.folder} has no voice {listed(unknown)}: --list shows those it has")
     protected = sorted(release.presets & set(names))
     if protected and not force:
-        raise ReleaseError(f"{listed(protected)} was there before this tool added any: remove it with --force")
+        raise ReleaseError(f"{listed(protected)} is a preset, not added by this tool: remove it with --force")
     for name in names:
         voices = voices.without_voice(name)
     changes.change(release.folder, steps(release.voices, voices))
@@ -267,7 +267,7 @@ def undo(folder: Path) -> int:
 
 
 def advise(folder: Path) -> None:
-    print("a running server has to be started again to see it")
+    print("restart a running server to see the change")
     print(f"undo: python patch_tokenizer.py --model-dir {shlex.quote(str(folder))} --undo")
 
 

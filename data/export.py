@@ -14,6 +14,7 @@ import multiprocessing
 import os
 import re
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import soundfile
@@ -41,12 +42,12 @@ class _Writer:
         return ""
 
 
-def main() -> int:
+def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path)
     parser.add_argument("sources", nargs="+")
     parser.add_argument("--workers", type=int, default=os.cpu_count())
-    options = parser.parse_args()
+    options = parser.parse_args(argv)
     left = f"{options.folder} holds the clips written so far"
     return exit_status(lambda: export(options), left, left)
 

@@ -1,11 +1,11 @@
-"""Speaks a text in the voice of a clip, with a server that serves a release with an encoder.
+"""Speaks a text in the voice of a clip. Asks a server whose release has an encoder.
 
     python examples/clone_voice.py clip.wav "Text to speak." out.wav
-    python examples/clone_voice.py --voice anna "Text to speak." out.wav      # a voice the server knows by name
+    python examples/clone_voice.py --voice anna "Text to speak." out.wav      # a named voice of the server
     python examples/clone_voice.py clip.wav "Text to speak." out.wav --url http://127.0.0.1:8000
 
-The clip is judged and prepared before it is sent: an empty or broken one would stop the server for everybody. Sound is
-written as it comes. Exit status: 0 spoken, 2 not, and why.
+The clip is checked and prepared before it is sent: an empty or broken clip would stop the server for all users. Speech
+is written to the file while it arrives. Exit status: 0 if the file was written, 2 with the reason if not.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the repository's own packages, from any folder
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # finds the repository's packages from any folder
 
 from data.reference import SAMPLE_RATE, prepare, read_clip
 from system.command import UserError, exit_status
@@ -37,7 +37,7 @@ TIMEOUT = 600  # seconds without a byte
 
 
 class SpeechError(UserError):
-    """A sentence that says why there is no speech."""
+    """There is no speech. The message says why."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -55,12 +55,12 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("clip", nargs="?", help="3 to 25 s of one speaker: wav, flac, mp3 or ogg")
     parser.add_argument("text")
     parser.add_argument("out", help="the wav file to write")
-    parser.add_argument("--voice", metavar="NAME", help="a named voice, in place of a clip")
+    parser.add_argument("--voice", metavar="NAME", help="a named voice instead of a clip")
     parser.add_argument("--trim", action="store_true", help="cut the silence at the clip's ends")
     parser.add_argument("--url", default="http://127.0.0.1:8000", help="the server (default: %(default)s)")
-    arguments = parser.parse_intermixed_args(argv)  # the clip may be missing, with options between the rest
+    arguments = parser.parse_intermixed_args(argv)  # the clip is optional, and options may stand between the others
     if arguments.clip and arguments.voice:
-        parser.error("give a clip or --voice NAME: the server would take the name and leave the clip unheard")
+        parser.error("give a clip or --voice NAME, not both: the server would use the name and ignore the clip")
     if not arguments.clip and not arguments.voice:
         parser.error("give CLIP TEXT OUT, or --voice NAME TEXT OUT: something is missing")
     if not arguments.text.strip():
@@ -71,7 +71,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
 
 
 def request(arguments: argparse.Namespace) -> dict[str, Any]:
-    """The body of the request. Raises BadClipError for a clip that must not be sent."""
+    """The request's body. Raises BadClipError if the clip must not be sent."""
     body = {"input": arguments.text, "response_format": "pcm", "stream_format": "audio"}
     if arguments.voice:
         return body | {"voice": arguments.voice}
@@ -82,7 +82,7 @@ def request(arguments: argparse.Namespace) -> dict[str, Any]:
 
 
 def speak(url: str, body: dict[str, Any], out: Path) -> None:
-    """Posts the request and writes the speech to `out`, which appears when it is whole."""
+    """Sends the request and writes the speech to `out`. The file appears when it is whole. Raises SpeechError."""
     headers = {"Content-Type": "application/json"}
     posted = urllib.request.Request(f"{url.rstrip('/')}/v1/audio/speech", json.dumps(body).encode(), headers)
     started, first = time.monotonic(), None
@@ -91,7 +91,7 @@ def speak(url: str, body: dict[str, Any], out: Path) -> None:
             raise SpeechError(f"{out} is a folder: name a wav file to write")
         with written_whole(out) as partial:
             with (
-                partial.open("wb") as opened,  # first, so that nothing is spoken for nothing
+                partial.open("wb") as opened,  # before the request: if it cannot be written, the server need not speak
                 urllib.request.urlopen(posted, timeout=TIMEOUT) as answer,
                 wave.open(opened, "wb") as file,
             ):
@@ -101,41 +101,43 @@ def speak(url: str, body: dict[str, Any], out: Path) -> None:
                     file.writeframesraw(piece)
                 seconds = file.tell() / SAMPLE_RATE
             if first is None:
-                raise SpeechError("the server spoke nothing: its log says why")
+                raise SpeechError("the server sent no speech: its log says why")
     except urllib.error.HTTPError as error:
         raise SpeechError(explained(error.code, error.read().decode(errors="replace"), body.get("voice"))) from error
     except urllib.error.URLError as error:
         start = "start one with `vllm serve $MODEL_DIR --omni`, or name another with --url"
         raise SpeechError(f"no server answers at {url} ({error.reason}): {start}") from error
     except (http.client.HTTPException, ConnectionError, TimeoutError) as error:
-        raise SpeechError("the server broke off in the middle: its log says why, it may need a new start") from error
+        raise SpeechError(
+            "the server closed the connection in the middle: its log says why; restart it if it stopped"
+        ) from error
     except OSError as error:
-        raise SpeechError(f"{out} cannot be written ({error.strerror}): see to the folder and to its disk") from error
+        raise SpeechError(f"{out} cannot be written ({error.strerror}): check the folder and its disk") from error
     took = time.monotonic() - started
-    print(f"wrote {out}: {seconds:.1f} s of speech in {took:.1f} s, the first sound after {first:.1f} s")
+    print(f"wrote {out}: {seconds:.1f} s of speech in {took:.1f} s, the first of it after {first:.1f} s")
 
 
 def explained(status: int, answer: str, voice: str | None) -> str:
-    """What a refusal means and what helps."""
+    """What an error status means, and what to do."""
     try:
         message = str(json.loads(answer)["error"]["message"])
     except (ValueError, KeyError, TypeError):
         message = answer.strip()[:300]
     if "encoder weights" in message:
-        return "the served release has no encoder: put one in with inject_encoder.py and start the server again"
+        return "the served release has no encoder: inject one with inject_encoder.py and restart the server"
     if message.startswith("Invalid speaker"):
         known = message.partition("Supported:")[2].strip() or "none"
         return (
-            f"the server knows no voice {voice!r}, only {known}: add it with patch_tokenizer.py --voice {voice}=CLIP "
-            "and start the server again"
+            f"the server has no voice {voice!r}, only {known}: add it with patch_tokenizer.py --voice {voice}=CLIP "
+            "and restart the server"
         )
     if status >= 500 and voice:
         return (
-            f"the server failed with status {status} on the voice {voice!r} ({message}): python patch_tokenizer.py "
-            "--check says whether the release has it in all places; see the server's log"
+            f"the server failed with status {status} for the voice {voice!r} ({message}): python patch_tokenizer.py "
+            "--check says whether the release names it everywhere; see also the server's log"
         )
     if status >= 500:
-        return f"the server failed with status {status} ({message}): its log says why, it may need a new start"
+        return f"the server failed with status {status} ({message}): its log says why; it may have to be restarted"
     return f"the server refused with status {status}: {message}"
 
 

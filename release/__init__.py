@@ -1,1 +1,1 @@
-"""Changes to a release on disk: an encoder put in and taken out, voices added, all of it or nothing."""
+"""Changes to a release on disk: injecting and removing an encoder, adding and removing voices, all or nothing."""

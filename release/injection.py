@@ -1,15 +1,16 @@
-"""Where the encoder of a release is, and the steps that put it in or take it out.
+"""Finds the encoder of a release, and plans the steps that inject or remove it.
 
-It has two forms: merged into the checkpoint's own file, or in `consolidated_encoder.safetensors` beside it. The order
-of the steps makes every state between two of them one that can be served, and is as before or as asked for:
+The encoder is either merged into the checkpoint's own file, or in `consolidated_encoder.safetensors` beside it. The
+steps have this order, so that between any two of them the release can be served, with the old encoder or the new one:
 
-1. New and rewritten tensor files are put in place. The server does not open a file that the index does not list, takes
-   a tensor from the encoder's own file where it is in both, and does not mind an index that lists one too few or many.
-2. Then the index is, because it must never list a file that is not there.
-3. Then the encoder's own file is deleted, now that the index does not list it.
+1. New and rewritten tensor files are renamed into place. The server does not open a file that the index does not list.
+   If a tensor is in two files, it takes the one in the encoder's own file. The index may list a tensor too few or too
+   many.
+2. Then the index, because it must never list a file that does not exist.
+3. Then the encoder's own file is deleted: the index no longer lists it.
 
-No rename exchanges two files at once. So where several files change (a whole codec spread over shards), the encoder
-first gets its own file, by 1 and 2, and is served from there while they do.
+One rename cannot replace two files. So if several files change (the codec is spread over shards), the encoder first
+gets its own file, by steps 1 and 2, and is served from there meanwhile.
 """
 
 from __future__ import annotations
@@ -25,20 +26,22 @@ from codec.files import INDEX_NAME, listed, read_index, served_files
 from codec.tensors import ENCODER_PREFIXES, LAST_PROJECTION, expected_codec, expected_encoder
 from release.splice import CHUNK, Delete, Step, Stored, TensorFile, Write, index_text, read_tensor_file
 
-OWN_NAME = "consolidated_encoder.safetensors"  # by name behind the checkpoint's files, so the server reads it last
+OWN_NAME = (
+    "consolidated_encoder.safetensors"  # its name sorts behind the checkpoint's files, so the server reads it last
+)
 
 T = TypeVar("T")
 
 
 @dataclass(frozen=True)
 class Release:
-    """A checkpoint's files as the server reads them, and the encoder's own file apart."""
+    """The checkpoint's files as the server reads them, and the encoder's own file separately."""
 
     folder: Path
     config: CodecConfig
     index: dict[str, Any] | None
-    files: dict[Path, TensorFile]  # without the encoder's own
-    own: TensorFile | None  # empty where its file is damaged
+    files: dict[Path, TensorFile]  # without the encoder's own file
+    own: TensorFile | None  # with no tensors if the file is damaged
     own_damage: str = ""
 
     @property
@@ -51,47 +54,51 @@ class Release:
 
     @property
     def home(self) -> Path:
-        """The file a merged encoder goes to: the one with the codec's last projection."""
+        """The file that a merged encoder is written into: the one with the codec's last projection."""
         return next(
             path for path, file in self.files.items() if any(name.startswith(LAST_PROJECTION) for name in file.tensors)
         )
 
     @property
     def merged(self) -> dict[Path, dict[str, Stored]]:
-        """The encoder's tensors that lie in the checkpoint's own files."""
+        """The encoder's tensors in the checkpoint's own files."""
         found = {path: encoder_part(file.tensors) for path, file in self.files.items()}
         return {path: tensors for path, tensors in found.items() if tensors}
 
 
 def encoder_part(by_name: Mapping[str, T]) -> dict[str, T]:
-    """What of it goes by the name of an encoder's tensor."""
+    """The items whose name is that of an encoder's tensor."""
     return {name: value for name, value in by_name.items() if name.startswith(ENCODER_PREFIXES)}
 
 
 def read_release(folder: Path) -> Release:
-    """Reads headers only. Raises ReleaseError where the folder is no release or doesn't fit its params.json."""
+    """Reads headers only. Raises ReleaseError if the folder is no release or does not fit its params.json."""
     config = CodecConfig.from_params(read_params(folder))
     files = {path: read_tensor_file(path) for path in served_files(folder, apart_from=OWN_NAME)}
     expected = expected_codec(config)
     held = {name: tensor for file in files.values() for name, tensor in file.tensors.items() if name in expected}
     wrong = misfits(held, expected, values=False)
     if wrong:
-        raise ReleaseError(f"{folder}: the codec is not what params.json says, get both anew from one source: {wrong}")
+        raise ReleaseError(
+            f"{folder}: the codec does not fit params.json: download both again from one source: {wrong}"
+        )
     own, damage = None, ""
     if (folder / OWN_NAME).exists():
         try:
             own = read_tensor_file(folder / OWN_NAME)
-        except ReleaseError as error:  # injecting replaces it and removing deletes it, neither of which has to read it
+        except ReleaseError as error:  # injecting replaces the file and removing deletes it: neither has to read it
             own, damage = TensorFile({}), str(error)
         foreign = sorted(set(own.tensors) - set(encoder_part(own.tensors)))
         if foreign:
-            raise ReleaseError(f"{folder / OWN_NAME} holds more than an encoder, move it away: {listed(foreign)}")
+            raise ReleaseError(
+                f"{folder / OWN_NAME} holds tensors that are no encoder's ({listed(foreign)}): move this file away"
+            )
     return Release(folder, config, read_index(folder), files, own, damage)
 
 
 def misfits(tensors: Mapping[str, Stored], expected: Mapping[str, tuple[int, ...]], values: bool) -> str:
-    """All that is wrong with tensors which should be BF16 with these names and shapes, and finite if their `values`
-    are to be read. Empty where nothing is."""
+    """Everything that is wrong with tensors that should be BF16 with these names and shapes, and, if `values` is true,
+    finite. Empty if nothing is wrong."""
     known = {name: tensor for name, tensor in tensors.items() if name in expected}
     bf16 = {name: tensor for name, tensor in known.items() if tensor.dtype == "BF16"}
     buffer = bytearray(CHUNK)
@@ -110,15 +117,15 @@ def misfits(tensors: Mapping[str, Stored], expected: Mapping[str, tuple[int, ...
 
 
 def beside(release: Release, encoder: TensorFile) -> list[Step]:
-    """The encoder into a file of its own."""
+    """The steps that write the encoder to its own file. Raises ReleaseError if an encoder is merged already."""
     if release.merged:
         there = listed(path.name for path in release.merged)
-        raise ReleaseError(f"{there} holds an encoder already: replace it with --merge, or take it out with --remove")
+        raise ReleaseError(f"{there} already holds an encoder: replace it with --merge, or remove it with --remove")
     return list(_changing(_own_steps(release, encoder)))
 
 
 def merged(release: Release, encoder: TensorFile) -> list[Step]:
-    """The encoder into the file that holds the codec's last projection, and out of any other."""
+    """The steps that write the encoder into the file with the codec's last projection and remove it elsewhere."""
     rewritten = {}
     for path, file in release.files.items():
         add = encoder.tensors if path == release.home else {}
@@ -129,7 +136,7 @@ def merged(release: Release, encoder: TensorFile) -> list[Step]:
 
 
 def removal(release: Release) -> list[Step]:
-    """The encoder out of every file, its own deleted."""
+    """The steps that remove the encoder from every file, and delete its own file."""
     rewritten = {path: release.files[path].spliced({}, tensors) for path, tensors in release.merged.items()}
     served = {name: tensor for tensors in release.merged.values() for name, tensor in tensors.items()}
     if release.own and release.own_is_served:
@@ -140,7 +147,8 @@ def removal(release: Release) -> list[Step]:
 def _exchange(
     release: Release, rewritten: Mapping[Path, TensorFile], meanwhile: TensorFile, home: str | None
 ) -> list[Step]:
-    """Rewrites files of the checkpoint, `home` being the one that then has the encoder, and deletes its own."""
+    """The steps that rewrite files of the checkpoint and delete the encoder's own file. `home` is the name of the file
+    that has the encoder then, None for none. `meanwhile` is served while several files change."""
     steps = _own_steps(release, meanwhile) if len(rewritten) > 1 else []
     steps += [Write(path, content, like=path) for path, content in rewritten.items()]
     steps += _index_steps(release, home)
@@ -172,7 +180,7 @@ def _index_steps(release: Release, home: str | None) -> list[Step]:
 
 
 def _changing(steps: Iterable[Step]) -> Iterator[Step]:
-    """The steps but for those that would write an index as it already is."""
+    """The steps without those that would write an index that is already there."""
     there: dict[Path, bytes] = {}
     for step in steps:
         if isinstance(step, Write) and isinstance(step.content, bytes):

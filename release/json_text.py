@@ -1,7 +1,7 @@
-"""JSON edited as text: an entry put in or taken out, every other byte left as it is.
+"""Edits JSON as text: adds, replaces or removes one entry and leaves every other byte as it is.
 
-A tokenizer is 15 to 19 MB of JSON in somebody's layout. Written anew it would differ all over; edited here, an entry
-that is taken out again leaves the file that was there before.
+A tokenizer is 15 to 19 MB of JSON in a layout of its own. Parsing and writing it would change all of it. Edited here,
+adding an entry and removing it again gives the old file.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ _DECODER = json.JSONDecoder()
 
 @dataclass(frozen=True)
 class Member:
-    """Where in the text the key and the value of an object's member lie."""
+    """Where an object's member is in the text: begin and end of its key and of its value."""
 
     key: int
     key_end: int
@@ -25,7 +25,7 @@ class Member:
 
 
 def members(text: str, start: int) -> dict[str, Member]:
-    """The members of the object whose brace is at `start`. Raises ValueError where there is no valid object."""
+    """The members of the object whose opening brace is at `start`. Raises ValueError if there is no valid object."""
     found: dict[str, Member] = {}
     at = _skip(text, _expect(text, start, "{"))
     if text[at : at + 1] == "}":
@@ -44,8 +44,8 @@ def members(text: str, start: int) -> dict[str, Member]:
 
 
 def with_entry(text: str, path: Sequence[str], value: Any) -> str:
-    """Sets `path` to `value`: what is there is exchanged, what is not becomes the last member, in the file's layout.
-    Raises ValueError where the text or anything on the way is no object."""
+    """Sets `path` to `value`. An existing value is replaced; a new one becomes the last member, in the file's layout.
+    Raises ValueError if the text or anything along the path is no object."""
     start, depth = _parent(text, path)
     there = members(text, start)
     if path[-1] in there:
@@ -64,7 +64,7 @@ def with_entry(text: str, path: Sequence[str], value: Any) -> str:
 
 
 def without_entry(text: str, path: Sequence[str]) -> str:
-    """The text without the member at `path`, or as it is where there is none."""
+    """The text without the member at `path`, unchanged if there is none. Raises ValueError as `with_entry` does."""
     start, _ = _parent(text, path)
     there = members(text, start)
     if path[-1] not in there:
@@ -80,7 +80,7 @@ def without_entry(text: str, path: Sequence[str]) -> str:
 
 
 def _parent(text: str, path: Sequence[str]) -> tuple[int, int]:
-    """Where the object begins that holds the last part of `path`, and how deep its members lie."""
+    """Where the object begins that holds the last key of `path`, and how deep its members are nested."""
     start = _skip(text, 0)
     for key in path[:-1]:
         found = members(text, start)
@@ -91,8 +91,8 @@ def _parent(text: str, path: Sequence[str]) -> tuple[int, int]:
 
 
 def _layout(text: str) -> tuple[str, str, str, str]:
-    """Line break, indentation, comma and colon as the file's outermost object has them; no line break where all is on
-    one line."""
+    """Line break, indentation, comma and colon of the file's outermost object. The line break is empty if everything is
+    on one line."""
     start = _skip(text, 0)
     ordered = list(members(text, start).values())
     if not ordered:

@@ -1,13 +1,13 @@
-"""The voices a release knows by name. Three places have to agree on each:
+"""The named voices of a release. Three places have to agree on each:
 
     params.json     multimodal.audio_tokenizer_args.voice[NAME]   an index
-    tekken.json     audio.voice_num_audio_tokens[NAME]            N, the tokens the prompt sets aside
+    tekken.json     audio.voice_num_audio_tokens[NAME]            N, the number of audio tokens in the prompt
     voice_embedding/NAME.pt                                       a tensor [N, dim], the end-of-audio row last
 
-The server takes a name it finds in params.json, counts by tekken.json and then reads the file. A file that nobody names
-is harmless, a count without a name is status 400, a name without a count is status 500, and a name whose file is
-missing or of another length kills the engine. So a name comes last when a voice is added and goes first when it is
-taken away or exchanged (`steps`), and no state between is worse than a voice that is not there.
+The server looks the name up in params.json, takes the count from tekken.json and then reads the file. A file without
+a name is harmless. A count without a name gives status 400, a name without a count status 500. A name whose file is
+missing or has another length kills the engine. So `steps` writes the name last when it adds a voice, and deletes the
+name first when it removes or replaces one: at worst, the voice is missing for a moment.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from codec.config import CodecConfig, ReleaseError
-from release.changes import STATE, Content, Step, read
+from release.changes import STATE, Content, Replacement, read
 from release.json_text import with_entry, without_entry
 
 PARAMS, TEKKEN, EMBEDDINGS, ADDED = "params.json", "tekken.json", "voice_embedding", f"{STATE}/voices.json"
@@ -30,8 +30,8 @@ COUNT = ("audio", "voice_num_audio_tokens")
 
 @dataclass(frozen=True)
 class NamedVoices:
-    """The texts that name voices. `added` tells those of this tool, which are not presets, and the clips they are from;
-    `embeddings` what shall become of files in `voice_embedding/`."""
+    """The texts of params.json and tekken.json. `added`: the voices that patch_tokenizer.py added (all others are
+    presets), and the names of their clips. `embeddings`: files in `voice_embedding/` to write or delete."""
 
     params: str
     tekken: str
@@ -40,7 +40,7 @@ class NamedVoices:
 
     @cached_property
     def indices(self) -> dict[str, Any]:
-        """Name -> index, of params.json."""
+        """Name -> index in params.json."""
         return dict(_section(json.loads(self.params), INDEX))
 
     @cached_property
@@ -48,16 +48,16 @@ class NamedVoices:
         """tekken.json parsed, without its vocabulary."""
         parsed = json.loads(self.tekken)
         if not isinstance(parsed, dict):
-            raise ReleaseError(f"{TEKKEN} is no JSON object: get it from the release anew")
+            raise ReleaseError(f"{TEKKEN} is no JSON object: download it again")
         return {key: value for key, value in parsed.items() if key != "vocab"}
 
     @property
     def counts(self) -> dict[str, Any]:
-        """Name -> tokens, of tekken.json."""
+        """Name -> number of tokens in tekken.json."""
         return dict(_section(self.tokenizer, COUNT))
 
     def with_voice(self, name: str, rows: int, file: bytes, clips: list[str]) -> NamedVoices:
-        """With a new voice, or with another in the place of the one of that name."""
+        """With a new voice, or with another one under the same name."""
         numbers = [index for index in self.indices.values() if isinstance(index, int)]
         index = self.indices.get(name, max(numbers, default=-1) + 1)
         return replace(
@@ -69,7 +69,7 @@ class NamedVoices:
         )
 
     def without_voice(self, name: str) -> NamedVoices:
-        """Without the voice, wherever it was named."""
+        """Without the voice, in all places that name it."""
         own_file: dict[str, Content] = {embedding_path(name): None} if is_file_name(name) else {}
         return replace(
             self,
@@ -80,8 +80,8 @@ class NamedVoices:
         )
 
     def missing_keys(self, config: CodecConfig) -> list[tuple[tuple[str, ...], Any]]:
-        """The keys of tekken.json that a speech request needs and that are not there, with their values."""
-        # The spectrogram's values belong to transcription and matter to no speech request.
+        """The keys that a speech request needs and that tekken.json lacks, with their values."""
+        # The spectrogram's values are for transcription: no speech request uses them.
         spectrogram = {"num_mel_bins": 128, "hop_length": 160, "window_size": 400}
         needed: list[tuple[tuple[str, ...], Any]] = [
             (("audio",), {}),
@@ -93,9 +93,9 @@ class NamedVoices:
         ]
         return [(path, value) for path, value in needed if _lacks(self.tokenizer, path)]
 
-    def mended(self, config: CodecConfig, rows: Mapping[str, int]) -> tuple[NamedVoices, list[str]]:
-        """With the keys that a copy lacks, and the counts of the sound embeddings, whose `rows` are given by name.
-        Says what was mended."""
+    def repaired(self, config: CodecConfig, rows: Mapping[str, int]) -> tuple[NamedVoices, list[str]]:
+        """With missing keys added and wrong counts corrected, and a line for each correction. `rows`: name -> number of
+        rows of every embedding without faults."""
         params, tekken, done = self.params, self.tekken, []
         if _lacks(json.loads(params), INDEX):
             params = with_entry(params, INDEX, {})
@@ -104,7 +104,9 @@ class NamedVoices:
             tekken = with_entry(tekken, path, value)
             done.append(f"{TEKKEN}: {'.'.join(path)}")
         for name, count in rows.items():
-            known = name in self.indices | self.counts and name == name.lower()  # another name can't be asked for
+            known = (
+                name in self.indices | self.counts and name == name.lower()
+            )  # the server lowers names: no request reaches another one
             if known and self.counts.get(name) != count:
                 tekken = with_entry(tekken, (*COUNT, name), count)
                 done.append(f"{TEKKEN}: {'.'.join(COUNT)}.{name} = {count}")
@@ -112,10 +114,10 @@ class NamedVoices:
 
 
 def read_named_voices(folder: Path) -> NamedVoices:
-    """Raises ReleaseError where a file is missing, cannot be read or is not the JSON it has to be."""
+    """Raises ReleaseError if a file is missing, unreadable or not the expected JSON."""
     inside = (folder / EMBEDDINGS).resolve().is_relative_to(folder.resolve())
     if not inside:
-        raise ReleaseError(f"{folder / EMBEDDINGS} leads out of {folder}, which alone may be changed: copy it there")
+        raise ReleaseError(f"{folder / EMBEDDINGS} is a link to a folder outside of {folder}: replace it by a copy")
     added = json.loads(_text(folder, ADDED)) if (folder / ADDED).exists() else {}
     voices = NamedVoices(_text(folder, PARAMS), _text(folder, TEKKEN), added)
     _ = voices.indices, voices.counts
@@ -123,7 +125,7 @@ def read_named_voices(folder: Path) -> NamedVoices:
 
 
 def embedding_files(folder: Path) -> dict[str, Path]:
-    """Name -> file, of every embedding there is."""
+    """Name -> file of every embedding in the folder."""
     return {path.stem: path for path in sorted((folder / EMBEDDINGS).glob("*.pt"))}
 
 
@@ -132,12 +134,12 @@ def embedding_path(name: str) -> str:
 
 
 def is_file_name(name: str) -> bool:
-    """Whether a name, which others may have written, stays in its folder."""
+    """Whether a name, which may come from anyone, is a file name and so stays in its folder."""
     return name not in ("", ".", "..") and not set(name) & {"/", "\\", "\0"}
 
 
-def steps(now: NamedVoices, then: NamedVoices) -> list[Step]:
-    """From one state to another in an order in which the release serves between any two steps."""
+def steps(now: NamedVoices, then: NamedVoices) -> list[Replacement]:
+    """The steps from `now` to `then`, in an order in which the release can be served between any two of them."""
     hidden = now.params
     for name in now.indices:
         if embedding_path(name) in then.embeddings:
@@ -154,7 +156,7 @@ def steps(now: NamedVoices, then: NamedVoices) -> list[Step]:
 
 
 def restored(now: NamedVoices, before: Mapping[str, Content]) -> NamedVoices:
-    """The state in which files had the content `before`."""
+    """The voices as they were when the files had the content `before`."""
     added = before.get(ADDED, _record(now))
     return NamedVoices(
         (before.get(PARAMS) or now.params.encode()).decode(),
@@ -171,23 +173,25 @@ def _record(voices: NamedVoices) -> Content:
 def _text(folder: Path, name: str) -> str:
     content = read(folder, name)
     if content is None:
-        raise ReleaseError(f"{folder} holds no {name}: give the folder of a Voxtral TTS release, or get that file anew")
+        raise ReleaseError(
+            f"{folder} holds no {name}: give the folder of a Voxtral TTS release, or download that file again"
+        )
     try:
         text = content.decode()
         json.loads(text)
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ReleaseError(f"{folder / name} is not valid JSON ({error}): get it from the release anew") from error
+        raise ReleaseError(f"{folder / name} is not valid JSON ({error}): download it again") from error
     return text
 
 
 def _section(parsed: Any, path: tuple[str, ...]) -> dict[str, Any]:
-    """The object at `path`, empty where there is none. Raises ReleaseError where something else is there."""
+    """The object at `path`, empty if there is none. Raises ReleaseError if something else is there."""
     for depth, key in enumerate(path, 1):
         parsed = parsed.get(key)
         if parsed is None:
             return {}
         if not isinstance(parsed, dict):
-            raise ReleaseError(f"{'.'.join(path[:depth])} is {parsed!r}, expected an object: get that file anew")
+            raise ReleaseError(f"{'.'.join(path[:depth])} is {parsed!r}, expected an object: download that file again")
     return parsed
 
 

@@ -1,12 +1,12 @@
-"""Safetensors files spliced on disk: tensors added, replaced and removed without holding more than a few megabytes.
+"""Adds, replaces and removes tensors of safetensors files on disk, with a few megabytes of memory.
 
-A safetensors file is 8 bytes (the header's length, little-endian), the header (JSON: name -> dtype, shape, place) and
-the tensors' bytes, one after another. A new file is put together from byte ranges of others and written the way the
-safetensors library writes: compact JSON, padded with spaces to 8 bytes, tensors in the order of their places. So what
-is taken out again leaves the file that was there before, bit by bit.
+A safetensors file is 8 bytes (the header's length, little-endian), the header (JSON: name -> dtype, shape, offsets)
+and the tensors' bytes, one after another. A new file is put together from byte ranges of others. It is written the way
+the safetensors library writes: compact JSON, padded with spaces to 8 bytes, tensors in the order of their offsets. So
+adding tensors and removing them again gives the old file, bit by bit.
 
-Nothing is written in place. `apply` writes every new file beside the one it replaces, reads it back, and only when all
-of them are whole renames them, in the order given.
+Nothing is written in place. `apply` writes every new file beside the one it replaces and reads it back. When all of
+them are whole, it renames them in the given order.
 """
 
 from __future__ import annotations
@@ -30,21 +30,21 @@ from codec.files import tensor_names
 from system.files import folder_written_whole, sync
 
 CHUNK = 1 << 20  # bytes; a multiple of every dtype's size. Writing 4 MB at a time took four times as long
-WRITE_OUT = 64 << 20  # bytes, after which the disk is asked to begin with them
-LINK_FROM = 32 << 20  # bytes; the tokenizer has 15 MB, weights have more
+WRITE_OUT = 64 << 20  # bytes, after which we ask the kernel to begin writing them out
+LINK_FROM = 32 << 20  # bytes: larger files are linked, not copied. The tokenizer has 15 MB, weights have more
 _PARTIALS = ".consolidated*.partial"
-CONVERTIBLE = {"F32": 4, "F16": 2, "BF16": 2}  # bytes a value of what can become BF16
+CONVERTIBLE = {"F32": 4, "F16": 2, "BF16": 2}  # dtypes that can become BF16, and their bytes per value
 
 
 @dataclass(frozen=True)
 class Stored:
-    """A tensor where it lies: `size` bytes at `offset` of `path`. With `to_bf16` it is converted as it is read."""
+    """Where a tensor is: `size` bytes at `offset` of `path`. With `to_bf16` it is converted while it is read."""
 
     path: Path
     offset: int
     size: int
     shape: tuple[int, ...]
-    stored_as: str  # the file's dtype, by safetensors' name for it
+    stored_as: str  # the dtype in the file, by safetensors' name for it
     to_bf16: bool = False
 
     @property
@@ -53,38 +53,40 @@ class Stored:
 
     @property
     def nbytes(self) -> int:
-        """Bytes it takes where it is written."""
+        """How many bytes it takes when it is written."""
         return self.size * 2 // CONVERTIBLE[self.stored_as] if self.to_bf16 else self.size
 
     def chunks(self, buffer: bytearray) -> Iterator[memoryview]:
-        """Its bytes as they are written, piece by piece through `buffer`: a piece is good until the next is asked."""
+        """The bytes to write, in pieces that share `buffer`: a piece is valid until the next one is read."""
         view = memoryview(buffer)
         with self.path.open("rb") as file:
             file.seek(self.offset)
             for begin in range(0, self.size, len(buffer)):
                 wanted = min(len(buffer), self.size - begin)
                 if file.readinto(view[:wanted]) != wanted:
-                    raise ReleaseError(f"{self.path} became shorter while it was read: leave it alone and start again")
+                    raise ReleaseError(
+                        f"{self.path} became shorter while it was read: nothing else may change it; start again"
+                    )
                 yield self._converted(view[:wanted])
 
     def _converted(self, piece: memoryview) -> memoryview:
         if not self.to_bf16 or self.stored_as == "BF16":
             return piece
-        import torch  # takes longer than a second, for an encoder that is not BF16 alone
+        import torch  # importing it takes more than a second, and only an encoder that is not BF16 needs it
 
         stored_as = {"F32": torch.float32, "F16": torch.float16}[self.stored_as]
         values = torch.frombuffer(piece, dtype=stored_as).to(torch.bfloat16)
         return values.view(torch.uint8).numpy().data
 
     def is_finite(self, buffer: bytearray) -> bool:
-        """Whether no value is NaN or infinite, for a tensor that is or becomes BF16."""
+        """Whether no value is NaN or infinite. Only for a tensor that is BF16 or becomes BF16."""
         magnitudes = (np.frombuffer(chunk, np.uint16) & 0x7FFF for chunk in self.chunks(buffer))
         return all(bits.max() < 0x7F80 for bits in magnitudes)  # an exponent of ones only is NaN or infinity
 
 
 @dataclass(frozen=True)
 class TensorFile:
-    """What a safetensors file holds or shall hold: tensors in the order of their places, and the metadata."""
+    """The content of a safetensors file, present or planned: tensors in the order of their offsets, and metadata."""
 
     tensors: dict[str, Stored]
     metadata: dict[str, str] | None = None
@@ -94,7 +96,7 @@ class TensorFile:
         return len(self.header()) + sum(tensor.nbytes for tensor in self.tensors.values())
 
     def header(self) -> bytes:
-        """The file's first bytes, its length included."""
+        """The file's first bytes: the header's length and the header."""
         entries: dict[str, object] = {} if self.metadata is None else {"__metadata__": self.metadata}
         offset = 0
         for name, tensor in self.tensors.items():
@@ -106,11 +108,11 @@ class TensorFile:
         return struct.pack("<Q", len(text)) + text
 
     def spliced(self, add: Mapping[str, Stored], remove: Iterable[str] = ()) -> TensorFile:
-        """The same file with tensors put in, exchanged where they are, or left out; the others keep their order."""
+        """The same file with tensors added, replaced or removed. The others keep their order."""
         gone = set(remove)
         tensors = {name: add.get(name, tensor) for name, tensor in self.tensors.items() if name not in gone}
         new = {name: tensor for name, tensor in add.items() if name not in tensors}
-        # A tensor of odd size would leave those after it at odd offsets: BF16 goes before the first of them.
+        # Tensors after one of odd size have odd offsets, so BF16 tensors go before the first such one.
         odd = [name for name, tensor in tensors.items() if tensor.nbytes % 2]
         after = {name: tensors.pop(name) for name in list(tensors)[list(tensors).index(odd[0]) :]} if odd else {}
         return TensorFile(tensors | new | after, self.metadata)
@@ -122,9 +124,9 @@ class TensorFile:
 
 
 def read_tensor_file(path: Path) -> TensorFile:
-    """Where each tensor of a safetensors file lies. Raises ReleaseError where it is truncated or none."""
+    """Where each tensor of a safetensors file is. Raises ReleaseError if it is truncated or no such file."""
     with path.open("rb") as file:
-        tensor_names(path)  # the library's own judgement of the whole header
+        tensor_names(path)  # the safetensors library checks the whole header
         (length,) = struct.unpack("<Q", file.read(8))
         entries = json.loads(file.read(length))
     metadata = entries.pop("__metadata__", None)
@@ -137,7 +139,7 @@ def read_tensor_file(path: Path) -> TensorFile:
 
 @dataclass(frozen=True)
 class Write:
-    """A file to be put at `target`, with the permissions of the file `like`."""
+    """Put a file at `target`, with the permissions of the file `like`."""
 
     target: Path
     content: TensorFile | bytes
@@ -150,6 +152,8 @@ class Write:
 
 @dataclass(frozen=True)
 class Delete:
+    """Delete the file `target`."""
+
     target: Path
 
 
@@ -157,24 +161,25 @@ Step = Write | Delete
 
 
 def apply(folder: Path, steps: Sequence[Step]) -> None:
-    """Writes and verifies every new file of `folder` beside its place, then puts them in place and deletes, in the
-    order of the steps. Raises ReleaseError where that fails; unless the message says otherwise nothing has changed."""
+    """Takes the steps in `folder`: writes and verifies all new files beside their targets, then renames and deletes in
+    the order of the steps. Raises ReleaseError if that fails. Unless its message says otherwise, nothing has changed.
+    """
     require_room(folder, sum(step.nbytes for step in steps if isinstance(step, Write)))
     partials: dict[int, Path] = {}
     try:
         for number, step in enumerate(steps):
             if isinstance(step, Write):
-                # The leading dot hides it from `consolidated*.safetensors`; an index may be written twice.
+                # The dot keeps `consolidated*.safetensors` from matching. The number: an index may be written twice.
                 partials[number] = step.target.with_name(f".{step.target.name}.{number}.partial")
                 write_verified(partials[number], step.content, step.like)
         for number, step in enumerate(steps):
             outcome = "run the same command again to finish: the release can be served meanwhile" if number else None
-            with told("replace" if number in partials else "delete", step.target, outcome):
+            with explain_os_error("replace" if number in partials else "delete", step.target, outcome):
                 if number in partials:
                     partials[number].replace(step.target)
                 else:
                     step.target.unlink(missing_ok=True)
-                # Before the next step, so that a power cut can't keep a later step and lose an earlier one.
+                # Before the next step, so that a power cut cannot keep a later step and lose an earlier one.
                 sync(folder)
     finally:
         for partial in partials.values():
@@ -183,27 +188,29 @@ def apply(folder: Path, steps: Sequence[Step]) -> None:
 
 
 def write_verified(path: Path, content: TensorFile | bytes, like: Path) -> None:
-    """Writes a new file, forces it to the disk, reads it back and compares it with its sources."""
+    """Writes a new file, forces it to the disk, reads it back and compares it with its sources. Raises ReleaseError."""
     buffer, read = bytearray(CHUNK), bytearray(CHUNK)
-    with told("write", path):
+    with explain_os_error("write", path):
         owner = like.stat()
         with path.open("xb") as file:
             os.fchmod(file.fileno(), owner.st_mode & 0o7777)
-            if os.geteuid() == 0:  # root in a container must not take the file from the user who owns the release
+            if (
+                os.geteuid() == 0
+            ):  # the file must stay with the user who owns the release, also when root writes it in a container
                 os.fchown(file.fileno(), owner.st_uid, owner.st_gid)
             begun = written = 0
             for piece in _pieces(content, buffer):
                 written += file.write(piece)
                 if written - begun >= WRITE_OUT:
                     file.flush()
-                    # Begins to write these out without waiting, so that the disk works while the rest is copied.
+                    # The kernel begins to write these out and we do not wait: the disk works while we copy the rest.
                     os.posix_fadvise(file.fileno(), begun, written - begun, os.POSIX_FADV_DONTNEED)
                     begun = written
             file.flush()
             os.fsync(file.fileno())
         with path.open("rb") as file:
-            # What is in memory is read from there: that the disk took it is what fsync answers for, and to read it all
-            # from the disk again can take longer than the copy itself.
+            # This reads the page cache, not the disk, which could take longer than the copy. That the disk has the
+            # bytes is the promise of fsync.
             equal = all(_next_equals(file, piece, read) for piece in _pieces(content, buffer)) and not file.read(1)
     if not equal:
         raise ReleaseError(f"{path} read back differs from what was written: check the disk; nothing was changed")
@@ -221,7 +228,7 @@ def _next_equals(file: BufferedReader, piece: bytes | memoryview, read: bytearra
 
 
 def index_text(like: str, index: object) -> bytes:
-    """`index` as JSON in the layout of the text `like`, so that undoing a change gives the same bytes."""
+    """`index` as JSON, in the layout of the text `like`: so undoing a change gives the same bytes."""
     layouts: list[dict] = [{"indent": 2}, {"indent": 4}, {}, {"separators": (",", ":")}]
     body = like.rstrip()
     parsed = json.loads(body)
@@ -230,26 +237,26 @@ def index_text(like: str, index: object) -> bytes:
 
 
 def require_room(folder: Path, needed: int) -> None:
-    """Raises ReleaseError where the disk of `folder` has less than `needed` bytes free."""
+    """Raises ReleaseError if the disk of `folder` has less than `needed` bytes free."""
     free = shutil.disk_usage(folder).free
     if free < needed:
         raise ReleaseError(
-            f"{folder} is on a disk with {readable(free)} free, and {readable(needed)} are needed to write beside what "
-            f"is there: free {readable(needed - free)}; nothing was changed"
+            f"the disk of {folder} has {readable(free)} free, but writing the new files beside the old ones needs "
+            f"{readable(needed)}: free {readable(needed - free)}; nothing was changed"
         )
 
 
 @contextmanager
 def sole_use(folder: Path) -> Iterator[None]:
-    """Keeps a second run away from `folder`."""
+    """Locks `folder`. Raises ReleaseError if another run has locked it."""
     handle = os.open(folder, os.O_RDONLY)
     try:
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise ReleaseError(f"another run is changing {folder}: wait until it has ended") from None
+            raise ReleaseError(f"another run is changing {folder}: wait until it ends") from None
         except OSError as error:
-            if error.errno not in (errno.EBADF, errno.ENOLCK, errno.ENOTSUP):  # a network disk that has no locks
+            if error.errno not in (errno.EBADF, errno.ENOLCK, errno.ENOTSUP):  # a network disk without locks
                 raise
         yield
     finally:
@@ -257,36 +264,36 @@ def sole_use(folder: Path) -> Iterator[None]:
 
 
 def clear_partials(folder: Path) -> None:
-    """Deletes what killed runs left half written in `folder`."""
+    """Deletes the half-written files that killed runs left in `folder`."""
     for partial in folder.glob(_PARTIALS):
-        with told("delete", partial):
+        with explain_os_error("delete", partial):
             partial.unlink()
 
 
 def apply_to_copy(folder: Path, steps: Sequence[Step], output: Path, leave_out: set[str]) -> None:
-    """Makes the folder `output` as `folder` would be after the steps, but for the files named in `leave_out`: built
-    beside it and renamed at the end, so it's there whole or not at all. Raises ReleaseError where that fails."""
-    final = {step.target.name: step for step in steps}  # the last step decides of a file
+    """Makes `output`: a copy of `folder` in which the steps are taken, without the files named in `leave_out`. It is
+    there whole or not at all. Raises ReleaseError if that fails."""
+    final = {step.target.name: step for step in steps}  # a file's last step counts
     writes = [step for step in final.values() if isinstance(step, Write)]
     require_room(output.parent, sum(step.nbytes for step in writes))
-    with told("write", output), folder_written_whole(output) as partial:
+    with explain_os_error("write", output), folder_written_whole(output) as partial:
         for step in writes:
             write_verified(partial / step.target.name, step.content, step.like)
         _carry_over(folder, partial, leave_out | set(final))
 
 
 def _carry_over(source: Path, target: Path, leave_out: set[str]) -> None:
-    """Everything in `source` but the named files, also through links: a hub's cache holds links to its files."""
+    """Copies all of `source` except the named files. Follows links: a hub's cache holds links to its files."""
     leave_out = leave_out | {path.name for path in source.glob(_PARTIALS)}
     for parent, _, names in os.walk(source, followlinks=True):
         folder = target / Path(parent).relative_to(source)
-        with told("write", folder):
+        with explain_os_error("write", folder):
             folder.mkdir(exist_ok=True)
             for name in sorted(names):
                 if Path(parent) == source and name in leave_out:
                     continue
                 file = (Path(parent) / name).resolve()
-                # Small files are what people edit, and editing a linked file would edit the release too.
+                # People edit small files, and editing a linked file would change the release too.
                 if file.stat().st_size < LINK_FROM or not _linked(file, folder / name):
                     shutil.copy(file, folder / name)
                     sync(folder / name)
@@ -304,8 +311,8 @@ def _linked(file: Path, target: Path) -> bool:
 
 
 @contextmanager
-def told(doing: str, path: Path, outcome: str | None = None) -> Iterator[None]:
-    """Turns what the operating system refuses into a sentence: on what, why, what to do."""
+def explain_os_error(doing: str, path: Path, outcome: str | None = None) -> Iterator[None]:
+    """Raises ReleaseError for an OSError in the block: what failed, why, what to do, and the outcome."""
     advice = {
         **dict.fromkeys((errno.ENOSPC, errno.EDQUOT, errno.EFBIG), "free some space or raise the limit"),
         **dict.fromkeys((errno.EACCES, errno.EPERM, errno.EROFS), f"make {path.parent} writable"),
@@ -319,6 +326,6 @@ def told(doing: str, path: Path, outcome: str | None = None) -> Iterator[None]:
 
 
 def readable(size: int) -> str:
-    """A number of bytes, in words."""
+    """A number of bytes as text, in kB, MB or GB."""
     power, unit = next((pair for pair in ((9, "GB"), (6, "MB")) if size >= 10 ** pair[0]), (3, "kB"))
     return f"{size / 10**power:.1f} {unit}"

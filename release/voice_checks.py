@@ -1,5 +1,5 @@
-"""What a release would do in the server, found without one: its tensors, its tokenizer by mistral-common's own loader,
-and its named voices. What each fault does was seen in the running server (vllm-omni 0.30.0)."""
+"""Predicts, without a server, what a release does in the server. Checks its tensors, its tokenizer (with the loader of
+mistral-common) and its named voices. The effect of each fault was observed in a running server (vllm-omni 0.30.0)."""
 
 from __future__ import annotations
 
@@ -29,19 +29,19 @@ KILLS = "kills the engine at the first request for it"
 STOPS = "stops the server's start-up"
 STATUS_400 = "gives status 400 to a request for it"
 STATUS_500 = "gives status 500 to a request for it"
-SERVED = "is served all the same"
+SERVED = "is served nevertheless"
 
-BOS, AUDIO, BEGIN_AUDIO, END_TEXT, BEGIN_TEXT = 1, 24, 25, 35, 36  # the ids the model was trained with
+BOS, AUDIO, BEGIN_AUDIO, END_TEXT, BEGIN_TEXT = 1, 24, 25, 35, 36  # token ids that the model was trained with
 
 
 @dataclass(frozen=True)
 class Finding:
-    """A fault, what it does in the server, and whom it concerns: a voice, or with "" the whole release."""
+    """A fault, its effect in the server, and the voice that it concerns, "" for the whole release."""
 
     fault: str
     effect: str
     voice: str = ""
-    mends: bool = False  # a run without --check mends it
+    repairable: bool = False  # a run without --check repairs it
 
     @property
     def harmless(self) -> bool:
@@ -52,11 +52,11 @@ class Finding:
         return not self.harmless and (not self.voice or self.effect == STOPS)
 
     def __str__(self) -> str:
-        return f"{self.fault}: {self.effect}" + (" (mended by a run without --check)" if self.mends else "")
+        return f"{self.fault}: {self.effect}" + (" (a run without --check repairs it)" if self.repairable else "")
 
 
 def release_tensors(folder: Path) -> dict[str, Stored]:
-    """Every tensor as the server gets it, where it lies."""
+    """Every tensor that the server loads, and where it is."""
     files = (read_tensor_file(path) for path in served_files(folder))
     return {name: tensor for file in files for name, tensor in file.tensors.items()}
 
@@ -66,7 +66,7 @@ def has_encoder(tensors: Mapping[str, Stored]) -> bool:
 
 
 def tensor_findings(config: CodecConfig, tensors: Mapping[str, Stored]) -> Iterator[Finding]:
-    """Tensors of the codec that are missing, of another shape or of a type that the server's encoder does not stand."""
+    """Tensors of the codec that are missing, have another shape, or a dtype that breaks the server's encoder."""
     expected = expected_codec(config)
     if has_encoder(tensors):
         expected |= expected_encoder(config)
@@ -75,15 +75,15 @@ def tensor_findings(config: CodecConfig, tensors: Mapping[str, Stored]) -> Itera
         yield Finding(f"{len(missing)} tensors are missing, {listed(missing, 3)}", STOPS)
     wrong = [name for name, shape in expected.items() if name in tensors and tensors[name].shape != shape]
     if wrong:
-        yield Finding(f"{len(wrong)} tensors have other shapes than params.json says, {listed(wrong, 3)}", STOPS)
+        yield Finding(f"{len(wrong)} tensors have shapes that do not fit params.json, {listed(wrong, 3)}", STOPS)
     buffers = [name for name, t in tensors.items() if name.startswith(QUANTIZER_PREFIX) and t.dtype != "BF16"]
     if buffers:
         yield Finding(f"{listed(buffers)} must be BF16", "kills the engine at the first ref_audio")
 
 
 def tokenizer_findings(voices: NamedVoices, config: CodecConfig, path: Path | None = None) -> Iterator[Finding]:
-    """What keeps mistral-common from making a speech prompt of the right ids. `path` is the file with `voices.tekken`
-    in it; without one it's written to a temporary folder, because mistral-common reads files only."""
+    """Why mistral-common cannot make a speech prompt with the right token ids. `path` is the file with the text
+    `voices.tekken`. Without it the text goes to a temporary file: mistral-common reads only files."""
     if path is None:
         with tempfile.TemporaryDirectory() as scratch:
             path = Path(scratch) / TEKKEN
@@ -114,7 +114,7 @@ def tokenizer_findings(voices: NamedVoices, config: CodecConfig, path: Path | No
     if prompt != wanted:
         yield Finding(
             f"{TEKKEN} makes the prompt {prompt}, expected {wanted}: its special tokens are not the release's",
-            "makes the model speak nonsense; get that file from the release anew",
+            "makes the model speak nonsense; download that file again",
         )
 
 
@@ -125,23 +125,23 @@ def _silence(samples: int, rate: int) -> bytes:
 
 
 def end_of_audio_row(folder: Path, config: CodecConfig, tensors: Mapping[str, Stored]) -> Tensor:
-    """The row [dim] that every voice's embedding ends with."""
+    """The row [dim] that every voice's embedding ends with. Raises ReleaseError if the embedding table is missing."""
     if EMBEDDING_NAME not in tensors:
-        raise ReleaseError(f"no consolidated*.safetensors of {folder} holds {EMBEDDING_NAME}: get them anew")
+        raise ReleaseError(f"no consolidated*.safetensors of {folder} holds {EMBEDDING_NAME}: download them again")
     table = read_tensors({EMBEDDING_NAME: tensors[EMBEDDING_NAME].path})[EMBEDDING_NAME].to(torch.bfloat16)
     nothing = torch.zeros(1, config.num_codebooks, 0, dtype=torch.long)
     return embed_codes(nothing, table, config.codebook_sizes)[0, 0]
 
 
 def key_findings(voices: NamedVoices, config: CodecConfig) -> Iterator[Finding]:
-    """Keys that a copy of the tokenizer lacks. Without counts it's each voice that is at fault."""
+    """Keys that the tokenizer lacks, except the counts: `voice_findings` reports those by voice."""
     for path, _ in voices.missing_keys(config):
         if path != COUNT:
-            yield Finding(f"{TEKKEN}: {'.'.join(path)} is missing", STOPS, mends=True)
+            yield Finding(f"{TEKKEN}: {'.'.join(path)} is missing", STOPS, repairable=True)
 
 
 def voice_findings(voices: NamedVoices, files: Mapping[str, Path], end_row: Tensor) -> Iterator[Finding]:
-    """Voices on which the three places do not agree, and embeddings that the server does not stand."""
+    """Voices on which the three places do not agree, and embeddings with faults."""
     for name in dict.fromkeys([*voices.indices, *voices.counts, *files]):
         rows, faults = (embedding(files[name], end_row)) if name in files else (None, [])
         for fault, effect in faults:
@@ -154,29 +154,29 @@ def voice_findings(voices: NamedVoices, files: Mapping[str, Path], end_row: Tens
 def _disagreements(name: str, rows: int | None, voices: NamedVoices, sound: bool, there: bool) -> Iterator[Finding]:
     indexed, count = name in voices.indices, voices.counts.get(name)
     if not indexed and count is None:
-        yield Finding(f"{embedding_path(name)} belongs to no voice", f"{SERVED}, nobody reads it", name)
+        yield Finding(f"{embedding_path(name)} belongs to no voice", f"{SERVED}, the server does not read it", name)
         return
     if not indexed:
         yield Finding(f"voice {name!r} is missing in params.json", STATUS_400, name)
         return
     if name != name.lower() or not is_file_name(name):
-        # The server lowers the name a request gives, then asks tekken.json and at last the embeddings, by params.json.
+        # The server lowers the requested name, looks it up in tekken.json and then in params.json's embeddings.
         effect = KILLS if name.lower() in voices.counts else STATUS_500
         if name.lower() in voices.indices:
-            effect = f"{SERVED}, but {name.lower()!r} is spoken in its place"
+            effect = f"{SERVED}, but requests for it get {name.lower()!r}"
         yield Finding(f"voice {name!r} is not in lower case", effect, name)
         return
     if count is None:
-        yield Finding(f"voice {name!r} is missing in tekken.json", STATUS_500, name, mends=sound and there)
+        yield Finding(f"voice {name!r} is missing in tekken.json", STATUS_500, name, repairable=sound and there)
     if not there:
         yield Finding(f"{embedding_path(name)} is missing", KILLS, name)
     elif rows is not None and count is not None and count != rows:
         fault = f"voice {name!r} has {count} tokens in tekken.json and {rows} rows in {embedding_path(name)}"
-        yield Finding(fault, KILLS, name, mends=sound)
+        yield Finding(fault, KILLS, name, repairable=sound)
 
 
 def embedding(path: Path, end_row: Tensor) -> tuple[int | None, list[tuple[str, str]]]:
-    """An embedding's rows, None where it has none to count, and its faults with what each does in the server."""
+    """The number of an embedding's rows, None if it cannot be counted, and its faults with the effect of each."""
     try:
         stored = torch.load(path, map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
@@ -188,13 +188,13 @@ def embedding(path: Path, end_row: Tensor) -> tuple[int | None, list[tuple[str, 
         return None, [(f"has the shape {list(stored.shape)}, expected [N, {len(end_row)}]", KILLS)]
     faults = []
     if not torch.isfinite(stored).all():
-        faults.append(("holds values that are not finite", "makes noise of its speech, or kills the engine"))
+        faults.append(("holds values that are not finite", "turns its speech into noise, or kills the engine"))
     if stored.dtype != torch.bfloat16:
         dtype = str(stored.dtype).removeprefix("torch.")
         faults.append((f"holds {dtype} instead of bfloat16", f"{SERVED}, rounded to bfloat16"))
-    # The released presets were embedded elsewhere: their end row may differ in its last bits.
+    # The released presets were computed on another machine: their end row may differ in its last bits.
     if torch.cosine_similarity(stored[-1].float(), end_row.float(), dim=0) < 0.99:
         faults.append(
-            ("lacks its end-of-audio row", f"{SERVED}, worse: the model is not told where the reference ends")
+            ("lacks its end-of-audio row", f"{SERVED}, but worse: the model cannot see where the reference ends")
         )
     return len(stored), faults

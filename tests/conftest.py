@@ -1,4 +1,4 @@
-"""Releases and clips that many tests share, made once a session."""
+"""Releases and clips that many tests share. They are made once a session."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def real_release(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def speech() -> Tensor:
-    """A clip [1, 1, T] with the level and the slope of speech, of a length that is no whole number of patches."""
+    """A clip [1, 1, T] with the level and spectral slope of speech. T is not a multiple of the patch size."""
     generator = torch.Generator().manual_seed(3)
     noise = torch.randn(1, 1, 48077, generator=generator).cumsum(-1)
     smooth = noise - torch.nn.functional.avg_pool1d(noise, 801, 1, 400, count_include_pad=False)
@@ -51,7 +51,7 @@ def speech() -> Tensor:
 
 @pytest.fixture
 def one_thread() -> Iterator[None]:
-    """Small pieces of work are done sooner by one thread than handed out to several, above all on a busy machine."""
+    """For small tensors, one thread is faster than several, above all on a busy machine."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
@@ -60,7 +60,7 @@ def one_thread() -> Iterator[None]:
 
 @pytest.fixture
 def others_folder() -> Iterator[Path]:
-    """A folder that a user without rights may reach; pytest's own are closed to them."""
+    """A folder that other users can enter; they cannot enter pytest's own."""
     folder = Path(tempfile.mkdtemp())
     folder.chmod(0o755)
     yield folder
@@ -69,13 +69,13 @@ def others_folder() -> Iterator[Path]:
 
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A disk of 8 MB."""
+    """A file system of 8 MB. Skips the test if it cannot be mounted."""
     disk = tmp_path / "disk"
     disk.mkdir()
     if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=8m", "tmpfs", disk], capture_output=True).returncode:
         pytest.skip("mounting a small disk needs root's rights")
     yield disk
-    subprocess.run(["umount", "--lazy", disk], check=True)  # tensors that were read from it may still be mapped
+    subprocess.run(["umount", "--lazy", disk], check=True)  # tensors read from it may still be mapped
 
 
 @pytest.fixture(scope="session")

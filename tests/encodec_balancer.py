@@ -1,7 +1,7 @@
-"""EnCodec's own balancer for the tests: `audiocraft/losses/balancer.py` as published, and what it takes from flashy.
+"""EnCodec's own balancer, for comparison: the published `audiocraft/losses/balancer.py` and its parts of flashy.
 
-The two packages import far more than their few lines need, so the files are loaded one by one, unchanged. What they ask
-Dora for, the rank and the number of processes, is answered by torch.distributed.
+The two packages import far more than these files need, so the files are loaded one by one, unchanged. They ask Dora for
+the rank and the number of processes: here torch.distributed answers.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ PACKAGES = "audiocraft==1.3.0 flashy==0.0.2"
 
 
 def encodec_balancer() -> Any:
-    """The class. Skips the test where the packages are not installed."""
+    """The class. Skips the test if the packages are not installed."""
     dora, flashy = ModuleType("dora"), ModuleType("flashy")
     answers = ModuleType("dora.distrib")
     answers.__dict__.update(
@@ -35,7 +35,7 @@ def encodec_balancer() -> Any:
 
 
 def _published(package: str, path: str) -> Any:
-    """A file of an installed package as a module by itself."""
+    """A file of an installed package, loaded as a module of its own."""
     try:
         file = distribution(package).locate_file(path)
     except PackageNotFoundError:

@@ -1,4 +1,4 @@
-"""What the tests of inject_encoder.py share: a release and encoders for it, running the command, comparing folders."""
+"""For the tests of inject_encoder.py: a release and encoders for it, running the command, comparing folders."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from codec.config import CodecConfig
 from codec.files import INDEX_NAME, tensor_files
 from codec.tensors import ENCODER_PREFIXES
 from experiments.random_release import TINY, random_codec, write_release
-from tests import forks
+from tests import forked_commands
 
 OWN = "consolidated_encoder.safetensors"
 INDEX = INDEX_NAME
@@ -35,7 +35,7 @@ class Case:
     release: Path
     encoder: Path
     other: Path
-    codec: Codec  # with the encoder of `encoder`
+    codec: Codec  # with the encoder that is in the file `encoder`
 
 
 def make_case(folder: Path, shards: int = 1, config: CodecConfig = TINY, megabytes: float = 0.5) -> Case:
@@ -57,18 +57,18 @@ def _made(shards: int, config: CodecConfig, megabytes: float) -> tuple[Temporary
 
 
 def inject(folder: Path, *arguments: str | Path) -> int:
-    """Runs the command on `folder` and gives its exit status."""
+    """Runs the command on `folder`. Returns its exit status."""
     return inject_encoder.main(["--model-dir", str(folder), *map(str, arguments)])
 
 
 def snapshot(folder: Path) -> dict[str, tuple[int, bytes]]:
-    """Every file's permissions and content, by its path."""
+    """Path -> permissions and content, of every file."""
     files = [path for path in sorted(folder.rglob("*")) if path.is_file()]
     return {str(p.relative_to(folder)): (stat.S_IMODE(p.stat().st_mode), p.read_bytes()) for p in files}
 
 
 def served(folder: Path) -> dict[str, Tensor]:
-    """Every tensor as the server gets it: from the files that an index lists, the last one winning."""
+    """Every tensor as the server loads it: from the files that the index lists, the last file first."""
     return read_tensors(tensor_files(folder))
 
 
@@ -83,7 +83,7 @@ def same(one: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> bool:
 
 
 def encoder_with(path: Path, like: Path, changes: Mapping[str, Tensor | None], **metadata: str) -> Path:
-    """Writes the encoder `like` with tensors changed, added, or left out where None is given."""
+    """Writes the encoder `like` with tensors changed or added, and without those for which `changes` has None."""
     tensors, stated = read_encoder(like)
     tensors |= {name: tensor for name, tensor in changes.items() if tensor is not None}
     kept = {name: tensor for name, tensor in tensors.items() if changes.get(name, tensor) is not None}
@@ -92,5 +92,5 @@ def encoder_with(path: Path, like: Path, changes: Mapping[str, Tensor | None], *
 
 
 def forked(folder: Path, *arguments: str | Path, first: Callable[[], object] = lambda: None) -> int:
-    """Starts the command in a child process, after it has called `first`. Gives the child's number."""
-    return forks.forked(lambda: inject(folder, *arguments), first)
+    """Starts the command in a child process that calls `first` before it. Returns the child's process id."""
+    return forked_commands.forked(lambda: inject(folder, *arguments), first)

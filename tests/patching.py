@@ -1,4 +1,4 @@
-"""Releases to patch, clips to patch them with, and what the server would make of the result."""
+"""For the tests of patch_tokenizer.py: releases, clips, running the command, what the server makes of it."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from mistral_common.tokens.tokenizers.mistral import MistralTokenizer
 import patch_tokenizer
 from experiments.random_release import TINY, linked_copy, random_codec
 from release.changes import STATE
-from tests import forks
-from tests.tokenizers import write_speaking_release
+from tests import forked_commands
+from tests.speaking_release import write_speaking_release
 
 PRESET = "casual_female"
 
@@ -31,12 +31,12 @@ def _made(with_encoder: bool) -> TemporaryDirectory[str]:
 
 
 def make_release(folder: Path, with_encoder: bool = True) -> Path:
-    """A fresh release with one preset voice. Its files are hard links: what is written in place shows elsewhere."""
+    """A new release with one preset voice. Its files are hard links, so that writing in place would be noticed."""
     return linked_copy(Path(_made(with_encoder).name), folder)
 
 
 def snapshot(folder: Path) -> dict[str, tuple[int, bytes]]:
-    """Permissions and content of the release's own files, but for the checkpoint, which is never written."""
+    """Path -> permissions and content of the release's files, without the checkpoint, which is never written."""
     files = [path for path in sorted(folder.rglob("*")) if path.is_file() and path.suffix != ".safetensors"]
     names = {str(path.relative_to(folder)): path for path in files}
     return {n: (p.stat().st_mode, p.read_bytes()) for n, p in names.items() if not n.startswith(STATE)}
@@ -48,13 +48,13 @@ def noise(seconds: float, rate: int = 24000, seed: int = 0) -> np.ndarray:
 
 
 def clip(path: Path, seconds: float = 4, rate: int = 24000, channels: int = 1, seed: int = 0) -> Path:
-    """A file of the format that its suffix names."""
+    """Writes noise to a file of the format that the suffix names."""
     soundfile.write(path, np.stack([noise(seconds, rate, seed + i) for i in range(channels)], 1), rate)
     return path
 
 
 def patch(folder: Path, *arguments: str | Path) -> int:
-    """Runs the command on `folder` and gives its exit status."""
+    """Runs the command on `folder`. Returns its exit status."""
     return patch_tokenizer.main(["--model-dir", str(folder), *map(str, arguments)])
 
 
@@ -77,7 +77,7 @@ def rows(folder: Path, name: str) -> torch.Tensor:
 
 
 def edit(path: Path, change: Callable[[dict], object]) -> None:
-    """Changes a JSON file's content, in a new file because the old one is linked."""
+    """Changes a JSON file's content. Writes a new file, because the old one is a hard link."""
     content = json.loads(path.read_text())
     change(content)
     path.unlink()
@@ -90,7 +90,7 @@ def save(path: Path, content: object) -> None:
 
 
 def served_voices(folder: Path) -> set[str]:
-    """The voices that a request can name, each of which the server can speak: the three places agree on it."""
+    """The voices that a request can name. Asserts that the three places agree on each."""
     voices = set(named(folder))
     for name in voices:
         embedding = rows(folder, name)
@@ -100,5 +100,5 @@ def served_voices(folder: Path) -> set[str]:
 
 
 def forked(folder: Path, *arguments: str | Path, first: Callable[[], object] = lambda: None) -> int:
-    """Starts the command in a child process, after it has called `first`. Gives the child's number."""
-    return forks.forked(lambda: patch(folder, *arguments), first)
+    """Starts the command in a child process that calls `first` before it. Returns the child's process id."""
+    return forked_commands.forked(lambda: patch(folder, *arguments), first)

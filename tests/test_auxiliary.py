@@ -11,7 +11,7 @@ from torch import nn
 from data.sources import Source
 from experiments.random_release import TINY
 from losses.discriminator import feature_matching, hinge_loss
-from tests.teachers import use_random_teacher
+from tests.random_teacher import use_random_teacher
 from training.auxiliary import AuxiliaryNetwork, build_asr, build_discriminator
 from training.config import Config, Data, Discriminator
 from training.distributed import Ranks

@@ -1,4 +1,4 @@
-"""examples/clone_voice.py sends only what the server stands, saves whole files, and says in a sentence what failed."""
+"""examples/clone_voice.py sends only clips that do not break the server, writes whole files, and explains failures."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from data.reference import prepare, read_clip
 from examples import clone_voice
 from tests.patching import clip, noise
 
-SPEECH = (3000 * np.sin(np.arange(24000) / 20)).astype("<i2").tobytes()  # a second
+SPEECH = (3000 * np.sin(np.arange(24000) / 20)).astype("<i2").tobytes()  # one second
 STATUS_400 = "Voice cloning with 'ref_audio' requires the full Voxtral checkpoint with encoder weights."
 
 
@@ -42,7 +42,7 @@ class Listener(HTTPServer):
 
 class Handler(BaseHTTPRequestHandler):
     server: Listener
-    protocol_version = "HTTP/1.1"  # in chunks, as the server streams
+    protocol_version = "HTTP/1.1"  # sends in chunks, as the server does
 
     def do_POST(self) -> None:
         self.server.posted.append(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
@@ -156,7 +156,7 @@ def test_a_server_may_be_named_by_any_of_these(url: str) -> None:
 
 REFUSALS = {
     "no encoder": (400, STATUS_400, "inject_encoder.py"),
-    "unknown name": (400, "Invalid speaker 'anna'. Supported: bert, carl", "knows no voice 'anna', only bert, carl"),
+    "unknown name": (400, "Invalid speaker 'anna'. Supported: bert, carl", "has no voice 'anna', only bert, carl"),
     "a name in two places of three": (500, "'anna'", "patch_tokenizer.py --check"),
     "anything else": (400, "Input text is too long", "status 400: Input text is too long"),
 }
@@ -181,14 +181,14 @@ def test_speech_that_breaks_off_leaves_no_file(
 ) -> None:
     listener.breaks_off = True
     assert run(listener, out, "--voice", "anna") == 2
-    assert "broke off" in capsys.readouterr().err
+    assert "closed the connection in the middle" in capsys.readouterr().err
     assert list(out.parent.iterdir()) == []
 
 
 def test_no_speech_is_an_error(listener: Listener, out: Path, capsys: pytest.CaptureFixture[str]) -> None:
     listener.body = b""
     assert run(listener, out, "--voice", "anna") == 2
-    assert "spoke nothing" in capsys.readouterr().err
+    assert "sent no speech" in capsys.readouterr().err
     assert list(out.parent.iterdir()) == []
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from system.files import folder_written_whole, write_whole, written_whole
-from tests.forks import exit_status, forked
+from tests.forked_commands import exit_status, forked
 
 
 def test_a_file_is_replaced_by_a_whole_one_and_nothing_is_left_beside_it(tmp_path: Path) -> None:

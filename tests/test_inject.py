@@ -1,4 +1,4 @@
-"""What inject_encoder.py leaves behind: both forms, the way back, what it refuses to do."""
+"""What inject_encoder.py writes: the encoder's own file or merged, how it is removed, and what is refused."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def single(tmp_path: Path) -> Case:
 
 
 def assert_has(folder: Path, encoder: Path) -> None:
-    """The release is whole, and this is its encoder."""
+    """The release can be loaded, and this is its encoder."""
     assert same(served_encoder(folder), read_encoder(encoder)[0])
     assert codec.load_release(folder).has_encoder
     assert inject(folder, "--check") == 0
@@ -79,7 +79,7 @@ def test_merging_adds_the_encoder_to_the_file_with_the_codec_and_keeps_the_rest(
 
 
 def test_neither_form_needs_torch(single: Case) -> None:
-    """Importing it takes longer than a second and 600 MB."""
+    """Importing torch takes more than a second and 600 MB."""
     script = "import sys, inject_encoder as it; sys.exit(it.main(sys.argv[1:]) or 'torch' in sys.modules)"
     for form in [("--merge",), ("--check",), ("--remove",), ()]:
         arguments = ["--model-dir", str(single.release), "--encoder", str(single.encoder), *form]
@@ -162,7 +162,7 @@ def test_merging_into_a_new_folder_makes_a_whole_release_and_leaves_the_old(tmp_
     assert snapshot(output).keys() == before.keys() - {OWN}
     shared = {path.name for path in output.iterdir() if path.samefile(case.release / path.name)}
     large = {name for name, (_, content) in snapshot(output).items() if len(content) >= LINK_FROM}
-    assert shared  # weights are; what people edit is not, an edit would change both releases
+    assert shared  # weights are linked; files that people edit are not, because an edit would change both releases
     assert shared == {name for name in large if "audio_tokenizer.input_proj" not in header(output / name)}
     assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == []
 
@@ -203,7 +203,7 @@ def test_a_float32_encoder_is_written_as_bf16_and_said_so(single: Case, capsys: 
     path = encoder_with(single.encoder.with_name("mixed.safetensors"), single.encoder, mixed)
     assert inject(single.release, "--encoder", path) == 0
     assert same(served_encoder(single.release), {name: tensor.bfloat16() for name, tensor in mixed.items()})
-    assert "holds F16 and F32; written as BF16" in capsys.readouterr().out
+    assert "holds F16 and F32; it is written as BF16" in capsys.readouterr().out
 
 
 def test_an_encoder_that_does_not_name_its_codec_is_taken_and_said_so(
@@ -230,7 +230,7 @@ def test_the_default_form_beside_a_merged_encoder_is_refused(case: Case, capsys:
     assert inject(case.release, "--merge", "--encoder", case.encoder) == 0
     before = snapshot(case.release)
     assert inject(case.release, "--encoder", case.other) == 2
-    assert "replace it with --merge, or take it out with --remove" in capsys.readouterr().err
+    assert "replace it with --merge, or remove it with --remove" in capsys.readouterr().err
     assert snapshot(case.release) == before
 
 
@@ -270,7 +270,7 @@ def test_a_file_the_index_does_not_list_is_no_encoder_yet(tmp_path: Path) -> Non
     assert inject(case.release, "--check") == 2
     assert inject(case.release, "--encoder", case.encoder) == 0
     assert_has(case.release, case.encoder)
-    (case.release / OWN).unlink()  # by hand: the index still lists it, and the server would not start
+    (case.release / OWN).unlink()  # the index still lists it, so the server would not start
     assert inject(case.release, "--check") == 2
     assert inject(case.release, "--remove") == 0
     assert snapshot(case.release) == before
@@ -297,7 +297,7 @@ def test_two_runs_do_not_change_a_release_at_once(single: Case, capsys: pytest.C
 
 
 def test_headers_are_written_as_the_library_writes_them(tmp_path: Path) -> None:
-    """Also where tensors of other dtypes follow, some of odd size, and where names are not ASCII."""
+    """Also if tensors of other dtypes follow, some of odd size, and if names are not ASCII."""
     path = tmp_path / "consolidated.safetensors"
     kinds = [torch.bfloat16, torch.float32, torch.uint8, torch.int64, torch.float8_e4m3fn]
     tensors = {f'w"{i}é\n': torch.zeros(i % 4, 2 * i + 1).to(kinds[i % 5]) for i in range(40)}

@@ -1,17 +1,14 @@
-"""inject_encoder.py killed by SIGKILL at any moment: the release is as it was or as asked for, and the next run clears
+"""inject_encoder.py killed by SIGKILL at any moment: the release is as it was or as asked for, and the next run deletes
 what is left over.
 
-The command runs in children forked from this process, with everything imported, so that a moment drawn at random
-falls into its work and not into its start. What the operating system does on a power cut is not simulated here.
+The command runs in children forked from this process, with everything imported, so that a random moment falls into its
+work and not into its start. What the operating system does on a power cut is not simulated here.
 """
 
 from __future__ import annotations
 
-import os
-import random
 import shutil
 import signal
-import time
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
@@ -21,9 +18,11 @@ import pytest
 from torch import Tensor
 
 import codec
+import inject_encoder
 from codec.checkpoint import read_encoder
 from experiments.random_release import TINY, linked_copy, write_release
-from tests.forks import exit_status
+from tests import kills
+from tests.forked_commands import exit_status
 from tests.injecting import (
     INDEX,
     OWN,
@@ -36,13 +35,12 @@ from tests.injecting import (
     snapshot,
 )
 
-MOMENTS = 50
 pytestmark = pytest.mark.usefixtures("one_thread")
 WIDE = replace(TINY, dim=256, hidden_dim=1024, head_dim=64, n_heads=4, n_kv_heads=4)  # an encoder of 20 MB
 
 
 def state(folder: Path, old: dict[str, Tensor], new: dict[str, Tensor]) -> str:
-    """Which of the two the server would get; neither fails the test."""
+    """Which of the two the server would load. Fails if it is neither."""
     codec.load_release(folder)
     tensors = served(folder)
     if same(tensors, new):
@@ -59,37 +57,31 @@ def test_killed_at_fifty_random_moments_the_release_is_old_or_new(tmp_path: Path
     if command == "--remove":
         assert inject(begin, "--merge", "--encoder", case.encoder) == 0
     end = linked_copy(begin, tmp_path / "end")
-    assert inject(end, "--encoder", case.encoder, *command.split()) == 0  # here, so that children find all imported
-    undisturbed = linked_copy(begin, tmp_path / "undisturbed")
-    started = time.monotonic()
-    assert exit_status(forked(undisturbed, "--encoder", case.encoder, *command.split())) == 0
-    typical = time.monotonic() - started
+    assert inject(end, "--encoder", case.encoder, *command.split()) == 0  # so that all is imported before the forks
     before, old, new = snapshot(begin), served(begin), served(end)
 
-    dice, seen = random.Random(0), {"old": 0, "new": 0}
+    def start(folder: Path) -> kills.Start:
+        return lambda first: forked(folder, "--encoder", case.encoder, *command.split(), first=first)
+
+    undisturbed = start(linked_copy(begin, tmp_path / "undisturbed"))
     left_over = 0
-    for moment in range(MOMENTS):
-        folder = linked_copy(begin, tmp_path / str(moment))
-        child = forked(folder, "--encoder", case.encoder, *command.split())
-        time.sleep(dice.uniform(0, 2 * typical))
-        os.kill(child, signal.SIGKILL)
-        assert exit_status(child) in (0, -signal.SIGKILL)
+    for number, moment in enumerate(kills.moments(undisturbed, inject_encoder, "apply", (10, 30, 10))):
+        folder = linked_copy(begin, tmp_path / str(number))
+        kills.kill(start(folder), inject_encoder, "apply", moment)
         found = state(folder, old, new)
-        seen[found] += 1
+        assert moment.part != kills.BEFORE or found == "old"
+        assert moment.part != kills.AFTER or found == "new"
         if any(path.name.startswith(".") for path in folder.iterdir()):
             left_over += 1
             assert inject(folder, "--remove") == 0
             assert snapshot(folder) == bare
-        # Disks are unsteady: follow the moment before which half of the kills come too early to see the new state.
-        typical *= 1.2 if found == "old" else 1 / 1.2
         shutil.rmtree(folder)
-    assert min(seen.values()) >= MOMENTS // 5, seen
     assert left_over >= 3, "hardly a kill fell into the writing"
     assert snapshot(begin) == before, "something was written in place"
 
 
 def whole(case: Case) -> Path:
-    """A codec with its encoder, spread over as many shards."""
+    """The whole codec, with its encoder, spread over as many shards as the release."""
     shards = len(list(case.release.glob("consolidated*.safetensors")))
     return write_release(case.release.parent / "whole", case.codec, shards=shards)
 
@@ -109,7 +101,7 @@ def with_merged(case: Case) -> Path:
 
 
 def with_both(case: Case) -> Path:
-    """As a run of --merge leaves it that was killed before its last steps: the index lists the encoder's own file."""
+    """What --merge leaves if it is killed before its last steps: the index still lists the encoder's own file."""
     assert inject(case.release, "--encoder", case.other) == 0
     index = (case.release / INDEX).read_bytes() if (case.release / INDEX).exists() else None
     assert inject(case.release, "--merge", "--encoder", case.encoder) == 0
@@ -120,7 +112,7 @@ def with_both(case: Case) -> Path:
 
 
 def with_own_unlisted(case: Case) -> Path:
-    """As a run of the default form leaves it that was killed before it wrote the index, over a merged encoder."""
+    """What the default form leaves, on a merged encoder, if it is killed before it writes the index."""
     assert inject(case.release, "--merge", "--encoder", case.encoder) == 0
     shutil.copy(case.other, case.release / OWN)
     return case.release
@@ -141,7 +133,7 @@ IN_SHARDS: list[tuple[Callable[[Case], Path], str]] = [
     (with_own_unlisted, "--remove"),
     (whole, "--remove"),
 ]
-IN_ONE_FILE = [(bare, ""), (with_own, "--merge"), (with_both, "--remove")]  # without index there are fewer states
+IN_ONE_FILE = [(bare, ""), (with_own, "--merge"), (with_both, "--remove")]  # without an index there are fewer states
 
 
 @pytest.mark.parametrize(
@@ -161,14 +153,18 @@ def test_killed_before_any_of_its_steps_on_disk_the_release_is_old_or_new(
     while True:
         folder = linked_copy(begin, tmp_path / "killed")
         child = forked(
-            folder, "--encoder", case.encoder, *command.split(), first=partial(killed_before_step, len(states))
+            folder,
+            "--encoder",
+            case.encoder,
+            *command.split(),
+            first=partial(kills.killed_before_disk_change, len(states)),
         )
         status = exit_status(child)
         states.append(state(folder, old, new))
         if status == 0:
             break
         assert status == -signal.SIGKILL
-        # The same command again ends where it would have.
+        # The same command again finishes the work.
         assert inject(folder, "--encoder", case.encoder, *command.split()) == 0
         assert snapshot(folder) == wanted
         shutil.rmtree(folder)
@@ -177,33 +173,17 @@ def test_killed_before_any_of_its_steps_on_disk_the_release_is_old_or_new(
     assert states[-1] == "new"
 
 
-def killed_before_step(number: int) -> None:
-    """Kills this process before its `number`th call, from 0, of what changes a disk's content."""
-    calls = iter(range(number + 1))
-
-    def watched(call: Callable[..., object]) -> Callable[..., object]:
-        def count(*arguments: object, **named: object) -> object:
-            if next(calls, number + 1) == number:
-                os.kill(os.getpid(), signal.SIGKILL)
-            return call(*arguments, **named)
-
-        return count
-
-    for name in ("fsync", "replace", "unlink", "fchmod"):
-        setattr(os, name, watched(getattr(os, name)))
-
-
 def test_a_new_folder_is_there_whole_or_not_at_all(tmp_path: Path) -> None:
     case = make_case(tmp_path)
     before, output = snapshot(case.release), tmp_path / "new"
     arguments = ("--merge", "--encoder", case.encoder, "--output", output)
     number = 0
     while True:
-        status = exit_status(forked(case.release, *arguments, first=partial(killed_before_step, number)))
+        status = exit_status(forked(case.release, *arguments, first=partial(kills.killed_before_disk_change, number)))
         if status == 0:
             break
         assert status == -signal.SIGKILL
-        if output.exists():  # renamed, and only the folder above was not yet forced to the disk
+        if output.exists():  # it was renamed, but the folder above was not yet forced to the disk
             shutil.rmtree(output)
         number += 1
     assert number > 3

@@ -1,4 +1,4 @@
-"""What inject_encoder.py says to bad input: one sentence, exit status 2, and nothing has changed."""
+"""inject_encoder.py answers bad input with one sentence and exit status 2, and changes nothing."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from codec.checkpoint import read_encoder, save_encoder
 from codec.tensors import expected_encoder
 from experiments.random_release import SMALL, TINY, linked_copy, params_json, random_codec
 from release import splice
-from tests.forks import exit_status, without_rights
+from tests.forked_commands import exit_status, without_rights
 from tests.injecting import (
     INDEX,
     OWN,
@@ -120,7 +120,7 @@ def encoder_of_another_shape(case: Case) -> list[str]:
 
 def encoder_with_everything_wrong(case: Case) -> list[str]:
     tensors = read_encoder(case.encoder)[0]
-    largest = torch.finfo(torch.float32).max  # which BF16 rounds to infinity
+    largest = torch.finfo(torch.float32).max  # BF16 rounds it to infinity
     changes = {
         NAMES[0]: None,
         NAMES[1]: torch.zeros(3, 3, dtype=torch.bfloat16),
@@ -151,20 +151,20 @@ REFUSALS: dict[Callable[[Case], list[str]], str] = {
     foreign_folder: "this is not a Voxtral TTS release",
     no_checkpoint: "holds no consolidated*.safetensors",
     params_not_json: "is not valid JSON",
-    params_of_other_dimensions: "the codec is not what params.json says",
+    params_of_other_dimensions: "the codec does not fit params.json",
     truncated_checkpoint: "consolidated.safetensors is truncated",
     checkpoint_cut_in_its_header: "consolidated.safetensors is truncated",
     half_a_codec: "2 missing: audio_tokenizer.quantizer.semantic_codebook.cluster_usage",
     codec_not_bf16: "1 not BF16: audio_tokenizer.quantizer.semantic_codebook.cluster_usage F32",
     index_of_missing_files: "lists files that are not there: consolidated-00001-of-00002.safetensors",
-    own_file_with_other_tensors: "holds more than an encoder",
+    own_file_with_other_tensors: "holds tensors that are no encoder's",
     no_encoder_file: "encoder.safetensors is not a file",
     truncated_encoder: "encoder_1.safetensors is truncated",
     encoder_of_another_shape: "instead of",
     encoder_with_everything_wrong: "1 missing: ",
     output_that_exists: "is not an empty folder",
-    output_in_the_release: "lies in the release itself",
-    output_without_merge: "--output goes with --merge",
+    output_in_the_release: "is inside the release",
+    output_without_merge: "--output needs --merge",
 }
 
 
@@ -250,7 +250,7 @@ def test_a_full_disk_is_noticed_before_anything_is_written(
     monkeypatch.setattr(splice.shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(10**9, 10**9 - 1000, 1000))
     before = snapshot(case.release)
     assert inject(case.release, "--encoder", case.encoder, *form) == 2
-    assert "free, and" in capsys.readouterr().err
+    assert "free, but" in capsys.readouterr().err
     assert snapshot(case.release) == before
 
 
@@ -260,7 +260,7 @@ def test_a_full_disk_is_noticed_before_anything_is_written(
 def test_a_write_that_fails_in_its_middle_leaves_nothing_behind(
     case: Case, form: tuple[str, ...], capfd: pytest.CaptureFixture[str]
 ) -> None:
-    """A limit on the size of files stops it there, as a disk does that fills up."""
+    """A limit on the size of files stops the writing, as a full disk does."""
 
     def limit() -> None:
         os.chdir(case.release.parent)
@@ -285,9 +285,9 @@ def test_on_a_disk_that_is_really_full_the_release_stays(
         monkeypatch.setattr(splice, "require_room", lambda folder, needed: None)
     before = snapshot(small_disk)
     assert inject(release, "--merge", "--encoder", case.encoder) == 2
-    assert ("are needed" if checked else os.strerror(errno.ENOSPC)) in capsys.readouterr().err
+    assert ("beside the old ones needs" if checked else os.strerror(errno.ENOSPC)) in capsys.readouterr().err
     assert snapshot(small_disk) == before
-    assert inject(release, "--encoder", case.encoder) == 0  # which has room
+    assert inject(release, "--encoder", case.encoder) == 0  # for this there is room
     assert inject(release, "--check") == 0
 
 

@@ -1,4 +1,4 @@
-"""JSON edited as text equals JSON parsed, changed and written anew, in every layout; taken out, nothing is left."""
+"""Editing JSON as text gives the same as parsing, changing and writing it, in every layout; removing restores it."""
 
 from __future__ import annotations
 

@@ -7,8 +7,6 @@ import signal
 import subprocess
 import sys
 import threading
-import time
-from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -21,6 +19,7 @@ from evaluation import Speech, open_judges, read_speech
 from evaluation.judges.available import NAMES
 from evaluation.judges.pool import ClipVersions, JudgeError, JudgePool, WorkerPool, open_judge_pool
 from evaluation.judges.quality import Distances
+from tests.waiting import LIMIT, until
 
 DEMO = Path("data/demo")
 WITHHELD = DEMO / "withheld_encoder.safetensors"
@@ -80,7 +79,7 @@ def test_a_killed_worker_is_an_error_and_not_an_endless_wait(clips: list[Speech]
         for process in pool.processes:
             assert process.pid is not None
             os.kill(process.pid, signal.SIGINT)
-        time.sleep(0.3)
+            assert _is_pending(signal.SIGINT, process.pid)
         assert all(process.is_alive() for process in pool.processes)
         next(iter(pool.processes)).kill()
         with pytest.raises(JudgeError, match="--jobs"):
@@ -140,21 +139,20 @@ def test_however_the_evaluation_ends_its_workers_end_too(number: signal.Signals,
         command.kill()
         pytest.skip("this system does not list a process's children")
     # two workers and the resource tracker; all of them import torch by now
-    _until(lambda: len(children.read_text().split()) == 3)
+    until(lambda: len(children.read_text().split()) == 3)
     started = [Path(f"/proc/{child}") for child in children.read_text().split()]
     if number == signal.SIGINT:
         os.killpg(command.pid, number)  # as a terminal does
     else:
         command.kill()
-    error = command.communicate(timeout=300)[1]
-    _until(lambda: not any(child.exists() for child in started))
+    error = command.communicate(timeout=LIMIT)[1]
+    until(lambda: not any(child.exists() for child in started))
     if number == signal.SIGINT:
         assert command.returncode == 2
         assert error == "error: interrupted: nothing was written\n"
 
 
-def _until(holds: Callable[[], bool], seconds: float = 300) -> None:
-    ends = time.monotonic() + seconds
-    while not holds():
-        assert time.monotonic() < ends
-        time.sleep(0.05)
+def _is_pending(number: signal.Signals, process: int) -> bool:
+    """Whether the signal waits for the process, because all its threads block it."""
+    status = Path(f"/proc/{process}/status").read_text()
+    return bool(int(status.partition("ShdPnd:")[2].split()[0], 16) >> (number - 1) & 1)

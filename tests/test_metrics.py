@@ -8,8 +8,8 @@ import pytest
 import torch
 
 import train_encoder
-from tests.small_training import ALONE, CROPS, EVERY_PART
-from tests.teachers import use_random_teacher
+from tests.one_step import ALONE, CROPS, EVERY_PART
+from tests.random_teacher import use_random_teacher
 from training.config import load_config
 from training.metrics import combine, combine_over_ranks
 

@@ -3,23 +3,26 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from codec import load_release
+from codec import Codec, load_release
 from codec.tensors import expected_encoder
 from evaluation.server_codec import codec_class, load_server_codec
 from experiments.random_release import REAL
 
-BOTH_SIZES = pytest.mark.parametrize("size", ["small_release", "real_release"])
+SIZES = ["small_release", "real_release"]
 
 
-@pytest.fixture
-def release(request: pytest.FixtureRequest, size: str) -> Path:
-    return request.getfixturevalue(size)
+@pytest.fixture(scope="module", params=SIZES)
+def codecs(request: pytest.FixtureRequest) -> tuple[Any, Codec]:
+    """The server's codec and ours, of one release, in bfloat16. Loaded once: it takes seconds at real dimensions."""
+    release = request.getfixturevalue(request.param)
+    return load_server_codec(release), load_release(release)
 
 
 def test_the_server_class_is_the_installed_package_and_not_a_stand_in() -> None:
@@ -40,8 +43,11 @@ def test_the_encoder_has_the_servers_114_tensors_of_the_same_shapes(real_release
     assert sum(torch.Size(shape).numel() for shape, _ in ours.values()) == pytest.approx(149.5e6, rel=1e-3)
 
 
-@BOTH_SIZES
-def test_latents_and_decoded_audio_are_equal_in_float32(release: Path, speech: Tensor) -> None:
+@pytest.mark.parametrize("size", SIZES)
+def test_latents_and_decoded_audio_are_equal_in_float32(
+    request: pytest.FixtureRequest, size: str, speech: Tensor
+) -> None:
+    release = request.getfixturevalue(size)
     server, codec = load_server_codec(release, torch.float32), load_release(release, torch.float32)
     padded = F.pad(speech, (0, -speech.shape[-1] % 240))
     theirs, ours = server._forward_encoder(padded), codec.latent(speech)
@@ -51,10 +57,11 @@ def test_latents_and_decoded_audio_are_equal_in_float32(release: Path, speech: T
     assert (server.decode(codes) - codec.decode(codes)).abs().max() < 1e-4
 
 
-@BOTH_SIZES
 @pytest.mark.parametrize("samples", [1, 500, 1920, 13440, 48077])
-def test_codes_embeddings_and_audio_are_bit_equal_the_servers_way(release: Path, speech: Tensor, samples: int) -> None:
-    server, codec = load_server_codec(release), load_release(release)
+def test_codes_embeddings_and_audio_are_bit_equal_the_servers_way(
+    codecs: tuple[Any, Codec], speech: Tensor, samples: int
+) -> None:
+    server, codec = codecs
     clip = speech[..., :samples]
     served = clip.to(torch.bfloat16)
     codes = server._tokenize_audio(served)

@@ -1,17 +1,15 @@
 """patch_tokenizer.py killed by SIGKILL at any moment: the release loads and serves, and the next run leaves the change
 wholly done or not at all.
 
-The command runs in children forked from this process, with everything imported, so that a moment drawn at random
-falls into its work and not into its start. What the operating system does on a power cut is not simulated here.
+The command runs in children forked from this process, with everything imported, so that a random moment falls into its
+work and not into its start. What the operating system does on a power cut is not simulated here.
 """
 
 from __future__ import annotations
 
 import os
-import random
 import shutil
 import signal
-import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -24,7 +22,8 @@ import codec
 from experiments.random_release import linked_copy
 from release import changes
 from release.changes import STATE
-from tests.forks import exit_status
+from tests import kills
+from tests.forked_commands import exit_status
 from tests.patching import (
     PRESET,
     clip,
@@ -37,13 +36,12 @@ from tests.patching import (
     snapshot,
 )
 
-MOMENTS = 50
 pytestmark = pytest.mark.usefixtures("one_thread")
 Snapshot = dict[str, tuple[int, bytes]]
 
 
 def assert_serves(folder: Path, ends: tuple[Snapshot, Snapshot]) -> None:
-    """As it lies there the release loads, the preset speaks as before, and any other voice is there whole or not."""
+    """Without any repair the release loads, the preset is as before, and any other voice is whole or absent."""
     found, voices = snapshot(folder), served_voices(folder)
     assert PRESET in voices
     tokenizer = MistralTokenizer.from_file(folder / "tekken.json")
@@ -55,7 +53,7 @@ def assert_serves(folder: Path, ends: tuple[Snapshot, Snapshot]) -> None:
 
 
 def recovered(folder: Path, ends: tuple[Snapshot, Snapshot]) -> int:
-    """Runs the command without arguments and says which of the two ends the release has come to."""
+    """Runs the command without arguments. Returns which of `ends` the release is then, 0 or 1."""
     assert patch(folder) == 0
     assert not (folder / STATE / "change").exists()
     return ends.index(snapshot(folder))
@@ -65,63 +63,28 @@ def test_killed_at_fifty_random_moments_the_voice_is_wholly_there_or_wholly_abse
     begin = make_release(tmp_path / "begin")
     command = ("--voice", f"anna={clip(tmp_path / 'a.wav')}")
     end = linked_copy(begin, tmp_path / "end")
-    assert patch(end, *command) == 0  # here, so that children find all imported
+    assert patch(end, *command) == 0  # so that all is imported before the forks
     ends = (snapshot(begin), snapshot(end))
-    dice, fell = random.Random(0), {"before": 0, "during": 0, "after": 0}
-    # Half of the moments are drawn over the whole command, half over the writing, which is a small part of it.
-    whole, writing = typical_seconds(begin, tmp_path, command)
-    for moment in range(MOMENTS):
-        folder = linked_copy(begin, tmp_path / str(moment))
-        ready, told = os.pipe()
-        first = partial(tell_when_writing, told) if moment % 2 else partial(os.write, told, b"!")
-        child = forked(folder, *command, first=first)
-        assert os.read(ready, 1) == b"!"
-        time.sleep(dice.uniform(0, writing if moment % 2 else 1.2 * whole))
-        os.kill(child, signal.SIGKILL)
-        assert exit_status(child) in (0, -signal.SIGKILL)
-        os.close(ready)
-        os.close(told)
+
+    def start(folder: Path) -> kills.Start:
+        return lambda first: forked(folder, *command, first=first)
+
+    undisturbed = start(linked_copy(begin, tmp_path / "undisturbed"))
+    for number, moment in enumerate(kills.moments(undisturbed, changes, "change", (12, 28, 10))):
+        folder = linked_copy(begin, tmp_path / str(number))
+        kills.kill(start(folder), changes, "change", moment)
         assert_serves(folder, ends)
         assert codec.load_release(folder).has_encoder
-        work = folder / STATE / "change"
-        when = "during" if work.exists() else "after" if (folder / STATE).exists() else "before"
-        fell[when] += 1
-        if moment % 2:  # disks are unsteady: follow how long the writing takes
-            writing *= 1 / 1.2 if when == "after" else 1.2
         begun = changes.interrupted(folder) or snapshot(folder) == ends[1]
+        assert moment.part != kills.BEFORE or not begun
+        assert moment.part != kills.AFTER or begun
         assert recovered(folder, ends) == begun
         shutil.rmtree(folder)
-    print(f"{whole:.3f} s, of which {writing:.3f} s writing; kills fell: {fell}")
-    assert min(fell.values()) >= 3, fell
     assert (snapshot(begin), snapshot(end)) == ends, "something was written in place"
 
 
-def typical_seconds(begin: Path, scratch: Path, command: tuple[str, ...]) -> tuple[float, float]:
-    """How long the command takes undisturbed, and its writing alone."""
-    folder = linked_copy(begin, scratch / "undisturbed")
-    ready, told = os.pipe()
-    child = forked(folder, *command, first=partial(tell_when_writing, told))
-    started = time.monotonic()
-    os.read(ready, 1)
-    writing = time.monotonic()
-    assert exit_status(child) == 0
-    ended = time.monotonic()
-    return ended - started, ended - writing
-
-
-def tell_when_writing(told: int) -> None:
-    """Lets this process write a byte to `told` when it begins to change the release."""
-    change = changes.change
-
-    def tells(*arguments: object, **named: object) -> None:
-        os.write(told, b"!")
-        change(*arguments, **named)  # type: ignore[arg-type]
-
-    changes.change = tells
-
-
 def bare(release: Path, path: Path) -> None:
-    """As it comes."""
+    """Changes nothing."""
 
 
 def with_anna(release: Path, path: Path) -> None:
@@ -155,7 +118,7 @@ def test_killed_before_any_of_its_steps_on_disk_the_change_is_done_or_not(
     reached = []
     while True:
         folder = linked_copy(begin, tmp_path / "killed")
-        status = exit_status(forked(folder, *arguments, first=partial(killed_before_step, len(reached))))
+        status = exit_status(forked(folder, *arguments, first=partial(kills.killed_before_disk_change, len(reached))))
         assert_serves(folder, ends)
         changes.recover(folder)
         assert not (folder / STATE / "change").exists()
@@ -179,7 +142,7 @@ def test_killed_while_it_recovers_the_next_run_recovers(tmp_path: Path) -> None:
     number, status = 0, -signal.SIGKILL
     while status:
         folder = linked_copy(half, tmp_path / "again")
-        status = exit_status(forked(folder, first=partial(killed_before_step, number)))
+        status = exit_status(forked(folder, first=partial(kills.killed_before_disk_change, number)))
         assert status in (0, -signal.SIGKILL)
         assert_serves(folder, ends)
         changes.recover(folder)
@@ -190,7 +153,7 @@ def test_killed_while_it_recovers_the_next_run_recovers(tmp_path: Path) -> None:
 
 
 def half_done(begin: Path, scratch: Path, path: Path) -> Path:
-    """A release in which a run that adds the voice anna was killed with its journal written and no step done."""
+    """A release in which a run that adds the voice anna was killed: its journal is written, no step is taken."""
     folder = linked_copy(begin, scratch / "half")
     assert exit_status(forked(folder, "--voice", f"anna={path}", first=killed_before_it_finishes)) == -signal.SIGKILL
     assert changes.interrupted(folder)
@@ -198,7 +161,7 @@ def half_done(begin: Path, scratch: Path, path: Path) -> Path:
 
 
 def killed_before_it_finishes() -> None:
-    """Lets this process be killed with its journal written and no step done."""
+    """This process will be killed when its journal is written and no step is taken."""
     changes._finish = lambda folder: os.kill(os.getpid(), signal.SIGKILL)
 
 
@@ -222,19 +185,3 @@ def test_an_interrupted_change_is_not_finished_over_what_somebody_else_changed(
     assert patch(half) == 2
     assert "params.json was changed since by something else" in capsys.readouterr().err
     assert snapshot(half) == before
-
-
-def killed_before_step(number: int) -> None:
-    """Kills this process before its `number`th call, from 0, of what changes a disk's content."""
-    calls = iter(range(number + 1))
-
-    def watched(call: Callable[..., object]) -> Callable[..., object]:
-        def count(*arguments: object, **named: object) -> object:
-            if next(calls, number + 1) == number:
-                os.kill(os.getpid(), signal.SIGKILL)
-            return call(*arguments, **named)
-
-        return count
-
-    for name in ("fsync", "rename", "replace", "unlink", "rmdir"):
-        setattr(os, name, watched(getattr(os, name)))

@@ -1,4 +1,4 @@
-"""What patch_tokenizer.py says where it can do nothing: one sentence, exit status 2, and nothing has changed."""
+"""patch_tokenizer.py answers bad input with one sentence and exit status 2, and changes nothing."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 
 from release import changes
 from release.changes import STATE
-from tests.forks import exit_status, without_rights
+from tests.forked_commands import exit_status, without_rights
 from tests.patching import PRESET, clip, edit, forked, make_release, named, patch, rows, save, snapshot
 
 
@@ -64,7 +64,7 @@ def test_a_folder_that_is_no_release_is_refused(tmp_path: Path, capsys: pytest.C
 
 MISSING = {
     "params.json": "holds no params.json",
-    "tekken.json": "holds no tekken.json: give the folder of a Voxtral TTS release, or get that file anew",
+    "tekken.json": "holds no tekken.json: give the folder of a Voxtral TTS release, or download that file again",
     "consolidated.safetensors": "holds no consolidated*.safetensors",
 }
 ENCODER = "audio_tokenizer.input_proj.conv.parametrizations.weight.original0"
@@ -177,7 +177,7 @@ def test_on_a_full_disk_nothing_changes(
     capsys.readouterr()
     assert patch(release, *command.replace("CLIP", str(path)).split()) == 2
     captured = capsys.readouterr()
-    assert ("are needed" if checked else "No space left on device") in captured.err
+    assert ("beside the old ones needs" if checked else "No space left on device") in captured.err
     assert captured.err.endswith("nothing was changed\n")
     assert captured.out == ""
     assert snapshot(release) == before
@@ -193,7 +193,7 @@ def limited() -> None:
 def test_a_write_that_fails_in_its_middle_leaves_nothing_behind(
     release: Path, path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    """A limit on the size of files stops it there, as a quota does."""
+    """A limit on the size of files stops the writing, as a quota does."""
     before = snapshot(release)
     assert exit_status(forked(release, "--voice", f"anna={path}", first=limited)) == 2
     captured = capfd.readouterr()

@@ -1,4 +1,4 @@
-"""patch_tokenizer.py gives a release voices of its own, as its server would make them, and takes them away again."""
+"""patch_tokenizer.py adds voices to a release, as its server would compute them, and removes them again."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ from tests.patching import (
     served_voices,
     snapshot,
 )
-from tests.tokenizers import write_speaking_release
+from tests.speaking_release import write_speaking_release
 
 
 @pytest.fixture
@@ -95,7 +95,7 @@ def test_a_voice_is_what_the_server_makes_of_the_clip_sent_as_ref_audio(
     path = clip(tmp_path / f"a.{form}", 3.21, rate, channels)
     assert patch(release, "--voice", f"anna={path}") == 0
     sent = path.read_bytes()
-    if channels == 2:  # the server takes mono only
+    if channels == 2:  # the server accepts only mono
         stereo, _ = soundfile.read(path, dtype="float32")
         file = io.BytesIO()
         soundfile.write(file, stereo.mean(axis=1), rate, format="WAV", subtype="FLOAT")

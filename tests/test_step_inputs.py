@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn.utils import parameters_to_vector
 
 import train_encoder
-from tests.teachers import use_random_teacher
+from tests.random_teacher import use_random_teacher
 from training.config import load_config
 from training.distributed import Ranks
 from training.state import build_codec

@@ -23,8 +23,8 @@ from safetensors.torch import load_file
 import train_encoder
 from data.crops import Crops, Item
 from experiments.random_speech import audio_bytes
-from tests.processes import start, statuses
-from tests.teachers import use_random_teacher
+from tests.random_teacher import use_random_teacher
+from tests.rank_processes import start, statuses
 from training import distributed
 from training.checkpoints import CheckpointError
 from training.config import load_config

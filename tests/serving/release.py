@@ -1,4 +1,4 @@
-"""A release that the server can serve: the demo's trained codec and voices, and a language model of random weights."""
+"""A release that the server can serve: the demo's trained codec and voices, a language model with random weights."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ import inject_encoder
 import patch_tokenizer
 from codec.voices import END_OF_AUDIO
 from release.changes import STATE
-from tests.tokenizers import tekken
+from tests.speaking_release import tekken
 
 DEMO = Path("data/demo")
 WITHHELD_ENCODER = DEMO / "withheld_encoder.safetensors"
 SEMANTIC_OUTPUT = "acoustic_transformer.semantic_codebook_output.weight"
-VOCABULARY_MULTIPLE = 128  # the semantic output is padded to it
-END_OF_AUDIO_GAIN = 2  # of random logits, the largest of 8194 is near 4: this one is it now and then, so speech ends
+VOCABULARY_MULTIPLE = 128  # the size of the semantic output is a multiple of it
+END_OF_AUDIO_GAIN = 2  # end-of-audio is sometimes the largest of 8194 random logits, so speech ends
 
 
 def write_served_release(folder: Path) -> Path:
-    """The demo's release, which has no encoder, made whole: a language model, an acoustic transformer, a tokenizer."""
+    """Writes the demo's release (it has no encoder) with a language model, an acoustic transformer and a tokenizer."""
     shutil.copytree(DEMO / "release", folder)
     params = json.loads((folder / "params.json").read_text())
     spoken = load_file(folder / "consolidated.safetensors")
@@ -39,11 +39,11 @@ def write_served_release(folder: Path) -> Path:
 
 
 def language_model(params: dict[str, Any], seed: int = 0) -> dict[str, Tensor]:
-    """Everything in a release that is not the codec's, by its name there: random, bf16, of the sizes in `params`."""
+    """Name -> random weights, bf16, of everything in a release but the codec, with the sizes in `params`."""
     audio = params["multimodal"]["audio_model_args"]
     acoustic = audio["acoustic_transformer_args"]
     width, acoustic_codes = acoustic["dim"], audio["n_acoustic_codebook"]
-    semantic_codes = audio["semantic_codebook_size"] + 2  # with the two special tokens
+    semantic_codes = audio["semantic_codebook_size"] + 2  # and the two special tokens
     shapes = {
         "norm.weight": (params["dim"],),
         "mm_audio_embeddings.tok_embeddings.weight": (params["vocab_size"], params["dim"]),
@@ -66,7 +66,7 @@ def language_model(params: dict[str, Any], seed: int = 0) -> dict[str, Tensor]:
 
 
 def layers(prefix: str, sizes: dict[str, Any]) -> dict[str, tuple[int, ...]]:
-    """Name -> shape of a transformer's layers."""
+    """Name -> shape of the weights of a transformer's layers."""
     dim, hidden = sizes["dim"], sizes["hidden_dim"]
     queries, keys = sizes["n_heads"] * sizes["head_dim"], sizes["n_kv_heads"] * sizes["head_dim"]
     layer = {
@@ -84,14 +84,14 @@ def layers(prefix: str, sizes: dict[str, Any]) -> dict[str, tuple[int, ...]]:
 
 
 def weights(shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
-    """Matrices that keep the size of what they are multiplied with; norms of one."""
+    """Random weights. Matrices keep the magnitude of their input; the weights of norms are ones."""
     if len(shape) == 1:
         return torch.ones(shape, dtype=torch.bfloat16)
     return (torch.randn(shape, generator=generator) / math.sqrt(shape[1])).to(torch.bfloat16)
 
 
 def fingerprints(folder: Path) -> dict[str, str]:
-    """Every file of the release by its content, but for what the tools remember of their own changes."""
+    """Path -> SHA-256 of every file of the release, without the state of patch_tokenizer.py."""
     files = {str(path.relative_to(folder)): path for path in folder.rglob("*") if path.is_file()}
     return {name: sha256(path.read_bytes()).hexdigest() for name, path in files.items() if not name.startswith(STATE)}
 

@@ -1,4 +1,4 @@
-"""What is asked of one server, by requests and by the programs that a person would run, and what came of it."""
+"""Sends requests to one server, also by the programs that a user runs, and records the answers."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ USUAL_URL = "http://localhost:8000"  # in docs/clients.md
 
 @dataclass
 class Scene:
-    """Answers by the name of the request; what programs printed, by what they were given."""
+    """`answers`: by the name of the request. `programs`: output and exit status of the clients, by their arguments."""
 
     answers: dict[str, Answer] = field(default_factory=dict)
     programs: dict[str, subprocess.CompletedProcess[str]] = field(default_factory=dict)
@@ -27,14 +27,14 @@ class Scene:
         self.answers[what] = server.ask(what, **request)
 
     def kill(self, server: Server, what: str, **request: object) -> None:
-        """The last request: one that the engine does not survive."""
+        """Sends the last request, one that kills the engine."""
         self.alive_before_the_last = server.healthy()
         self.ask(server, what, **request)
         self.died_of_the_last = server.dies()
         said(f"  the engine {'is dead' if self.died_of_the_last else 'lives'}")
 
     def use_client(self, server: Server, folder: Path, *given: str) -> None:
-        """examples/clone_voice.py in `folder`, with a clip there or the option for a name."""
+        """Runs examples/clone_voice.py in `folder`, with a clip in it or with the option for a name."""
         program = Path("examples/clone_voice.py").resolve()
         command = [sys.executable, str(program), *given, "Hello there.", "hello.wav", "--url", server.url]
         self._run(server, folder, f"client {' '.join(given)}", command)

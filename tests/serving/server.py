@@ -1,4 +1,4 @@
-"""`vllm serve DIR --omni` on a CPU, as a test starts it, asks it, watches it and stops it."""
+"""Starts `vllm serve DIR --omni` on a CPU, sends requests, records what the model computes, and stops the server."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ PLATFORM = Path(__file__).parent / "cpu"
 START_SECONDS = 300
 ANSWER_SECONDS = 120
 
-# What two cores and a few GB need other than in vllm-omni's settings for Voxtral TTS: no compilation, small buffers.
+# Changes to vllm-omni's settings for Voxtral TTS that two cores and a few GB need: no compilation, small buffers.
 STAGE = {"enforce_eager": True, "async_scheduling": False, "max_num_seqs": 4}
 STAGES = {"0": STAGE | {"max_num_batched_tokens": 4096}, "1": STAGE}
 ENVIRONMENT = {
@@ -37,11 +37,11 @@ ENVIRONMENT = {
 
 
 class ServerError(Exception):
-    """The server does not start, or not in time."""
+    """The server does not start, or not in time. The message holds the end of its log."""
 
 
 class Server:
-    """A running server of the release in `folder`. What the model in it computes is kept in `scratch`, and its log."""
+    """A running server of the release in `folder`. Its log, and what its model computes, are in `scratch`."""
 
     def __init__(self, environment: Path, folder: Path, scratch: Path) -> None:
         self.scratch, self.log = scratch, scratch / "server.log"
@@ -55,7 +55,7 @@ class Server:
         command += ["--port", str(self.port), "--gpu-memory-utilization", "0.2"]
         command += ["--stage-overrides", json.dumps(STAGES)]
         own = {"PATH": f"{environment / 'bin'}:{os.environ['PATH']}", "PYTHONPATH": str(PLATFORM)}
-        own["SERVER_WITNESS"] = str(self.seen)
+        own["SERVER_RECORDS"] = str(self.seen)
         with self.log.open("wb") as log:
             self.process = subprocess.Popen(
                 command, stdout=log, stderr=log, env=os.environ | ENVIRONMENT | own, start_new_session=True, cwd=scratch
@@ -97,7 +97,7 @@ class Server:
         return False
 
     def ask(self, what: str, **request: Any) -> Answer:
-        """POST /v1/audio/speech. `what` is how the log names the request."""
+        """POST /v1/audio/speech. `what` is the request's name in the log."""
         content = {"input": "Hello there.", "max_new_tokens": 6} | request
         headers = {"Content-Type": "application/json"}
         posted = urllib.request.Request(f"{self.url}/v1/audio/speech", json.dumps(content).encode(), headers)
@@ -113,7 +113,7 @@ class Server:
         return answer
 
     def take(self) -> list[dict[str, Tensor]]:
-        """What the model computed since the last time, as the witness wrote it down (cpu/omni_cpu/witness.py)."""
+        """What the model computed since the last call, as cpu/omni_cpu/recorder.py recorded it."""
         events = []
         for path in sorted(self.seen.glob("*.pt")):
             events.append(torch.load(path, weights_only=True))
@@ -121,7 +121,7 @@ class Server:
         return events
 
     def stop(self) -> None:
-        """Ends the server's own process, and then what is left of the group it leads."""
+        """Ends the server's process, and then all that is left of its process group."""
         if self.process.poll() is None:
             self.process.terminate()
             with suppress(subprocess.TimeoutExpired):
@@ -139,10 +139,10 @@ class Server:
 
 @dataclass(frozen=True)
 class Answer:
-    """What came back, and what the model computed for it."""
+    """The response, and what the model computed for it."""
 
     status: int
-    """Of HTTP; 0 where the server was gone before it answered, or broke off."""
+    """The HTTP status; 0 if the server closed the connection before the end of its answer."""
     body: bytes
     events: list[dict[str, Tensor]]
 
@@ -155,19 +155,19 @@ class Answer:
 
     @property
     def codes(self) -> Tensor:
-        """[37, F] of the one clip that was encoded, counted as here: no special tokens, no end-of-audio frame."""
+        """[37, F] of the one clip that was encoded, as in this repository: no special tokens, no end-of-audio frame."""
         (codes,) = self.seen("codes")
         return codes[:, :-1] - 2
 
     @property
     def prompt(self) -> Tensor:
-        """[N, dim], what stood for the voice in the prompt."""
+        """[N, dim], the voice's embedding in the prompt."""
         (prompt,) = self.seen("prompt")
         return prompt
 
     @property
     def spoken(self) -> Tensor:
-        """[frames, 37], the codes that were spoken."""
+        """[frames, 37], the generated codes."""
         return torch.stack(self.seen("frame"))
 
 
@@ -176,5 +176,5 @@ def data_url(audio: bytes, kind: str = "wav") -> str:
 
 
 def said(line: str) -> None:
-    """A line for the reader of the log."""
+    """Prints a line for the test log."""
     print(line, flush=True)

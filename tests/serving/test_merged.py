@@ -36,7 +36,7 @@ def test_presets_speak_as_they_did_without_an_encoder(without_encoder: Scene, me
 
 
 def test_samples_that_are_not_finite_kill_the_engine(merged: Scene) -> None:
-    """Which is why the client refuses them (test_own_file.py)."""
+    """So the client refuses them (test_own_file.py)."""
     assert merged.alive_before_the_last
     assert merged.died_of_the_last
 

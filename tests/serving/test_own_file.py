@@ -1,4 +1,4 @@
-"""With the encoder in a file of its own, the server clones voices, and computes what the codec here computes."""
+"""With the encoder in its own file, the server clones voices, and computes the same as the codec here."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def codec(cloning: Path) -> Codec:
 
 
 def same_as_here(answer: Answer, codec: Codec, path: Path) -> None:
-    """The codes and the prompt of a clip, bit for bit."""
+    """Asserts that the codes and the prompt of a clip are equal to the bit."""
     codes = codec.encode(prepare([read_clip(path)]).waveform[None])
     embedding = codec.embed(codes)[0]
     assert torch.equal(answer.codes, codes[0])
@@ -128,7 +128,7 @@ def test_speech_comes_in_every_form_that_the_readme_names(own_file: Scene, form:
 
 
 def test_speech_is_streamed_as_pcm_and_not_as_wav(own_file: Scene) -> None:
-    """Which is why the client asks for pcm."""
+    """So the client asks for pcm."""
     assert own_file.answers["streamed pcm"].status == 200
     assert len(own_file.answers["streamed pcm"].body) >= 2 * 1920
     assert own_file.answers["streamed wav"].status == 0
@@ -157,7 +157,7 @@ def test_the_client_does_not_send_what_would_kill_the_engine(own_file: Scene, gi
 def test_the_client_explains_a_name_that_nobody_has(own_file: Scene) -> None:
     program = own_file.programs["client --voice=nobody"]
     assert program.returncode == 2
-    assert "knows no voice 'nobody', only anna" in program.stderr
+    assert "has no voice 'nobody', only anna" in program.stderr
 
 
 @pytest.mark.parametrize("block", CLIENTS)
@@ -172,7 +172,7 @@ def test_every_client_of_the_documents_hears_the_voice_by_name_and_by_clip(own_f
 
 
 def test_an_empty_clip_kills_the_engine(own_file: Scene) -> None:
-    """Which is why the client refuses it."""
+    """So the client refuses it."""
     assert own_file.answers["an empty clip"].status != 200
     assert own_file.died_of_the_last
 

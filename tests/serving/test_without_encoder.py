@@ -20,7 +20,7 @@ def test_ref_audio_gets_status_400_and_the_server_lives(without_encoder: Scene) 
 def test_the_client_says_what_the_release_lacks(without_encoder: Scene) -> None:
     client = without_encoder.programs["client 16_bits.wav"]
     assert client.returncode == 2
-    assert "has no encoder: put one in with inject_encoder.py" in client.stderr
+    assert "has no encoder: inject one with inject_encoder.py" in client.stderr
 
 
 @pytest.mark.parametrize("name", PRESETS)
@@ -36,7 +36,7 @@ def test_a_voice_that_params_json_does_not_name_gets_status_400(without_encoder:
 
 
 def test_a_voice_whose_count_is_off_by_one_kills_the_engine(without_encoder: Scene) -> None:
-    """As patch_tokenizer.py --check says of such a release (tests/test_voice_checks.py)."""
+    """patch_tokenizer.py --check says so of such a release (tests/test_voice_checks.py)."""
     assert without_encoder.answers["a voice whose count is off by one"].status != 200
     assert without_encoder.died_of_the_last
     assert without_encoder.programs["client --voice=broken"].returncode == 2

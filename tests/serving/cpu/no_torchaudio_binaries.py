@@ -1,4 +1,4 @@
-"""Stands for `torchaudio._extension`, which loads torchaudio's binaries: there are none."""
+"""Replaces `torchaudio._extension`, which loads torchaudio's binaries: here there are none."""
 
 from __future__ import annotations
 

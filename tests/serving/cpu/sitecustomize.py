@@ -1,8 +1,8 @@
-"""Python runs this before anything else in a process with this folder in PYTHONPATH: every process of the server.
+"""Python runs this first in every process that has this folder in PYTHONPATH: all processes of the server.
 
 PyPI's torchvision, torchaudio and torchcodec bring binaries for CUDA, which cannot be loaded beside PyTorch for CPUs.
-The server imports the packages and, for this model, calls none of them. So the operators that torchvision describes as
-it is imported are declared here, torchaudio is told that it has no binaries, and torchcodec is not found.
+The server imports the packages but, for this model, calls none of them. So this file declares the operators that
+torchvision needs when it is imported, makes torchaudio believe that it has no binaries, and hides torchcodec.
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ from importlib.machinery import ModuleSpec
 from pathlib import Path
 from types import ModuleType
 
-OPERATORS = ("nms", "qnms")  # boxes are no speech
+OPERATORS = ("nms", "qnms")  # for boxes in images: speech needs none
 
 
 class WithoutCuda(MetaPathFinder):
-    """Comes before Python's own finders, and leaves nearly everything to them."""
+    """Runs before Python's own finders, and leaves nearly everything to them."""
 
     declared = None
 
@@ -37,5 +37,5 @@ class WithoutCuda(MetaPathFinder):
         return None
 
 
-sys.modules["torchcodec"] = None  # type: ignore[assignment]  # Python's way to say that there is no such module
+sys.modules["torchcodec"] = None  # type: ignore[assignment]  # so Python says that there is no such module
 sys.meta_path.insert(0, WithoutCuda())

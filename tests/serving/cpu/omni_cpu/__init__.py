@@ -1,9 +1,9 @@
-"""A platform for vllm-omni that has no GPU. vllm-omni brings platforms for accelerators only; this one joins what vLLM
-has for CPUs with vllm-omni's own workers. Neither package is changed."""
+"""A platform for vllm-omni without a GPU. vllm-omni has platforms only for accelerators; this one combines vLLM's code
+for CPUs with vllm-omni's workers. It changes neither package."""
 
 from __future__ import annotations
 
 
 def platform() -> str:
-    """What the entry point `vllm_omni.platform_plugins` gives: the name of the platform's class."""
+    """The name of the platform's class, for the entry point `vllm_omni.platform_plugins`."""
     return "omni_cpu.platform.CpuPlatform"

@@ -1,4 +1,4 @@
-"""What vllm-omni asks a platform beyond what vLLM's CPU platform answers."""
+"""The methods that vllm-omni needs of a platform and that vLLM's CPU platform lacks."""
 
 from __future__ import annotations
 
@@ -57,11 +57,11 @@ class CpuPlatform(OmniPlatform, cpu.CpuPlatform):
 
     @classmethod
     def synchronize(cls) -> None:
-        """Nothing runs behind Python's back."""
+        """On a CPU nothing runs asynchronously."""
 
     @classmethod
     def set_device_control_env_var(cls, devices: str | int | None) -> None:
-        """There is one device, and all stages share it."""
+        """All stages share the one device."""
 
     @classmethod
     def unset_device_control_env_var(cls) -> None:

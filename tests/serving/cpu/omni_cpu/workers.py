@@ -1,4 +1,4 @@
-"""The two stages' workers: vllm-omni's own model runners, with vLLM's CPU runner in the place of the GPU runner that
+"""The workers of the two stages: vllm-omni's model runners, based on vLLM's CPU runner instead of the GPU runner that
 they extend."""
 
 from __future__ import annotations
@@ -13,11 +13,11 @@ from vllm_omni.worker.gpu_ar_model_runner import GPUARModelRunner
 from vllm_omni.worker.gpu_generation_model_runner import GPUGenerationModelRunner
 from vllm_omni.worker.mixins import OmniWorkerMixin
 
-from omni_cpu import witness
+from omni_cpu import recorder
 
 
 class LanguageModelRunner(GPUARModelRunner, CPUModelRunner):
-    """Speaks: prompt -> codes. By the order of the bases, `super()` in vllm-omni's class is vLLM's CPU runner."""
+    """Prompt -> codes. Because of the order of the bases, `super()` in vllm-omni's class is vLLM's CPU runner."""
 
     def capture_model(self) -> int:
         return 0  # bytes of CUDA graphs
@@ -31,8 +31,8 @@ class DecoderRunner(GPUGenerationModelRunner, CPUModelRunner):
 
 
 class _Worker(OmniWorkerMixin, cpu_worker.CPUWorker):
-    model_runner_cls: type[CPUModelRunner]  # vllm-omni looks at it before it starts a stage
-    encoder_loaded = OmniGPUWorkerBase.encoder_loaded  # what the server asks before it takes a ref_audio
+    model_runner_cls: type[CPUModelRunner]  # vllm-omni reads it before it starts a stage
+    encoder_loaded = OmniGPUWorkerBase.encoder_loaded  # the server calls it before it accepts a ref_audio
 
     def init_device(self) -> None:
         self.use_v2_model_runner = False
@@ -45,7 +45,7 @@ class LanguageModelWorker(_Worker):
 
     def load_model(self, *arguments: Any, **named: Any) -> None:
         super().load_model(*arguments, **named)
-        witness.attend(self.model_runner.model)
+        recorder.record(self.model_runner.model)
 
 
 class DecoderWorker(_Worker):

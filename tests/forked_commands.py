@@ -1,4 +1,4 @@
-"""Commands in forked children, everything imported, to be killed at moments that fall into their work."""
+"""Runs commands in forked children, in which everything is imported already."""
 
 from __future__ import annotations
 
@@ -10,28 +10,28 @@ import torch
 
 
 def forked(command: Callable[[], int], first: Callable[[], object] = lambda: None) -> int:
-    """Starts the command in a child process after it has called `first`. Gives the child's number."""
+    """Forks a child that calls `first` and then the command. Returns the child's process id."""
     child = os.fork()
     if child:
         return child
     status = 70
     try:
-        torch.set_num_threads(1)  # the parent's threads do not exist here
+        torch.set_num_threads(1)  # the parent's other threads do not exist in the child
         first()
         status = command()
-    except BaseException:  # noqa: BLE001 (nothing may get out of the child into the test run)
+    except BaseException:  # noqa: BLE001 (the child must not go on with the parent's tests)
         traceback.print_exc()
     finally:
         os._exit(status)
 
 
 def exit_status(child: int) -> int:
-    """What it exited with; minus the signal's number where one killed it."""
+    """The child's exit status, or minus the number of the signal that killed it."""
     return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
 
 
 def without_rights() -> None:
-    """Root may read and write everywhere, so where the tests run as root the command runs as another user."""
+    """Root can read and write everything. If the tests run as root, this process becomes another user."""
     if os.geteuid() == 0:
         os.setgroups([])
         os.setgid(65534)

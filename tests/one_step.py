@@ -1,4 +1,4 @@
-"""A process alone, a batch of noise, and settings with every loss: for tests of one training step."""
+"""For tests of one training step: a single rank, a batch of noise, and settings with every loss."""
 
 from __future__ import annotations
 

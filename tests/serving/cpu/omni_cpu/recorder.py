@@ -1,11 +1,11 @@
-"""Writes down what the model in the running server computes, so that a test can compare it with the codec here.
+"""Records what the model in the running server computes, so that a test can compare it with the codec here.
 
-Each event is a file in the folder named by SERVER_WITNESS, numbered in the order of the events:
+Each event is a file in the folder named by SERVER_RECORDS. The files are numbered in the order of the events:
 
-    {"waveform": [T], "codes": [37, F + 1]}   a ref_audio as the encoder got it, and what it made of it, code + 2, the
+    {"waveform": [T], "codes": [37, F + 1]}   the encoder's input, a ref_audio, and its output: codes + 2, with the
                                               end-of-audio frame last
-    {"prompt": [N, dim], "tokens": []}        what was put in the place of the prompt's audio tokens, and their count
-    {"frame": [37]}                           the codes of a spoken frame as they are fed back, code + 2
+    {"prompt": [N, dim], "tokens": []}        the embeddings of the prompt's audio tokens, and how many tokens there are
+    {"frame": [37]}                           a generated frame's codes + 2, as they are fed back
 """
 
 from __future__ import annotations
@@ -19,18 +19,18 @@ import torch
 from torch import Tensor
 
 
-def attend(model: Any) -> None:
-    """Puts itself between the model's methods and their callers, where a folder is named."""
-    if "SERVER_WITNESS" not in os.environ:
+def record(model: Any) -> None:
+    """Wraps the model's methods, if SERVER_RECORDS is set."""
+    if "SERVER_RECORDS" not in os.environ:
         return
-    folder, numbers = Path(os.environ["SERVER_WITNESS"]), count()
+    folder, numbers = Path(os.environ["SERVER_RECORDS"]), count()
     codec = model.model.audio_tokenizer
     encode_waveforms, encode_tokens, embed_input_ids = (
         codec.encode_waveforms,
         codec.encode_tokens,
         model.embed_input_ids,
     )
-    clips: list[Tensor] = []  # that are being encoded
+    clips: list[Tensor] = []  # the ones that are being encoded now
 
     def write(event: dict[str, Tensor]) -> None:
         path = folder / f"{next(numbers):06}"

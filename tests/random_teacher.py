@@ -1,4 +1,4 @@
-"""A teacher of the ASR distillation without Whisper: it hears what a seed says, at once."""
+"""A teacher for ASR distillation without Whisper: its transcripts are random, and take no time."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from losses.asr.distillation import Heard
 
 
 class RandomTeacher:
-    """Hears two tokens in every clip but the last, in which it hears nothing."""
+    """Gives two tokens for every clip of a batch, and none for the last clip."""
 
     width = 12
 
@@ -25,5 +25,5 @@ class RandomTeacher:
 
 
 def use_random_teacher(patch: pytest.MonkeyPatch) -> None:
-    """Whoever loads a Whisper gets this one."""
+    """`Teacher.load` returns this teacher instead of Whisper."""
     patch.setattr(losses.asr.teacher.Teacher, "load", lambda *arguments, **options: RandomTeacher())
