@@ -92,5 +92,24 @@ def test_every_path_in_the_documents_exists(page: str) -> None:
         assert (ROOT / path).exists() or (ROOT / page).parent.joinpath(path).exists(), path
 
 
+def test_every_file_of_the_architectures_tables_exists_and_every_file_has_a_row() -> None:
+    tables = re.findall(r"^\| file in `([\w/]+)/` \|.*\n\|---\|---\|\n((?:\|.*\n)+)", text("ARCHITECTURE.md"), re.M)
+    assert len(tables) == 8
+    for folder, rows in tables:
+        cells = [row.split("|")[1] for row in rows.splitlines()]
+        named = [name for cell in cells for name in re.findall(r"`([^`]+)`", cell)]
+        for name in named:
+            assert (ROOT / folder / name).exists(), f"{folder}/{name}"
+        for file in sorted((ROOT / folder).rglob("*.py")):
+            path = file.relative_to(ROOT / folder).as_posix()
+            known = any(path == name or (name.endswith("/") and path.startswith(name)) for name in named)
+            assert known or path.endswith("__init__.py") or path.startswith("test_"), f"{file} is in no table"
+
+
+def test_every_test_that_the_architecture_names_exists() -> None:
+    for name in re.findall(r"`(?:tests/)?((?:serving/)?test_\w+\.py)`", text("ARCHITECTURE.md")):
+        assert (ROOT / "tests" / name).exists(), name
+
+
 def test_the_readme_can_be_read_in_ten_minutes() -> None:
     assert len(text("README.md").encode()) <= 9500
