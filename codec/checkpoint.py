@@ -116,8 +116,7 @@ def checkpoint_tensors(codec: Codec) -> dict[str, Tensor]:
     tensors = {
         prefix + key: tensor for prefix, module in _modules(codec) for key, tensor in module.state_dict().items()
     }
-    if codec.embedding_table is not None:
-        tensors[EMBEDDING_NAME] = codec.embedding_table
+    tensors[EMBEDDING_NAME] = codec.embedding_table
     return {name: tensor.detach().to("cpu", torch.bfloat16).contiguous() for name, tensor in tensors.items()}
 
 

@@ -16,22 +16,20 @@ SERVER_CHUNK = 375  # frames (30 s): the server decodes longer sequences in inde
 
 
 class Codec(nn.Module):
-    """The Voxtral codec. Its parameters' dtype decides the arithmetic: in bfloat16 it computes what the server
-    computes, bit by bit (one clip at a time, the encoder under bf16 autocast, distances and rounding in bf16); in
-    float32 it computes in float32, a batch at once. `encoder` is None where a release has none; `embedding_table`
-    where nothing embeds codes.
+    """The Voxtral codec. The dtype of its parameters decides the arithmetic. In bfloat16 the results are bit-identical
+    to the server's: one clip at a time, the encoder under bf16 autocast, distances and rounding in bf16. In float32 it
+    computes a whole batch at once, in float32. `encoder` is None if the release has no encoder.
     """
 
-    embedding_table: Tensor | None
+    embedding_table: Tensor
 
-    def __init__(self, config: CodecConfig, has_encoder: bool = True, has_embedding: bool = True):
+    def __init__(self, config: CodecConfig, has_encoder: bool = True):
         super().__init__()
         self.config = config
         self.encoder = Encoder(config) if has_encoder else None
         self.decoder = Decoder(config)
         self.quantizer = Quantizer(config)
-        table = torch.zeros(config.embedding_rows, config.embedding_dim) if has_embedding else None
-        self.register_buffer("embedding_table", table)
+        self.register_buffer("embedding_table", torch.zeros(config.embedding_rows, config.embedding_dim))
 
     @property
     def sample_rate(self) -> int:
@@ -105,8 +103,6 @@ class Codec(nn.Module):
         """Codes [B, 37, F] to a voice embedding [B, F + 1, dim]: what stands in the prompt for a reference voice, the
         end-of-audio row last."""
         self._check(codes)
-        if self.embedding_table is None:
-            raise ValueError("this codec was loaded without the audio embedding table")
         return embed_codes(codes, self.embedding_table, self.config.codebook_sizes)
 
     def _check(self, codes: Tensor) -> None:

@@ -49,7 +49,7 @@ def voices_target(codec: Codec, voices: Path) -> Target:
     ReleaseError where the codes of a voice do not explain it."""
     levels, dims = codec.config.acoustic_codebook_size, codec.config.acoustic_dim
     files = sorted(voices.glob("*.pt"))
-    if not files or codec.embedding_table is None:
+    if not files:
         centred = torch.arange(levels, dtype=torch.float32) - DEFAULT_MEAN
         return Target(torch.softmax(-0.5 * (centred / DEFAULT_SPREAD) ** 2, dim=0).expand(dims, -1).clone(), 0, 0.0)
     counts, frames, worst = torch.zeros(dims, levels), 0, 0.0

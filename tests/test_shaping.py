@@ -31,7 +31,6 @@ def _codes(frames: int, seed: int = 0) -> torch.Tensor:
 def test_codes_are_recovered_exactly_from_a_voice(codec: Codec) -> None:
     codes = _codes(40)
     embedding = codec.embed(codes)[0]
-    assert codec.embedding_table is not None
     recovered = recover_codes(embedding[:-1], codec.embedding_table, WIDE.codebook_sizes)
     assert torch.equal(recovered.codes, codes[0].T)
     assert torch.equal(codec.embed(recovered.codes.T[None])[0], embedding)
@@ -42,7 +41,6 @@ def test_rows_where_the_descent_ends_elsewhere_are_tried_from_other_starts(codec
     """In fewer dimensions some rows need it."""
     narrow = random_codec(replace(SMALL, embedding_dim=224)).to(torch.bfloat16)
     codes = _codes(300)
-    assert narrow.embedding_table is not None
     once, again = (
         recover_codes(narrow.embed(codes)[0, :-1], narrow.embedding_table, SMALL.codebook_sizes, restarts=restarts)
         for restarts in (0, 20)
@@ -53,7 +51,6 @@ def test_rows_where_the_descent_ends_elsewhere_are_tried_from_other_starts(codec
 
 
 def test_an_embedding_of_another_table_has_a_large_residual(codec: Codec) -> None:
-    assert codec.embedding_table is not None
     foreign = torch.randn(5, 512, generator=torch.Generator().manual_seed(9)) * 1.8
     assert recover_codes(foreign, codec.embedding_table, WIDE.codebook_sizes).residual.min() > 0.2
 
