@@ -1,19 +1,95 @@
-"""Codes -> the rows that stand for a voice in the language model's prompt, and back."""
+"""Voice embeddings: read from a release's files, made from codes, and turned back into codes."""
 
 from __future__ import annotations
 
+import pickle
+import struct
 from itertools import accumulate
+from pathlib import Path
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from codec.config import SPECIAL_TOKENS
+from codec.config import SPECIAL_TOKENS, ReleaseError
 
 SWEEPS = 30
 EXPLAINED = 0.02  # relative residual: bf16 sums of exact codes leave 0.002, one wrong code of 37 about 0.2
 END_OF_AUDIO = 1  # in the first codebook; the others hold 0, and no offset is added
+NOT_FINITE = "holds values that are not finite"
+# What torch.load raises for a damaged file. Found by changing single bytes of voice files.
+LOAD_ERRORS = (
+    OSError,
+    RuntimeError,
+    EOFError,
+    ValueError,
+    LookupError,
+    TypeError,
+    AttributeError,
+    AssertionError,
+    OverflowError,
+    pickle.UnpicklingError,
+    struct.error,
+)
+
+
+class VoiceFileError(ReleaseError):
+    """A voice file that cannot be used. `fault` says what is wrong, without the name of the file; `readable` is False
+    if torch cannot load the file at all."""
+
+    def __init__(self, path: Path, fault: str, readable: bool = True):
+        super().__init__(f"{path} {fault}: get this voice file from its release again, or remove it")
+        self.fault, self.readable = fault, readable
+
+
+def read_voices(folder: Path, dim: int) -> dict[Path, Tensor]:
+    """All voice files `*.pt` of a folder by path, sorted, each read with `read_voice`. Empty if there is no folder."""
+    return {path: read_voice(path, dim) for path in sorted(folder.glob("*.pt"))}
+
+
+def read_voice(path: Path, dim: int) -> Tensor:
+    """A voice embedding [F + 1, dim] on the CPU, in the dtype of its file. The last row is the end-of-audio frame.
+    Raises VoiceFileError if the file is damaged, if it holds anything but a floating-point tensor of this shape with at
+    least 2 rows, or if a value is not finite."""
+    embedding = load_voice(path, dim)
+    if not embedding.is_floating_point():
+        raise VoiceFileError(path, f"holds {dtype_name(embedding)}, expected floating-point values")
+    if len(embedding) < 2:
+        raise VoiceFileError(path, "holds 1 row, expected at least one frame and the end-of-audio row")
+    if not embedding.isfinite().all():
+        raise VoiceFileError(path, NOT_FINITE)
+    return embedding
+
+
+def load_voice(path: Path, dim: int) -> Tensor:
+    """The tensor [N, dim] of a voice file, N of 1 or more, with its values unchecked. Raises VoiceFileError if the file
+    cannot be loaded or holds something else."""
+    try:
+        stored = torch.load(path, map_location="cpu", weights_only=True)
+    except LOAD_ERRORS as error:
+        text = str(error).strip()
+        reason = text.splitlines()[0].split(". ")[0] if text else "the file is empty or ends too early"
+        raise VoiceFileError(path, f"cannot be read ({reason})", readable=False) from error
+    if not isinstance(stored, Tensor):
+        raise VoiceFileError(path, f"holds a {type(stored).__name__} instead of a tensor")
+    if stored.ndim != 2 or stored.shape[1] != dim or not len(stored):
+        raise VoiceFileError(path, f"has the shape {list(stored.shape)}, expected [N, {dim}]")
+    if not _is_dense(stored):
+        raise VoiceFileError(path, "holds a tensor without a value for each of its elements")
+    return stored
+
+
+def _is_dense(tensor: Tensor) -> bool:
+    """A small file can describe a huge tensor: sparse, on the meta device, or with a stride of 0."""
+    if tensor.layout != torch.strided or tensor.device.type != "cpu" or tensor.is_quantized:
+        return False
+    return tensor.untyped_storage().nbytes() >= tensor.numel() * tensor.element_size()
+
+
+def dtype_name(tensor: Tensor) -> str:
+    """For example "bfloat16"."""
+    return str(tensor.dtype).removeprefix("torch.")
 
 
 def embed_codes(codes: Tensor, table: Tensor, codebook_sizes: list[int]) -> Tensor:

@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from codec import Codec
+from codec.voices import read_voices
 from evaluation.judges.judge import Measurements, Metric, first_line
 from losses.shaping import Target
 
@@ -67,11 +68,10 @@ class Presets(NamedTuple):
         return float((self.means @ self.means.T).sum() - count) / (count * (count - 1))
 
 
-def read_presets(voices: Path) -> Presets | None:
-    """The preset voices in the folder `voices`; None if there are none."""
-    embeddings = [
-        torch.load(file, map_location="cpu", weights_only=True)[:-1].float() for file in sorted(voices.glob("*.pt"))
-    ]
+def read_presets(voices: Path, dim: int) -> Presets | None:
+    """The preset voices in the folder `voices`, None if there are none; `dim` is the width of the language model.
+    Raises ReleaseError if a voice file cannot be used."""
+    embeddings = [rows[:-1].float() for rows in read_voices(voices, dim).values()]
     if not embeddings:
         return None
     means = torch.stack([F.normalize(embedding.mean(dim=0), dim=0) for embedding in embeddings])

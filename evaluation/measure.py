@@ -89,7 +89,7 @@ def measure(options: Options, extra: Sequence[ExtraSystem] = ()) -> tuple[Result
     other = load_encoder(options.release, options.against, options.device) if options.against else None
     speech, unreadable, notes = read_speech(options.data, options.cache, options.clips)
     voices = options.release / "voice_embedding"
-    presets, target = read_presets(voices), voices_target(codec, voices)
+    presets, target = read_presets(voices, codec.config.embedding_dim), voices_target(codec, voices)
     for system in extra:
         system.prepare(codec, options)
 

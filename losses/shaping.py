@@ -9,7 +9,6 @@ the end of the range still has a gradient.
 from __future__ import annotations
 
 import json
-import pickle
 from pathlib import Path
 from typing import NamedTuple
 
@@ -19,7 +18,7 @@ from torch import Tensor, nn
 
 from codec.codec import Codec
 from codec.config import ReleaseError
-from codec.voices import EXPLAINED, recover_codes
+from codec.voices import EXPLAINED, read_voices, recover_codes
 
 DEFAULT_MEAN, DEFAULT_SPREAD = 10.0, 4.0  # of 21 levels, where a release has no voices to learn from
 
@@ -46,15 +45,15 @@ class Target(NamedTuple):
 def voices_target(codec: Codec, voices: Path) -> Target:
     """The histogram of a release's preset voices, from `voices`/*.pt, whose codes are recovered from the embedding
     table. Without voices it is the default for every dimension: a normal distribution of mean 10 and spread 4. Raises
-    ReleaseError where the codes of a voice do not explain it."""
+    ReleaseError if a voice file cannot be used, or if no codes explain a voice."""
     levels, dims = codec.config.acoustic_codebook_size, codec.config.acoustic_dim
-    files = sorted(voices.glob("*.pt"))
-    if not files:
+    embeddings = read_voices(voices, codec.config.embedding_dim)
+    if not embeddings:
         centred = torch.arange(levels, dtype=torch.float32) - DEFAULT_MEAN
         return Target(torch.softmax(-0.5 * (centred / DEFAULT_SPREAD) ** 2, dim=0).expand(dims, -1).clone(), 0, 0.0)
     counts, frames, worst = torch.zeros(dims, levels), 0, 0.0
-    for file in files:
-        embedding = _voice(file, codec.config.embedding_dim)[:-1]  # without the end-of-audio row
+    for file, rows in embeddings.items():
+        embedding = rows[:-1]  # without the end-of-audio row
         recovered = recover_codes(embedding, codec.embedding_table.cpu(), codec.config.codebook_sizes)
         worst = max(worst, float(recovered.residual.max()))
         if worst > EXPLAINED:
@@ -65,16 +64,6 @@ def voices_target(codec: Codec, voices: Path) -> Target:
         counts += nn.functional.one_hot(recovered.codes[:, 1:], levels).sum(dim=0)
         frames += len(embedding)
     return Target(counts / frames, frames, worst)
-
-
-def _voice(file: Path, dim: int) -> Tensor:
-    try:
-        embedding = torch.load(file, map_location="cpu", weights_only=True)
-    except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
-        raise ReleaseError(f"{file} cannot be read ({str(error).splitlines()[0]})") from error
-    if not isinstance(embedding, Tensor) or embedding.ndim != 2 or embedding.shape[1] != dim or len(embedding) < 2:
-        raise ReleaseError(f"{file} is no voice of this release, expected a tensor [frames + 1, {dim}]")
-    return embedding
 
 
 def target_as_json(target: Target) -> str:

@@ -4,7 +4,6 @@ mistral-common) and its named voices. The effect of each fault was observed in a
 from __future__ import annotations
 
 import io
-import pickle
 import tempfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -21,7 +20,7 @@ from codec.checkpoint import read_tensors
 from codec.config import CodecConfig, ReleaseError
 from codec.files import listed, served_files
 from codec.tensors import EMBEDDING_NAME, ENCODER_PREFIXES, QUANTIZER_PREFIX, expected_codec, expected_encoder
-from codec.voices import embed_codes
+from codec.voices import NOT_FINITE, VoiceFileError, dtype_name, embed_codes, load_voice
 from release.named_voices import COUNT, TEKKEN, NamedVoices, embedding_path, is_file_name
 from release.splice import Stored, read_tensor_file
 
@@ -178,20 +177,14 @@ def _disagreements(name: str, rows: int | None, voices: NamedVoices, sound: bool
 def embedding(path: Path, end_row: Tensor) -> tuple[int | None, list[tuple[str, str]]]:
     """The number of an embedding's rows, None if it cannot be counted, and its faults with the effect of each."""
     try:
-        stored = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
-        reason = str(error).splitlines()[0].split(". ")[0] if str(error) else "it is empty"
-        return None, [(f"cannot be read ({reason})", STOPS)]
-    if not isinstance(stored, Tensor):
-        return None, [(f"holds a {type(stored).__name__} instead of a tensor", KILLS)]
-    if stored.ndim != 2 or stored.shape[1] != len(end_row) or not len(stored):
-        return None, [(f"has the shape {list(stored.shape)}, expected [N, {len(end_row)}]", KILLS)]
+        stored = load_voice(path, len(end_row))
+    except VoiceFileError as error:
+        return None, [(error.fault, KILLS if error.readable else STOPS)]
     faults = []
     if not torch.isfinite(stored).all():
-        faults.append(("holds values that are not finite", "turns its speech into noise, or kills the engine"))
+        faults.append((NOT_FINITE, "turns its speech into noise, or kills the engine"))
     if stored.dtype != torch.bfloat16:
-        dtype = str(stored.dtype).removeprefix("torch.")
-        faults.append((f"holds {dtype} instead of bfloat16", f"{SERVED}, rounded to bfloat16"))
+        faults.append((f"holds {dtype_name(stored)} instead of bfloat16", f"{SERVED}, rounded to bfloat16"))
     # The released presets were computed on another machine: their end row may differ in its last bits.
     if torch.cosine_similarity(stored[-1].float(), end_row.float(), dim=0) < 0.99:
         faults.append(

@@ -51,7 +51,7 @@ def evaluated(tmp_path_factory: pytest.TempPathFactory) -> tuple[Results, Codec]
     codec = with_encoder(load_release(DEMO / "release"), DEMO / "withheld_encoder.safetensors")
     judges, _ = open_judges(["distances", "pesq", "estoi"])
     voices = DEMO / "release" / "voice_embedding"
-    target, presets = voices_target(codec, voices), read_presets(voices)
+    target, presets = voices_target(codec, voices), read_presets(voices, codec.config.embedding_dim)
     scores = [
         evaluate(codec, speech, judges, name=name, presets=presets, target=target) for name in ("encoder", "against")
     ]

@@ -127,7 +127,7 @@ def build_codec(config: Config, init: str, device: torch.device) -> Codec:
     if config.train == "codec":
         codec = Codec(CodecConfig.from_params(read_params_file(Path(config.params)))).requires_grad_(False)
         # no language model is trained, so any embedding table will do that has the norm of the release's, 3.7
-        nn.init.normal_(codec.get_buffer("embedding_table"), std=0.6 * codec.config.embedding_dim**-0.5)
+        nn.init.normal_(codec.embedding_table, std=0.6 * codec.config.embedding_dim**-0.5)
         return codec.to(device)
     # on the device: at the release's dimensions init=inverse takes 13 seconds on two CPU cores
     return load_release(config.model_dir, torch.float32, device).with_new_encoder(init)
