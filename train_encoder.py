@@ -220,9 +220,9 @@ class Trainer:
         if weights.commitment:
             values["commitment"] = commitment(semantic, quantized.semantic)
         if "asr" in losses:
-            heard = self.asr_teacher.listen(waveform[:, 0])
-            values["asr"] = self.asr_projection.network(heard, quantized.semantic)
-            metrics["asr_silent_clips"] = heard.silent.float()
+            targets = self.asr_teacher.targets(waveform[:, 0])
+            values["asr"] = self.asr_projection.network(targets, quantized.semantic)
+            metrics["asr_silent_clips"] = targets.clips_without_speech.float()
         if weights.diversity:
             entries = self.quantizer.semantic_codebook.embedding
             values["diversity"] = self.diversity(semantic, entries, self.codebook_spacing)

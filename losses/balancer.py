@@ -63,10 +63,10 @@ class Balancer:
         for name, norm in zip(names, norms, strict=True):
             if name not in self.sums:
                 self.sums[name], self.counts[name] = torch.zeros_like(norm), torch.zeros_like(norm)
-            heard = norm > 0
-            decay = torch.where(heard, self.decay, 1.0)
+            present = norm > 0
+            decay = torch.where(present, self.decay, 1.0)
             # in place, so that a replayed step finds them where it left them
-            average = self.sums[name].mul_(decay).add_(norm) / self.counts[name].mul_(decay).add_(heard).clamp(min=1)
+            average = self.sums[name].mul_(decay).add_(norm) / self.counts[name].mul_(decay).add_(present).clamp(min=1)
             weight = self.weights[name] * (factors or {}).get(name, 1.0)
             scale = weight / total_weight * self.total_norm / (average + 1e-12)
             scaled[name] = gradients[name].float() * scale

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import losses.asr.teacher
-from losses.asr.distillation import Heard
+from losses.asr.distillation import DistillationTargets
 
 
 class RandomTeacher:
@@ -14,14 +14,14 @@ class RandomTeacher:
 
     width = 12
 
-    def listen(self, waveform: torch.Tensor) -> Heard:
+    def targets(self, waveform: torch.Tensor) -> DistillationTargets:
         batch, frames = len(waveform), -(-waveform.shape[-1] // 1920)
         generator = torch.Generator().manual_seed(batch * frames)
         mask = torch.tensor([[True, True]] * (batch - 1) + [[False, False]])
         alignment = torch.rand(batch, 2, frames, generator=generator) * mask[..., None]
         alignment = alignment / alignment.sum(dim=-1, keepdim=True).clamp(min=1e-6)
         states = torch.randn(batch, 2, self.width, generator=generator) * mask[..., None]
-        return Heard(alignment, states, mask)
+        return DistillationTargets(alignment, states, mask)
 
 
 def use_random_teacher(patch: pytest.MonkeyPatch) -> None:

@@ -1,4 +1,4 @@
-"""The distance between semantic embeddings and what a teacher heard, and the alignment between the two."""
+"""The ASR distillation loss on semantic embeddings, and the alignment of tokens and frames."""
 
 from __future__ import annotations
 
@@ -10,17 +10,19 @@ import whisper.timing
 from torch.nn import functional as F
 
 from losses.asr.alignment import align, median_filter
-from losses.asr.distillation import ASRDistillation, Heard
+from losses.asr.distillation import ASRDistillation, DistillationTargets
 
 CLIPS, TOKENS, FRAMES, SEMANTIC, WIDTH = 3, 5, 11, 8, 12
 
 
-def _heard(counts: tuple[int, ...] = (5, 2, 4), seed: int = 0) -> Heard:
+def _targets(counts: tuple[int, ...] = (5, 2, 4), seed: int = 0) -> DistillationTargets:
     generator = torch.Generator().manual_seed(seed)
     mask = torch.arange(TOKENS) < torch.tensor(counts)[:, None]
     alignment = torch.rand(len(counts), TOKENS, FRAMES, generator=generator)
     alignment = alignment / alignment.sum(dim=-1, keepdim=True) * mask[..., None]
-    return Heard(alignment, torch.randn(len(counts), TOKENS, WIDTH, generator=generator) * mask[..., None], mask)
+    return DistillationTargets(
+        alignment, torch.randn(len(counts), TOKENS, WIDTH, generator=generator) * mask[..., None], mask
+    )
 
 
 def _semantic(seed: int = 1) -> torch.Tensor:
@@ -34,64 +36,71 @@ def loss() -> ASRDistillation:
 
 
 def test_it_is_the_papers_formula(loss: ASRDistillation) -> None:
-    heard, semantic = _heard(), _semantic()
+    targets, semantic = _targets(), _semantic()
     clips = []
     for clip in range(CLIPS):
         cosines = []
-        for token in range(int(heard.mask[clip].sum())):
+        for token in range(int(targets.mask[clip].sum())):
             projected = [loss.projection(semantic[clip, :, f]) for f in range(FRAMES)]
-            spoken = sum(heard.alignment[clip, token, f] * projected[f] for f in range(FRAMES))
-            cosines.append(F.cosine_similarity(spoken, heard.states[clip, token], dim=0))
+            spoken = sum(targets.alignment[clip, token, f] * projected[f] for f in range(FRAMES))
+            cosines.append(F.cosine_similarity(spoken, targets.states[clip, token], dim=0))
         clips.append(1 - torch.stack(cosines).mean())
-    assert torch.allclose(loss.per_clip(heard, semantic), torch.stack(clips), atol=1e-5)
-    assert torch.allclose(loss(heard, semantic), torch.stack(clips).mean(), atol=1e-5)
+    assert torch.allclose(loss.per_clip(targets, semantic), torch.stack(clips), atol=1e-5)
+    assert torch.allclose(loss(targets, semantic), torch.stack(clips).mean(), atol=1e-5)
 
 
 def test_embeddings_that_are_the_states_cost_nothing_at_any_scale_and_opposite_ones_two() -> None:
     loss = ASRDistillation(WIDTH, WIDTH)
     loss.projection.weight.data, loss.projection.bias.data = torch.eye(WIDTH), torch.zeros(WIDTH)
-    heard = _heard((5, 5, 5))
-    once = Heard(F.one_hot(2 * torch.arange(TOKENS), FRAMES).float().expand(3, -1, -1), heard.states, heard.mask)
+    targets = _targets((5, 5, 5))
+    once = DistillationTargets(
+        F.one_hot(2 * torch.arange(TOKENS), FRAMES).float().expand(3, -1, -1), targets.states, targets.mask
+    )
     semantic = torch.randn(3, WIDTH, FRAMES)
-    semantic[:, :, 0:9:2] = heard.states.transpose(1, 2)
+    semantic[:, :, 0:9:2] = targets.states.transpose(1, 2)
     assert loss(once, semantic).item() == pytest.approx(0, abs=1e-6)
     assert loss(once, 7 * semantic).item() == pytest.approx(0, abs=1e-6)
     assert loss(once, -semantic).item() == pytest.approx(2, abs=1e-6)
 
 
 def test_padding_takes_no_part(loss: ASRDistillation) -> None:
-    heard, semantic = _heard(), _semantic()
-    filled = Heard(
-        torch.where(heard.mask[..., None], heard.alignment, 9.0),
-        torch.where(heard.mask[..., None], heard.states, -3.0),
-        heard.mask,
+    targets, semantic = _targets(), _semantic()
+    filled = DistillationTargets(
+        torch.where(targets.mask[..., None], targets.alignment, 9.0),
+        torch.where(targets.mask[..., None], targets.states, -3.0),
+        targets.mask,
     )
-    longer = Heard(*(torch.cat([part, torch.zeros_like(part[:, :2])], dim=1) for part in heard))
+    longer = DistillationTargets(*(torch.cat([part, torch.zeros_like(part[:, :2])], dim=1) for part in targets))
     for other in (filled, longer):
-        assert torch.allclose(loss.per_clip(other, semantic), loss.per_clip(heard, semantic))
+        assert torch.allclose(loss.per_clip(other, semantic), loss.per_clip(targets, semantic))
 
 
 def test_a_batch_gives_what_its_clips_give_alone(loss: ASRDistillation) -> None:
-    heard, semantic = _heard(), _semantic()
-    alone = [loss(Heard(*(part[i : i + 1] for part in heard)), semantic[i : i + 1]) for i in range(CLIPS)]
-    assert torch.allclose(loss.per_clip(heard, semantic), torch.stack(alone))
+    targets, semantic = _targets(), _semantic()
+    alone = [
+        loss(DistillationTargets(*(part[i : i + 1] for part in targets)), semantic[i : i + 1]) for i in range(CLIPS)
+    ]
+    assert torch.allclose(loss.per_clip(targets, semantic), torch.stack(alone))
 
 
 def test_a_clip_without_speech_gives_no_term_and_is_counted(loss: ASRDistillation) -> None:
-    heard, semantic = _heard((5, 0, 4)), _semantic().requires_grad_()
-    assert heard.silent == 1
-    others = Heard(*(part[[0, 2]] for part in heard))
-    assert torch.allclose(loss(heard, semantic), loss(others, semantic[[0, 2]]))
-    (gradient,) = torch.autograd.grad(loss(heard, semantic), semantic)
+    targets, semantic = _targets((5, 0, 4)), _semantic().requires_grad_()
+    assert targets.clips_without_speech == 1
+    others = DistillationTargets(*(part[[0, 2]] for part in targets))
+    assert torch.allclose(loss(targets, semantic), loss(others, semantic[[0, 2]]))
+    (gradient,) = torch.autograd.grad(loss(targets, semantic), semantic)
     assert gradient[1].abs().max() == 0
     assert gradient[[0, 2]].abs().amax(dim=(1, 2)).min() > 0
 
 
 @pytest.mark.parametrize("tokens", [TOKENS, 0])
 def test_a_batch_without_any_speech_costs_nothing_and_moves_nothing(loss: ASRDistillation, tokens: int) -> None:
-    heard, semantic = Heard(*(part[:, :tokens] for part in _heard((0, 0, 0)))), _semantic().requires_grad_()
-    assert heard.silent == 3
-    value = loss(heard, semantic)
+    targets, semantic = (
+        DistillationTargets(*(part[:, :tokens] for part in _targets((0, 0, 0)))),
+        _semantic().requires_grad_(),
+    )
+    assert targets.clips_without_speech == 3
+    value = loss(targets, semantic)
     value.backward()
     assert value == 0
     assert semantic.grad is not None
@@ -100,19 +109,19 @@ def test_a_batch_without_any_speech_costs_nothing_and_moves_nothing(loss: ASRDis
 
 
 def test_gradients_reach_the_aligned_frames_and_the_projection(loss: ASRDistillation) -> None:
-    heard, semantic = _heard(), _semantic().requires_grad_()
-    heard.alignment[:, :, 4:] = 0
-    loss(heard, semantic).backward()
+    targets, semantic = _targets(), _semantic().requires_grad_()
+    targets.alignment[:, :, 4:] = 0
+    loss(targets, semantic).backward()
     assert semantic.grad is not None
     assert semantic.grad[:, :, :4].abs().amin(dim=(0, 1)).min() > 0
     assert semantic.grad[:, :, 4:].abs().max() == 0
     assert all(parameter.grad.abs().max() > 0 for parameter in loss.parameters())  # type: ignore[union-attr]
-    assert not any(part.requires_grad for part in heard)
+    assert not any(part.requires_grad for part in targets)
 
 
 def test_another_number_of_frames_is_refused(loss: ASRDistillation) -> None:
     with pytest.raises(ValueError, match="10 frames of embeddings and 11 of the alignment"):
-        loss(_heard(), _semantic()[..., :10])
+        loss(_targets(), _semantic()[..., :10])
 
 
 def _scores(clips: int = 2, tokens: int = 9, frames: int = 50) -> torch.Tensor:

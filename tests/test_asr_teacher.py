@@ -14,7 +14,7 @@ from whisper.model import ModelDimensions, Whisper
 
 import losses.asr.teacher
 from data import decode, open_clips
-from losses.asr.distillation import ASRDistillation, Heard
+from losses.asr.distillation import ASRDistillation, DistillationTargets
 from losses.asr.teacher import Teacher, TeacherError, in_half, set_alignment_heads
 from tests.whisper_base import whisper_base
 
@@ -42,8 +42,8 @@ def clips(tmp_path_factory: pytest.TempPathFactory) -> list[torch.Tensor]:
 
 
 @pytest.fixture(scope="module")
-def heard(teacher: Teacher, clips: list[torch.Tensor]) -> Heard:
-    return teacher.listen(pad_sequence(clips, batch_first=True), torch.tensor([len(clip) for clip in clips]))
+def targets(teacher: Teacher, clips: list[torch.Tensor]) -> DistillationTargets:
+    return teacher.targets(pad_sequence(clips, batch_first=True), torch.tensor([len(clip) for clip in clips]))
 
 
 @pytest.fixture(scope="module")
@@ -57,11 +57,11 @@ def crops(clips: list[torch.Tensor]) -> torch.Tensor:
 
 
 @pytest.fixture(scope="module")
-def fresh(quick: Teacher, crops: torch.Tensor) -> Heard:
-    return quick.listen(crops)
+def fresh(quick: Teacher, crops: torch.Tensor) -> DistillationTargets:
+    return quick.targets(crops)
 
 
-def _same(one: Heard, other: Heard, tolerance: float = 1e-3) -> None:
+def _same(one: DistillationTargets, other: DistillationTargets, tolerance: float = 1e-3) -> None:
     assert torch.equal(one.mask, other.mask)
     assert (one.alignment - other.alignment).abs().max() < tolerance
     assert (F.cosine_similarity(one.states[one.mask], other.states[other.mask], dim=-1) > 1 - tolerance).all()
@@ -81,14 +81,14 @@ def test_it_hears_what_openai_whisper_hears(teacher: Teacher, clips: list[torch.
 
 
 def test_tokens_are_aligned_with_the_frames_of_their_words(
-    teacher: Teacher, clips: list[torch.Tensor], texts: list[str], heard: Heard
+    teacher: Teacher, clips: list[torch.Tensor], texts: list[str], targets: DistillationTargets
 ) -> None:
     """Against the times that openai-whisper gives words. Features squeezed from 30 s onto the clip, or the codec's
     frames counted at another rate, would be seconds off."""
     for i in range(2):  # the synthetic ones: no pauses within words
-        clip, count = clips[i], int(heard.mask[i].sum())
-        times = (torch.arange(heard.alignment.shape[-1]) + 0.5) * 0.08
-        centres = (heard.alignment[i, :count] @ times).tolist()
+        clip, count = clips[i], int(targets.mask[i].sum())
+        times = (torch.arange(targets.alignment.shape[-1]) + 0.5) * 0.08
+        centres = (targets.alignment[i, :count] @ times).tolist()
         assert centres == sorted(centres)
         tokens = teacher.tokenizer.encode(" " + texts[i])
         words = whisper.timing.find_alignment(
@@ -105,41 +105,45 @@ def test_tokens_are_aligned_with_the_frames_of_their_words(
         assert max(errors) < 0.15
 
 
-def test_an_alignment_lies_inside_its_clip(clips: list[torch.Tensor], heard: Heard) -> None:
-    for clip, alignment, mask in zip(clips, heard.alignment, heard.mask, strict=True):
+def test_an_alignment_lies_inside_its_clip(clips: list[torch.Tensor], targets: DistillationTargets) -> None:
+    for clip, alignment, mask in zip(clips, targets.alignment, targets.mask, strict=True):
         frames = -(-len(clip) // 1920)
         assert alignment[:, frames:].abs().sum() == 0
         assert torch.allclose(alignment[mask].sum(dim=-1), torch.ones(int(mask.sum())))
         assert alignment[mask][-1].argmax() > frames * 0.8  # the last token is near the end
 
 
-def test_prompt_end_and_padding_are_out(teacher: Teacher, texts: list[str], heard: Heard) -> None:
+def test_prompt_end_and_padding_are_out(teacher: Teacher, texts: list[str], targets: DistillationTargets) -> None:
     counts = [len(teacher.tokenizer.encode(" " + text)) for text in texts]
-    assert heard.mask.sum(dim=1).tolist() == counts
-    assert heard.states.shape == (3, max(counts), teacher.width)
-    assert heard.states[~heard.mask].abs().max() == 0
-    assert heard.alignment[~heard.mask].abs().max() == 0
+    assert targets.mask.sum(dim=1).tolist() == counts
+    assert targets.states.shape == (3, max(counts), teacher.width)
+    assert targets.states[~targets.mask].abs().max() == 0
+    assert targets.alignment[~targets.mask].abs().max() == 0
 
 
-def test_the_state_of_a_token_is_the_one_that_gave_it(teacher: Teacher, texts: list[str], heard: Heard) -> None:
-    logits = heard.states[1][heard.mask[1]] @ teacher.model.decoder.token_embedding.weight.T
+def test_the_state_of_a_token_is_the_one_that_gave_it(
+    teacher: Teacher, texts: list[str], targets: DistillationTargets
+) -> None:
+    logits = targets.states[1][targets.mask[1]] @ teacher.model.decoder.token_embedding.weight.T
     given = logits.masked_fill(teacher.forbidden, -torch.inf).argmax(dim=-1)
     assert teacher.tokenizer.decode(given.tolist()).strip() == texts[1]
 
 
 def test_clips_of_different_lengths_give_what_each_gives_alone(quick: Teacher, clips: list[torch.Tensor]) -> None:
-    """Louder noise behind the end of the shorter ones: it is not heard, and does not move the spectrogram's floor."""
+    """Louder noise behind the end of the shorter clips does not count, not even for the spectrogram's floor."""
     lengths = [48000, 30720]
     batch = 0.5 * torch.randn(2, 48000, generator=torch.Generator().manual_seed(0))
     for row, clip, length, level in zip(batch, clips, lengths, (1, 0.05), strict=False):
         row[:length] = level * clip[:length]
-    together = quick.listen(batch, torch.tensor(lengths))
+    together = quick.targets(batch, torch.tensor(lengths))
     for i, length in enumerate(lengths):
-        alone = quick.listen(batch[i : i + 1, :length])
+        alone = quick.targets(batch[i : i + 1, :length])
         tokens, frames = alone.mask.shape[1], -(-length // 1920)
         assert together.mask[i].sum() == alone.mask.sum() > 0
         _same(
-            Heard(together.alignment[i : i + 1, :tokens, :frames], *(p[i : i + 1, :tokens] for p in together[1:])),
+            DistillationTargets(
+                together.alignment[i : i + 1, :tokens, :frames], *(p[i : i + 1, :tokens] for p in together[1:])
+            ),
             alone,
         )
 
@@ -147,10 +151,10 @@ def test_clips_of_different_lengths_give_what_each_gives_alone(quick: Teacher, c
 def test_silence_and_noise_give_no_rows_and_are_counted(teacher: Teacher, clips: list[torch.Tensor]) -> None:
     noise = torch.randn(30720, generator=torch.Generator().manual_seed(0))
     batch = torch.stack([torch.zeros(30720), 1e-3 * noise, clips[0][:30720]])
-    heard = teacher.listen(batch)
-    assert heard.speaking.tolist() == [False, False, True]
-    assert heard.silent == 2
-    alone = teacher.listen(0.1 * noise[None])
+    targets = teacher.targets(batch)
+    assert targets.has_speech.tolist() == [False, False, True]
+    assert targets.clips_without_speech == 2
+    alone = teacher.targets(0.1 * noise[None])
     assert alone.mask.shape == (1, 0)
     assert ASRDistillation(4, teacher.width)(alone, torch.zeros(1, 4, 16)) == 0
 
@@ -161,11 +165,11 @@ def test_a_transcript_that_does_not_end_is_no_transcript(
     quick = Teacher(teacher.model, context_seconds=WINDOW)
     quick.forbidden = quick.forbidden.clone()
     quick.forbidden[quick.tokenizer.eot] = True
-    assert quick.listen(crops[:1]).silent == 1
+    assert quick.targets(crops[:1]).clips_without_speech == 1
 
 
 def test_nothing_above_8_khz_is_folded_into_what_it_hears(quick: Teacher, crops: torch.Tensor) -> None:
-    """Resampled by linear interpolation, a tone at 10 kHz would be heard at 6 kHz."""
+    """Resampled by linear interpolation, a tone at 10 kHz would appear at 6 kHz."""
     tone = 0.1 * torch.sin(2 * torch.pi * 10000 / RATE * torch.arange(crops.shape[-1]))
     assert quick.resample(tone)[200:-200].abs().max() < 1e-3
     linear = F.interpolate(tone[None, None], scale_factor=2 / 3, mode="linear")
@@ -176,13 +180,13 @@ def test_nothing_above_8_khz_is_folded_into_what_it_hears(quick: Teacher, crops:
 
 def test_the_teacher_is_frozen_and_gives_no_gradient(quick: Teacher, crops: torch.Tensor) -> None:
     waveform = crops[:1].clone().requires_grad_()
-    heard = quick.listen(waveform)
-    assert not any(part.requires_grad for part in heard)
+    targets = quick.targets(waveform)
+    assert not any(part.requires_grad for part in targets)
     assert not any(parameter.requires_grad for parameter in quick.model.parameters())
     assert not quick.model.training
     loss = ASRDistillation(8, quick.width).train()
     semantic = torch.randn(1, 8, 25, requires_grad=True)
-    loss(heard, semantic).backward()
+    loss(targets, semantic).backward()
     assert semantic.grad is not None
     assert waveform.grad is None
     assert all(parameter.grad is None for parameter in quick.model.parameters())
@@ -190,7 +194,7 @@ def test_the_teacher_is_frozen_and_gives_no_gradient(quick: Teacher, crops: torc
     assert {name for name, _ in loss.named_parameters()} == {"projection.weight", "projection.bias"}
 
 
-def test_embeddings_can_follow_what_was_heard_and_tell_it_from_other_words(fresh: Heard) -> None:
+def test_embeddings_can_follow_the_teachers_targets_and_tell_them_from_other_words(fresh: DistillationTargets) -> None:
     """What is learned for one clip's words fits them, and does not fit another clip's."""
     torch.manual_seed(0)
     loss, semantic = ASRDistillation(64, fresh.states.shape[-1]), torch.randn(2, 64, 25, requires_grad=True)
@@ -203,10 +207,12 @@ def test_embeddings_can_follow_what_was_heard_and_tell_it_from_other_words(fresh
     assert loss(fresh, semantic.roll(1, dims=0)) > 0.3
 
 
-def test_in_half_precision_it_hears_the_same(quick: Teacher, crops: torch.Tensor, fresh: Heard) -> None:
+def test_in_half_precision_the_targets_are_the_same(
+    quick: Teacher, crops: torch.Tensor, fresh: DistillationTargets
+) -> None:
     half = Teacher(in_half(copy.deepcopy(quick.model)), context_seconds=WINDOW)
     assert half.dtype == torch.float16
-    _same(half.listen(crops), fresh, tolerance=0.02)
+    _same(half.targets(crops), fresh, tolerance=0.02)
 
 
 def test_a_model_from_a_file_has_the_alignment_heads_of_its_size(teacher: Teacher) -> None:
@@ -242,7 +248,7 @@ def test_a_language_or_a_window_that_whisper_has_not_is_refused(teacher: Teacher
 @pytest.mark.parametrize("samples", [2399, 5 * RATE + 1])
 def test_a_clip_that_does_not_fit_the_window_is_refused(quick: Teacher, samples: int) -> None:
     with pytest.raises(ValueError, match=r"expected 0\.1 to 5\.0 s"):
-        quick.listen(torch.zeros(1, samples))
+        quick.targets(torch.zeros(1, samples))
 
 
 @pytest.fixture
@@ -254,11 +260,11 @@ def test_cached_and_fresh_agree_to_the_bit(
     quick: Teacher, cached: Teacher, crops: torch.Tensor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     batch = torch.stack([crops[0], torch.zeros_like(crops[0])])
-    fresh = quick.listen(batch)
-    first = cached.listen(batch)
+    fresh = quick.targets(batch)
+    first = cached.targets(batch)
     again = Teacher(quick.model, context_seconds=WINDOW, cache=tmp_path / "cache")
     monkeypatch.setattr(Teacher, "_generate", lambda *_: pytest.fail("generated what is in the cache"))
-    second = again.listen(batch)
+    second = again.targets(batch)
     for a, b, c in zip(fresh, first, second, strict=True):
         assert torch.equal(a, b)
         assert torch.equal(a, c)
@@ -268,7 +274,7 @@ def test_cached_and_fresh_agree_to_the_bit(
 def test_only_clips_that_were_not_heard_before_are_transcribed(
     cached: Teacher, crops: torch.Tensor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    cached.listen(crops[:1])
+    cached.targets(crops[:1])
     generated: list[int] = []
     original = Teacher._generate
 
@@ -277,9 +283,9 @@ def test_only_clips_that_were_not_heard_before_are_transcribed(
         return original(self, audio, samples)
 
     monkeypatch.setattr(Teacher, "_generate", counting)
-    mixed = cached.listen(crops)
+    mixed = cached.targets(crops)
     assert generated == [1]
-    assert mixed.speaking.all()
+    assert mixed.has_speech.all()
 
 
 def test_another_teacher_or_setting_has_transcripts_of_its_own(teacher: Teacher, quick: Teacher) -> None:
@@ -298,25 +304,25 @@ def test_another_teacher_or_setting_has_transcripts_of_its_own(teacher: Teacher,
 def test_a_damaged_transcript_is_named_and_half_a_one_is_never_read(
     cached: Teacher, crops: torch.Tensor, tmp_path: Path
 ) -> None:
-    cached.listen(crops[:1])
+    cached.targets(crops[:1])
     (path,) = (tmp_path / "cache").rglob("*.safetensors")
     path.rename(path.with_name(f".{path.name}.123"))  # as a write that was killed leaves it
     assert cached.cache is not None
     assert cached.cache.get(path.stem) is None
     path.write_bytes(b"cut off")
     with pytest.warns(UserWarning, match=r"is damaged .* made again"):
-        cached.listen(crops[:1])
+        cached.targets(crops[:1])
     assert cached.cache.get(path.stem) is not None
 
 
 def test_a_cache_that_cannot_be_written_is_a_warning_and_no_loss(
-    quick: Teacher, crops: torch.Tensor, fresh: Heard, tmp_path: Path
+    quick: Teacher, crops: torch.Tensor, fresh: DistillationTargets, tmp_path: Path
 ) -> None:
     (tmp_path / "file").write_text("no folder")
     blocked = Teacher(quick.model, context_seconds=WINDOW, cache=tmp_path / "file" / "cache")
     with pytest.warns(UserWarning, match="transcripts are cached no more"):
-        heard = blocked.listen(crops)
-    _same(heard, fresh)
+        targets = blocked.targets(crops)
+    _same(targets, fresh)
 
 
 def test_the_frame_rates_are_the_codecs() -> None:

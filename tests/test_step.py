@@ -9,7 +9,7 @@ import torch
 
 import train_encoder
 from experiments.random_release import TINY
-from losses.asr.distillation import ASRDistillation, Heard
+from losses.asr.distillation import ASRDistillation, DistillationTargets
 from tests.one_step import ALONE, CROPS, EVERY_PART
 from tests.random_teacher import use_random_teacher
 from training.config import load_config
@@ -46,9 +46,9 @@ def test_the_teacher_is_followed_behind_the_quantizer(
     given = []
     distil = ASRDistillation.forward
 
-    def record(self: ASRDistillation, heard: object, semantic: torch.Tensor) -> torch.Tensor:
+    def record(self: ASRDistillation, targets: object, semantic: torch.Tensor) -> torch.Tensor:
         given.append(semantic.detach())
-        return distil(self, heard, semantic)  # type: ignore[arg-type]
+        return distil(self, targets, semantic)  # type: ignore[arg-type]
 
     monkeypatch.setattr(ASRDistillation, "forward", record)
     training.step(CROPS, 0)
@@ -139,10 +139,10 @@ def test_shares_are_those_of_all_steps_since_they_were_asked_for(
 ) -> None:
     use_random_teacher(monkeypatch)
     training = train_encoder.Trainer(load_config(settings, (*EVERY_PART, "losses.asr_every=2")), ALONE)
-    heard = training.step(CROPS, 0)
+    with_speech = training.step(CROPS, 0)
     training.step(CROPS, 1)
     shares = training.metrics.mean_shares()
-    assert float(shares["share_latent/asr"]) == pytest.approx(float(heard["share_latent/asr"]) / 2)
+    assert float(shares["share_latent/asr"]) == pytest.approx(float(with_speech["share_latent/asr"]) / 2)
     assert sum(float(share) for name, share in shares.items() if name.startswith("share_latent/")) == pytest.approx(1)
     assert training.metrics.mean_shares() == {}
 
@@ -152,7 +152,7 @@ def test_clips_in_which_nothing_was_heard_add_up(settings: Path, monkeypatch: py
     training = train_encoder.Trainer(load_config(settings, (*EVERY_PART, "losses.asr_every=2")), ALONE)
     listen = training.asr_teacher.listen
 
-    def of_silence(waveform: torch.Tensor) -> Heard:
+    def of_silence(waveform: torch.Tensor) -> DistillationTargets:
         found = listen(waveform)
         return found._replace(mask=found.mask & (torch.arange(4)[:, None] == 0))
 

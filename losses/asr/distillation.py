@@ -1,5 +1,5 @@
-"""ASR distillation (Voxtral TTS, arXiv 2603.25551, the codec's training): the semantic part of the code learns what a
-speech recogniser makes of the words.
+"""ASR distillation (Voxtral TTS, arXiv 2603.25551, the codec's training): the semantic embeddings learn to predict the
+hidden states of a speech recogniser.
 
 With z_f the semantic embedding of frame f after its quantization, h_l Whisper's last decoder state for token l, A the
 alignment of tokens and frames, and proj a learned linear map to Whisper's width, a clip's loss is
@@ -19,11 +19,11 @@ from system.command import UserError
 
 
 class TeacherError(UserError):
-    """A teacher that cannot be had. The message names it, the configuration key and what to do."""
+    """The teacher cannot be loaded. The message names it, the configuration key and what to do."""
 
 
-class Heard(NamedTuple):
-    """What a teacher heard in B clips, without gradient. Rows are text tokens: no prompt, no end, padded to L."""
+class DistillationTargets(NamedTuple):
+    """What a teacher gives for B clips, without gradient. Rows are text tokens, without prompt and end, padded to L."""
 
     alignment: Tensor
     """[B, L, F]: the codec frames of each token, rows summing to 1; 0 in padding."""
@@ -33,42 +33,42 @@ class Heard(NamedTuple):
     """[B, L], True for tokens."""
 
     @property
-    def speaking(self) -> Tensor:
-        """[B], True for the clips in which something was heard."""
+    def has_speech(self) -> Tensor:
+        """[B], True for clips in which the teacher found speech."""
         return self.mask.any(dim=1)
 
     @property
-    def silent(self) -> Tensor:
-        """How many clips give no term, as a scalar on the device."""
-        return (~self.speaking).sum()
+    def clips_without_speech(self) -> Tensor:
+        """The number of clips that add nothing to the loss, a scalar on the device."""
+        return (~self.has_speech).sum()
 
 
 class ASRDistillation(nn.Module):
-    """What a teacher heard in the original, and the semantic embeddings [B, semantic, F] after the quantizer, to a
-    scalar in [0, 2]: the mean over the clips in which something was heard, 0 if there is none. Gradients reach the
-    embeddings and the projection. Arithmetic is float32.
+    """The teacher's targets for the original clips and the semantic embeddings [B, semantic, F] after the quantizer, to
+    a scalar in [0, 2]: the mean over the clips with speech, 0 if there are none. Gradients reach the embeddings and the
+    projection. Arithmetic is float32.
 
-    The projection has parameters of its own, to be trained beside the encoder.
+    The projection has its own parameters. They are trained together with the encoder.
     """
 
     def __init__(self, semantic_dim: int, width: int):
         super().__init__()
         self.projection = nn.Linear(semantic_dim, width)
 
-    def forward(self, heard: Heard, semantic: Tensor) -> Tensor:
-        return self.per_clip(heard, semantic).sum() / heard.speaking.sum().clamp(min=1)
+    def forward(self, targets: DistillationTargets, semantic: Tensor) -> Tensor:
+        return self.per_clip(targets, semantic).sum() / targets.has_speech.sum().clamp(min=1)
 
-    def per_clip(self, heard: Heard, semantic: Tensor) -> Tensor:
-        """The loss of each clip: [B], 0 where nothing was heard."""
-        if semantic.shape[-1] != heard.alignment.shape[-1]:
+    def per_clip(self, targets: DistillationTargets, semantic: Tensor) -> Tensor:
+        """The loss of each clip: [B], 0 for a clip without speech."""
+        if semantic.shape[-1] != targets.alignment.shape[-1]:
             raise ValueError(
-                f"{semantic.shape[-1]} frames of embeddings and {heard.alignment.shape[-1]} of the alignment, "
+                f"{semantic.shape[-1]} frames of embeddings and {targets.alignment.shape[-1]} of the alignment, "
                 "expected the same: both are of one clip"
             )
         with torch.autocast(semantic.device.type, enabled=False):
             # rows of A sum to 1, so that projecting the L sums is projecting the F frames
-            spoken = self.projection(heard.alignment @ semantic.float().transpose(1, 2))  # [B, L, width]
-            cosine = F.cosine_similarity(spoken, heard.states, dim=-1)
-        tokens = heard.mask.sum(dim=1)
-        mean = torch.where(heard.mask, cosine, 0).sum(dim=1) / tokens.clamp(min=1)
+            spoken = self.projection(targets.alignment @ semantic.float().transpose(1, 2))  # [B, L, width]
+            cosine = F.cosine_similarity(spoken, targets.states, dim=-1)
+        tokens = targets.mask.sum(dim=1)
+        mean = torch.where(targets.mask, cosine, 0).sum(dim=1) / tokens.clamp(min=1)
         return torch.where(tokens > 0, 1 - mean, 0)

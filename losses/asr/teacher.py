@@ -1,4 +1,4 @@
-"""A frozen Whisper that listens to clips: what it says, in which frames it heard it, and what it thought."""
+"""A frozen Whisper as teacher: its transcript of a clip, the frames of each token, and its hidden states."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from whisper.model import Whisper, disable_sdpa
 from whisper.tokenizer import get_tokenizer
 
 from losses.asr.alignment import align
-from losses.asr.distillation import Heard, TeacherError
+from losses.asr.distillation import DistillationTargets, TeacherError
 from losses.asr.transcript_cache import TranscriptCache
 from losses.resampling import band_limited_resample
 
@@ -42,7 +42,7 @@ RECIPE = 1  # part of a cache's name; raise it when transcripts change
 
 
 class Teacher:
-    """Listens with a frozen Whisper. It is no module on purpose: nobody trains it, saves it or wraps it.
+    """Makes distillation targets with a frozen Whisper. It is deliberately not a module: it is never trained or saved.
 
     language: of the speech, as Whisper names it ("en"); an English-only model takes no other.
     context_seconds: the window that a clip is padded to with silence. Whisper knows 30 s, and with less it misses
@@ -112,9 +112,9 @@ class Teacher:
         return cls(in_half(model) if model.device.type == "cuda" else model, **options)
 
     @torch.no_grad()
-    def listen(self, waveform: Tensor, lengths: Tensor | None = None) -> Heard:
+    def targets(self, waveform: Tensor, lengths: Tensor | None = None) -> DistillationTargets:
         """Waveforms [B, T] at 24 kHz in [-1, 1], clips of `lengths` samples [B] (all of T without), with
-        F = ceil(T / 1920) codec frames. Each clip gives what it gives alone: what lies behind its length is not heard.
+        F = ceil(T / 1920) codec frames. Each clip gives what it gives alone: samples behind its length do not count.
 
         A clip gives no rows where Whisper finds no speech, or a transcript that does not end. Raises ValueError for
         clips that do not fit into the window, and for ones under 0.1 s.
@@ -131,16 +131,18 @@ class Teacher:
         with torch.autocast(self.device.type, enabled=False):
             for size in sorted(set(sizes)):  # attention knows no lengths: only equal ones go together
                 members = [i for i, other in enumerate(sizes) if other == size]
-                for i, *parts in zip(members, *self._listen(waveform[members, :size].to(self.device)), strict=True):
+                for i, *parts in zip(
+                    members, *self._targets_of_equal_length(waveform[members, :size].to(self.device)), strict=True
+                ):
                     alignments[i], states[i], masks[i] = parts
-        return Heard(
+        return DistillationTargets(
             pad_sequence([F.pad(a, (0, frames - a.shape[-1])) for a in alignments], batch_first=True),
             pad_sequence(states, batch_first=True),
             pad_sequence(masks, batch_first=True),
         )
 
     def transcribe(self, waveform: Tensor) -> list[str]:
-        """The words heard in waveforms [B, T] at 24 kHz; empty where nothing was."""
+        """The transcripts of waveforms [B, T] at 24 kHz, empty for a clip without speech."""
         with torch.no_grad():
             tokens = self._generate(self._encode(waveform.to(self.device)), waveform.shape[-1])
         return [self.tokenizer.decode(row).strip() for row in tokens]
@@ -154,8 +156,8 @@ class Teacher:
             digest.update(key.encode() + tensor.cpu().contiguous().view(torch.uint8).numpy().tobytes())
         return digest.hexdigest()[:16]
 
-    def _listen(self, waveform: Tensor) -> Heard:
-        """Clips of one length."""
+    def _targets_of_equal_length(self, waveform: Tensor) -> DistillationTargets:
+        """The targets of clips [B, T] that all have the length T."""
         audio = self._encode(waveform)
         if self.cache is None:
             return self._read(audio, self._generate(audio, waveform.shape[-1]), waveform.shape[-1])
@@ -170,11 +172,11 @@ class Teacher:
 
     def _encode(self, waveform: Tensor) -> Tensor:
         """Waveforms [B, T] to the encoder's states [B, context, width], silence behind the clip."""
-        heard = self.resample(waveform.float())
-        heard = F.pad(heard, (0, 2 * self.context * HOP_LENGTH - heard.shape[-1]))
+        low = self.resample(waveform.float())
+        low = F.pad(low, (0, 2 * self.context * HOP_LENGTH - low.shape[-1]))
         # one by one: the spectrogram's floor is relative to the loudest point of all that it is given
         mels = self.model.dims.n_mels
-        mel = torch.stack([log_mel_spectrogram(clip, mels) for clip in heard]).to(self.dtype)
+        mel = torch.stack([log_mel_spectrogram(clip, mels) for clip in low]).to(self.dtype)
         encoder = self.model.encoder  # whose own forward takes 30 s and nothing else
         hidden = F.gelu(encoder.conv2(F.gelu(encoder.conv1(mel)))).transpose(1, 2)
         hidden = hidden + encoder.positional_embedding[: self.context].to(self.dtype)
@@ -211,7 +213,7 @@ class Teacher:
             for row, spoken in zip(torch.stack(rows, dim=1).tolist(), speech.tolist(), strict=True)
         ]
 
-    def _read(self, audio: Tensor, tokens: list[list[int]], samples: int) -> Heard:
+    def _read(self, audio: Tensor, tokens: list[list[int]], samples: int) -> DistillationTargets:
         """One pass over transcripts that are known: their alignment and states."""
         end, first = self.tokenizer.eot, len(self.prompt)
         text = pad_sequence(
@@ -243,7 +245,7 @@ class Teacher:
         given = slice(first - 1, first - 1 + int(counts.max()))
         alignment, states = aligned[:, given], decoder.ln(hidden)[:, given].float()
         mask = (places[: alignment.shape[1]] < counts) & (alignment.sum(dim=-1) > 0)
-        return Heard(alignment * mask[..., None], states * mask[..., None], mask)
+        return DistillationTargets(alignment * mask[..., None], states * mask[..., None], mask)
 
 
 def set_alignment_heads(model: Whisper) -> None:

@@ -1,4 +1,4 @@
-"""Transcripts on disk, so that a clip that was heard before need not be transcribed again."""
+"""Transcripts on disk, so that no clip is transcribed twice."""
 
 from __future__ import annotations
 
