@@ -150,13 +150,13 @@ def test_shares_are_those_of_all_steps_since_they_were_asked_for(
 def test_clips_in_which_nothing_was_heard_add_up(settings: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     use_random_teacher(monkeypatch)
     training = train_encoder.Trainer(load_config(settings, (*EVERY_PART, "losses.asr_every=2")), ALONE)
-    listen = training.asr_teacher.listen
+    make = training.asr_teacher.targets
 
     def of_silence(waveform: torch.Tensor) -> DistillationTargets:
-        found = listen(waveform)
+        found = make(waveform)
         return found._replace(mask=found.mask & (torch.arange(4)[:, None] == 0))
 
-    monkeypatch.setattr(training.asr_teacher, "listen", of_silence)
+    monkeypatch.setattr(training.asr_teacher, "targets", of_silence)
     assert [float(training.step(CROPS, step)["asr_silent_clips"]) for step in range(4)] == [3, 3, 6, 6]
 
 
