@@ -6,10 +6,12 @@ import json
 import math
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
 from system.command import UserError
 
+SAMPLE_RATE = 24000  # Hz, of every Voxtral TTS release
+FRAME_SIZE = 1920  # samples of one codec frame: 12.5 frames per second
 SPECIAL_TOKENS = 2  # rows 0 (empty audio) and 1 (end of audio) stand before the codes of every codebook
 TABLE_ROW_MULTIPLE = 128  # the audio embedding table's row count is rounded up to this
 
@@ -40,7 +42,7 @@ class CodecConfig:
     width of the language model (`dim` at the top level)."""
 
     channels: int = 1
-    sampling_rate: int = 24000  # Hz
+    sampling_rate: int = SAMPLE_RATE  # Hz
     pretransform_patch_size: int = 240  # samples
     patch_proj_kernel_size: int = 7
     semantic_codebook_size: int = 8192
@@ -237,15 +239,15 @@ def _section(params: dict[str, Any], *keys: str) -> dict[str, Any]:
 
 
 def _check_type(name: str, value: Any) -> None:
-    kind = CodecConfig.__dataclass_fields__[name].type
-    if kind == "bool" and not isinstance(value, bool):
+    kind = get_type_hints(CodecConfig)[name]
+    if kind is bool and not isinstance(value, bool):
         raise _wrong(name, value, "true or false")
-    if kind == "str" and not isinstance(value, str):
+    if kind is str and not isinstance(value, str):
         raise _wrong(name, value, 'a string such as "2,2,2,2"')
     number = isinstance(value, int | float) and not isinstance(value, bool)
-    if kind == "int" and not (number and value == int(value) and value > 0):
+    if kind is int and not (number and value == int(value) and value > 0):
         raise _wrong(name, value, "a positive whole number")
-    if kind == "float" and not (number and math.isfinite(value) and value > 0):
+    if kind is float and not (number and math.isfinite(value) and value > 0):
         raise _wrong(name, value, "a positive number")
 
 

@@ -16,11 +16,10 @@ import soxr
 import torch
 from torch import Tensor
 
+from codec.config import FRAME_SIZE, SAMPLE_RATE
 from data.bandwidth import is_band_limited
 from data.clips import SILENCE, BadClipError, Clip, read_audio
 
-SAMPLE_RATE = 24000  # Hz
-FRAME_SIZE = 1920  # samples
 MODEL_TOKENS = 4096  # prompt, text and speech together: `max_model_len` in vllm-omni's deploy/voxtral_tts.yaml
 NAME = re.compile(r"[a-z0-9_-]{1,64}")
 

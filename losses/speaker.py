@@ -17,6 +17,7 @@ import torch
 import yaml
 from torch import Tensor, nn
 
+from codec.config import SAMPLE_RATE
 from losses.resampling import JUDGES_RATE, band_limited_resample
 from system.command import UserError
 
@@ -81,7 +82,7 @@ class SpeakerDistance(nn.Module):
     SpeakerModelError where the network cannot be loaded.
     """
 
-    def __init__(self, source: str = PUBLISHED, sample_rate: int = 24000, cache: str = ""):
+    def __init__(self, source: str = PUBLISHED, sample_rate: int = SAMPLE_RATE, cache: str = ""):
         super().__init__()
         self.network = load_speaker_network(source, cache)
         self.resample = band_limited_resample(sample_rate)

@@ -19,15 +19,14 @@ from whisper.audio import HOP_LENGTH, log_mel_spectrogram
 from whisper.model import Whisper, disable_sdpa
 from whisper.tokenizer import get_tokenizer
 
+from codec.config import FRAME_SIZE, SAMPLE_RATE
 from losses.asr.alignment import align
 from losses.asr.distillation import DistillationTargets, TeacherError
 from losses.asr.transcript_cache import TranscriptCache
 from losses.resampling import band_limited_resample
 
-CLIP_RATE = 24000  # Hz
-CODEC_FRAME = 1920  # samples
 WHISPER_FRAME = 480  # samples: 20 ms, what the encoder's second convolution leaves
-FRAME_RATE = CLIP_RATE // WHISPER_FRAME  # 50 Hz
+FRAME_RATE = SAMPLE_RATE // WHISPER_FRAME  # 50 Hz
 WINDOW_SECONDS = 30.0  # what Whisper was trained on
 # A transcript that has not ended by then is a loop: English is spoken at 4 to 5 tokens a second.
 TOKENS_AT_LEAST, TOKENS_A_SECOND = 8, 10
@@ -73,7 +72,7 @@ class Teacher:
         self.device, self.dtype = model.device, model.encoder.conv1.weight.dtype
         self.width = model.dims.n_text_state
         self.context = round(context_seconds * FRAME_RATE)  # in frames of 20 ms
-        self.resample = band_limited_resample(CLIP_RATE).to(self.device)
+        self.resample = band_limited_resample(SAMPLE_RATE).to(self.device)
         self.prompt = torch.tensor(self.tokenizer.sot_sequence_including_notimestamps, device=self.device)
         self.heads: list[tuple[int, int]] = [tuple(pair) for pair in model.alignment_heads.indices().T.tolist()]
         # only text and its end: no special tokens, no times, none of the symbols for music and noise
@@ -119,11 +118,11 @@ class Teacher:
         A clip gives no rows where Whisper finds no speech, or a transcript that does not end. Raises ValueError for
         clips that do not fit into the window, and for ones under 0.1 s.
         """
-        frames = math.ceil(waveform.shape[-1] / CODEC_FRAME)
+        frames = math.ceil(waveform.shape[-1] / FRAME_SIZE)
         sizes = [waveform.shape[-1]] * len(waveform) if lengths is None else [int(length) for length in lengths]
-        if max(sizes) > self.context * WHISPER_FRAME or min(sizes) < CLIP_RATE // 10:
+        if max(sizes) > self.context * WHISPER_FRAME or min(sizes) < SAMPLE_RATE // 10:
             raise ValueError(
-                f"clips are {min(sizes) / CLIP_RATE:.2f} to {max(sizes) / CLIP_RATE:.2f} s long, expected 0.1 to "
+                f"clips are {min(sizes) / SAMPLE_RATE:.2f} to {max(sizes) / SAMPLE_RATE:.2f} s long, expected 0.1 to "
                 f"{self.context / FRAME_RATE} s: see losses.asr_context_seconds"
             )
         alignments: list[Tensor] = [waveform.new_empty(0)] * len(sizes)
@@ -188,7 +187,9 @@ class Teacher:
         """The most probable tokens, one after the other, for each row of the encoder's states; without prompt and end.
         Empty for what is no speech and for what does not end."""
         end = self.tokenizer.eot
-        limit = min(TOKENS_AT_LEAST + math.ceil(TOKENS_A_SECOND * samples / CLIP_RATE), self.model.dims.n_text_ctx // 2)
+        limit = min(
+            TOKENS_AT_LEAST + math.ceil(TOKENS_A_SECOND * samples / SAMPLE_RATE), self.model.dims.n_text_ctx // 2
+        )
         chosen = self.prompt.expand(len(audio), -1)
         ended = torch.zeros(len(audio), dtype=torch.bool, device=self.device)
         rows: list[Tensor] = []
