@@ -14,6 +14,7 @@ from whisper.model import ModelDimensions, Whisper
 
 import losses.asr.teacher
 from data import decode, open_clips
+from codec.config import FRAME_SIZE, SAMPLE_RATE
 from losses.asr.distillation import ASRDistillation, DistillationTargets
 from losses.asr.teacher import Teacher, TeacherError, in_half, set_alignment_heads
 from tests.whisper_base import whisper_base
@@ -326,5 +327,5 @@ def test_a_cache_that_cannot_be_written_is_a_warning_and_no_loss(
 
 
 def test_the_frame_rates_are_the_codecs() -> None:
-    assert losses.asr.teacher.CODEC_FRAME * 12.5 == losses.asr.teacher.CLIP_RATE
+    assert FRAME_SIZE * 12.5 == SAMPLE_RATE
     assert losses.asr.teacher.FRAME_RATE == 50
