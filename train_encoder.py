@@ -28,7 +28,7 @@ from torch import Tensor, nn
 
 from losses import Balancer, Diversity, FixedWeights, MelDistance, STFTDistance, commitment
 from losses.discriminator import feature_matching, hinge_loss
-from losses.diversity import spacing
+from losses.diversity import codebook_spacing
 from losses.shaping import Shaping, target_as_json, voices_target
 from losses.speaker import SpeakerDistance
 from system.command import UserError, exit_status
@@ -91,7 +91,7 @@ class Trainer:
         self.diversity = Diversity(weights.diversity_temperature)
         # a release's codebook stays as it is, so its spacing is computed once
         frozen = weights.diversity and config.train == "encoder"
-        self.codebook_spacing = spacing(self.quantizer.semantic_codebook.embedding) if frozen else None
+        self.codebook_spacing = codebook_spacing(self.quantizer.semantic_codebook.embedding) if frozen else None
         if weights.shaping:
             self.shaping_target = voices_target(self.codec, Path(config.model_dir) / "voice_embedding")
             self.shaping = Shaping(self.shaping_target).to(ranks.device)

@@ -32,12 +32,12 @@ class Diversity(nn.Module):
             raise ValueError(f"temperature is {temperature}, expected more than 0")
         self.temperature = temperature
 
-    def forward(self, semantic: Tensor, entries: Tensor, apart: Tensor | None = None) -> Tensor:
+    def forward(self, semantic: Tensor, entries: Tensor, spacing: Tensor | None = None) -> Tensor:
         entries = entries.detach().float()
         frames = semantic.float().transpose(1, 2).reshape(-1, semantic.shape[1])
         squared = frames.square().sum(1, keepdim=True) - 2 * frames @ entries.T + entries.square().sum(1)
-        apart = spacing(entries) if apart is None else apart
-        logarithms = torch.log_softmax(-squared / (self.temperature * apart), dim=-1)  # [B·F, K]
+        spacing = codebook_spacing(entries) if spacing is None else spacing
+        logarithms = torch.log_softmax(-squared / (self.temperature * spacing), dim=-1)  # [B·F, K]
         probabilities = logarithms.exp()
         of_frames = -(probabilities * logarithms).sum(dim=-1).mean()
         mean = probabilities.mean(dim=0)
@@ -51,7 +51,7 @@ class Diversity(nn.Module):
 
 
 @torch.no_grad()
-def spacing(entries: Tensor) -> Tensor:
+def codebook_spacing(entries: Tensor) -> Tensor:
     """Mean squared distance of an entry to its nearest neighbour, over an even sample of the codebook. Entries that
     coincide, as dead ones do, do not count; 1 where all of them do."""
     sample = entries[:: max(1, len(entries) // SAMPLE)]

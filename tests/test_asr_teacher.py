@@ -13,8 +13,8 @@ from torch.nn.utils.rnn import pad_sequence
 from whisper.model import ModelDimensions, Whisper
 
 import losses.asr.teacher
-from data import decode, open_clips
 from codec.config import FRAME_SIZE, SAMPLE_RATE
+from data import decode, open_clips
 from losses.asr.distillation import ASRDistillation, DistillationTargets
 from losses.asr.teacher import Teacher, TeacherError, in_half, set_alignment_heads
 from tests.whisper_base import whisper_base

@@ -11,7 +11,7 @@ import torch
 from codec import load_release
 from codec.checkpoint import with_encoder
 from data import decode, open_clips
-from losses.diversity import Diversity, spacing
+from losses.diversity import Diversity, codebook_spacing
 
 K, D = 8192, 256  # the release's codebook
 DEMO = Path("data/demo")
@@ -99,17 +99,17 @@ def test_spacing_does_not_take_an_entrys_distance_to_itself_for_a_neighbours(ent
     sample = entries[::16].double()
     squared = sample.square().sum(1, keepdim=True) - 2 * sample @ entries.double().T + entries.double().square().sum(1)
     nearest = squared.sort(dim=1).values[:, 1]  # behind itself
-    assert spacing(entries).item() == pytest.approx(nearest.mean().item(), rel=1e-4)
+    assert codebook_spacing(entries).item() == pytest.approx(nearest.mean().item(), rel=1e-4)
 
 
 def test_spacing_is_the_mean_squared_distance_to_the_nearest_neighbour() -> None:
     grid = torch.stack([torch.arange(10.0) * 3, torch.zeros(10)], dim=1)
-    assert spacing(grid).item() == pytest.approx(9.0)
-    assert spacing(torch.cat([grid, grid])).item() == pytest.approx(9.0)
-    assert spacing(torch.zeros(5, 2)).item() == 1, "a fresh codebook: there is none to find"
+    assert codebook_spacing(grid).item() == pytest.approx(9.0)
+    assert codebook_spacing(torch.cat([grid, grid])).item() == pytest.approx(9.0)
+    assert codebook_spacing(torch.zeros(5, 2)).item() == 1, "a fresh codebook: there is none to find"
 
 
 def test_a_spacing_that_is_known_changes_nothing(entries: torch.Tensor) -> None:
     latents, loss = _used(entries), Diversity(0.2)
-    assert torch.equal(loss(latents, entries, spacing(entries)), loss(latents, entries))
-    assert loss(latents, entries, 100 * spacing(entries)) > loss(latents, entries), "it is what is used"
+    assert torch.equal(loss(latents, entries, codebook_spacing(entries)), loss(latents, entries))
+    assert loss(latents, entries, 100 * codebook_spacing(entries)) > loss(latents, entries), "it is what is used"
