@@ -151,7 +151,7 @@ def read_encoder(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
 
 
 def read_training(path: Path) -> dict[str, float]:
-    """How long an encoder was trained, where its file says so: `step`, and `audio_seconds` heard until then. Raises
+    """How long an encoder was trained, where its file says so: `step`, and `audio_seconds` of training audio. Raises
     ReleaseError where what it says is no number."""
     with open_tensors(path, "pt") as file:
         stated = file.metadata() or {}

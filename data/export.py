@@ -1,5 +1,4 @@
-"""Writes clips as WAV files, which are read forty times as fast as Opus is decoded: where a GPU is fast and clips are
-heard again and again, decoding them once saves workers.
+"""Writes clips as WAV files. Reading WAV is forty times as fast as decoding Opus, so a fast GPU needs fewer workers.
 
     python -m data.export FOLDER SOURCE ...
 

@@ -1,6 +1,6 @@
-"""In which order clips are heard. An order is endless and a pure function: any place of it can be asked for, so a run
-goes on in the middle of an epoch without replaying it. It also says which clip is heard instead of one that cannot be
-used, so that sources and speakers keep their shares."""
+"""The order in which clips are used. An order is an endless pure function of the position, so a run can resume in the
+middle of an epoch without replaying it. It also chooses the replacement for a clip that cannot be used, so that sources
+and speakers keep their shares."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ ROUND, SPEAKER, SHARES = -2, -3, -4  # keep the seeds of different permutations 
 
 class Order(Protocol):
     def __call__(self, place: int) -> tuple[int, int]:
-        """The clip at a place from 0 on: how often it was heard before, and its index."""
+        """The clip at position `place`, 0 or more: its epoch (how often it was used before) and its index."""
 
     def instead(self, index: int, attempt: int, generator: torch.Generator) -> int:
-        """A clip drawn to be heard instead of `index`, before which `attempt` others were drawn in vain."""
+        """Draws a clip to replace `index`, after `attempt` other replacements that could not be used either."""
 
 
 class Shuffled:
@@ -45,7 +45,7 @@ class Shuffled:
 
 class BySpeaker:
     """Round after round of all speakers; at each of their turns a speaker's next clip, in an order of their own that
-    changes when all were heard. `speakers` [clips] numbers the clips' speakers from 0."""
+    changes when all were used. `speakers` [clips] numbers the clips' speakers from 0."""
 
     def __init__(self, speakers: np.ndarray, seed: int):
         self.speakers, self.seed = speakers, seed

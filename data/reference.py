@@ -139,6 +139,6 @@ def _without_silent_ends(samples: np.ndarray) -> np.ndarray:
     """From the first to the last window that is not far below the loudest, and a margin on both sides."""
     windows = np.pad(samples, (0, -len(samples) % TRIM_WINDOW)).reshape(-1, TRIM_WINDOW)
     energy = np.square(windows, dtype=np.float64).mean(axis=1)
-    heard = np.flatnonzero(energy > energy.max() * 10 ** (-TRIM_BELOW / 10))
-    begin = max(0, heard[0] * TRIM_WINDOW - TRIM_MARGIN)
-    return samples[begin : (heard[-1] + 1) * TRIM_WINDOW + TRIM_MARGIN]
+    loud = np.flatnonzero(energy > energy.max() * 10 ** (-TRIM_BELOW / 10))
+    begin = max(0, loud[0] * TRIM_WINDOW - TRIM_MARGIN)
+    return samples[begin : (loud[-1] + 1) * TRIM_WINDOW + TRIM_MARGIN]

@@ -24,7 +24,7 @@ class Source:
 
     path: str
     split: str = ""
-    weight: float = 0.0  # share of the crops; give every source one, or none: then every clip is heard equally often
+    weight: float = 0.0  # share of the crops; give every source one, or none: then every clip is used equally often
 
     @classmethod
     def parse(cls, text: str) -> Source:
@@ -50,7 +50,7 @@ def open_clips(paths: Sequence[str], cache: str = "", needs_text: bool = True) -
 
 
 def order_of(parts: Sequence[Clips], weights: Sequence[float], sampling: str, seed: int) -> Order:
-    """The endless order in which the joined clips of `parts` are heard. `sampling` is "clips": each as often as any
+    """The endless order in which the joined clips of `parts` are used. `sampling` is "clips": each as often as any
     other; or "speakers": each speaker as often as any other. Weights, where they are not 0, are the parts' shares.
     Raises DataError where speakers are to be balanced and there is one alone."""
     groups: list[Clips] = list(parts) if any(weights) else [JoinedClips(parts)]
