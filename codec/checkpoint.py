@@ -131,7 +131,7 @@ def save_encoder(path: Path, codec: Codec, metadata: Mapping[str, Any]) -> None:
         "codec_fingerprint": codec_fingerprint(everything),
         **{key: json.dumps(value) for key, value in metadata.items()},
     }
-    _write(path, tensors, stated)
+    write_tensors(path, tensors, stated)
 
 
 def save_release(folder: Path, codec: Codec, params: Path) -> None:
@@ -139,7 +139,7 @@ def save_release(folder: Path, codec: Codec, params: Path) -> None:
     `consolidated.safetensors` is the codec's. There is no language model in it."""
     folder.mkdir(parents=True, exist_ok=True)
     tensors = {name: t for name, t in checkpoint_tensors(codec).items() if not name.startswith(ENCODER_PREFIXES)}
-    _write(folder / "consolidated.safetensors", tensors, {"format": "pt"})
+    write_tensors(folder / "consolidated.safetensors", tensors, {"format": "pt"})
     with written_whole(folder / "params.json") as partial:
         shutil.copyfile(params, partial)
 
@@ -190,7 +190,8 @@ def _modules(codec: Codec) -> list[tuple[str, nn.Module]]:
     return [(prefix, module) for prefix, module in modules if module is not None]
 
 
-def _write(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> None:
+def write_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> None:
+    """Writes a safetensors file, whole or not at all. Raises ReleaseError where it cannot be written."""
     try:
         with written_whole(path) as partial:
             partial.touch()  # with the mode any new file gets: safetensors would make it readable for its owner alone
