@@ -54,7 +54,8 @@ class LanguageModel(nn.Module):
         """Coded frames [..., 37] -> input rows [..., dim]: the sum of a row of each codebook."""
         if self.training:
             return self._embed_by_product(frames)
-        return F.embedding(frames + self.first_rows, self.audio_embeddings.weight).sum(dim=-2)
+        # the codebooks first, as the server has them: another order of summands can round otherwise
+        return F.embedding((frames + self.first_rows).movedim(-1, 0), self.audio_embeddings.weight).sum(dim=0)
 
     def _embed_by_product(self, frames: Tensor) -> Tensor:
         """The same, with the acoustic rows chosen by a one-hot matrix: the table's gradient is then one matrix product.
