@@ -15,7 +15,7 @@ VOCABULARY = 60
 
 
 def tiny_params() -> dict[str, Any]:
-    """`params.json` of a model with 7 codebooks. Its 4 query heads share 2 key heads and are together wider than dim."""
+    """`params.json` of a model with 7 codebooks. 4 query heads share 2 key heads and are together wider than dim."""
     params = params_json(CODEC) | {"head_dim": 16, "vocab_size": VOCABULARY, "rope_theta": 100.0}
     params["multimodal"]["audio_model_args"]["acoustic_transformer_args"]["head_dim"] = 16
     return params
