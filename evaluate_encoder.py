@@ -41,10 +41,10 @@ DEMO_SPEECH = Path(__file__).parent / "data" / "demo" / "unseen.parquet"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    return run(parser(__doc__).parse_args(argv))
+    return run(build_parser(__doc__).parse_args(argv))
 
 
-def parser(description: str | None) -> argparse.ArgumentParser:
+def build_parser(description: str | None) -> argparse.ArgumentParser:
     """The command line. Other programs may add options to it."""
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model-dir", metavar="DIR", help="the release's folder (default: MODEL_DIR)")
@@ -111,10 +111,12 @@ def default_jobs() -> int:
 def run(arguments: argparse.Namespace, extra: Sequence[ExtraSystem] = ()) -> int:
     """Measures, prints and writes what the arguments ask for. `extra` systems are measured beside the encoders. Returns
     the exit status."""
-    return exit_status(lambda: evaluate(arguments, extra), "nothing was written", "the evaluation is not complete")
+    return exit_status(
+        lambda: measure_and_write(arguments, extra), "nothing was written", "the evaluation is not complete"
+    )
 
 
-def evaluate(arguments: argparse.Namespace, extra: Sequence[ExtraSystem]) -> int:
+def measure_and_write(arguments: argparse.Namespace, extra: Sequence[ExtraSystem]) -> int:
     requirements = [read_requirement(text) for text in arguments.require]
     check_outputs(arguments)
     write_report = report_writer() if arguments.report else None

@@ -57,7 +57,7 @@ class DescentSystem(ExtraSystem):
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = evaluate_encoder.parser(__doc__)
+    parser = evaluate_encoder.build_parser(__doc__)
     number = evaluate_encoder.whole_number
     parser.add_argument("--descent-steps", type=number, default=STEPS, metavar="STEPS", help="default: %(default)s")
     parser.add_argument(
