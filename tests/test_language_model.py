@@ -36,7 +36,7 @@ from language_model.prompt import prompt_ids
 from language_model.rotary import RotaryAngles, to_halves, to_interleaved
 from tests.language_models import CODEC, example, tiny_model, tiny_params
 from tests.serving.release import language_model as served_language_model
-from tests.tokenizers import tekken
+from tests.speaking_release import tekken
 
 CONSOLIDATED = "consolidated.safetensors"
 EMBEDDINGS = "mm_audio_embeddings.audio_codebook_embeddings.embeddings.weight"
