@@ -1,4 +1,17 @@
-"""One loss a file, and the balancer that weighs them by gradient."""
+"""The training losses, one a file, and the balancer that weighs them by gradient.
+
+balancer.py       gives each loss its share of the gradient; fixed weights for comparison
+mel.py            log-mel distance of waveforms, in training and in evaluation
+stft.py           STFT magnitude distance of waveforms
+discriminator.py  multi-resolution STFT discriminator, hinge loss and feature matching
+speaker.py        cosine distance of speaker embeddings (ECAPA-TDNN)
+commitment.py     keeps semantic latents near their codebook entries
+diversity.py      keeps many codebook entries in use
+shaping.py        gives acoustic codes the distribution of the release's preset voices
+asr/              ASR distillation from a frozen Whisper
+frames.py         averages over the frames inside a padded clip
+resampling.py     resamples to 16 kHz for the frozen networks
+"""
 
 from losses.balancer import Balancer, FixedWeights
 from losses.commitment import commitment

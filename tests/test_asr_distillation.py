@@ -158,7 +158,7 @@ def test_padded_tokens_change_no_alignment_and_have_none() -> None:
 
 
 @pytest.mark.parametrize("frame", [10, 60, 131])
-def test_a_token_heard_at_a_time_is_aligned_with_the_codec_frame_of_that_time(frame: int) -> None:
+def test_a_token_attended_at_a_time_is_aligned_with_the_codec_frame_of_that_time(frame: int) -> None:
     scores = torch.zeros(1, 2, 6, 150)
     scores[:, :, 3, frame - 6 : frame + 7] = 8
     aligned = align(scores, torch.ones(1, 6, dtype=torch.bool))[0, 3]

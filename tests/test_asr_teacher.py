@@ -1,4 +1,4 @@
-"""Whisper as a teacher, with its real weights on clips of the demo: what it hears, where, and what it leaves out."""
+"""Whisper as a teacher, with real weights on clips of the demo: transcripts, alignments, and clips without speech."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ def _whispers_mel(teacher: Teacher, clip: torch.Tensor) -> torch.Tensor:
     return whisper.log_mel_spectrogram(whisper.pad_or_trim(at_16_khz), teacher.model.dims.n_mels)
 
 
-def test_it_hears_what_openai_whisper_hears(teacher: Teacher, clips: list[torch.Tensor], texts: list[str]) -> None:
+def test_transcripts_are_those_of_openai_whisper(teacher: Teacher, clips: list[torch.Tensor], texts: list[str]) -> None:
     mel = torch.stack([_whispers_mel(teacher, clip) for clip in clips])
     options = whisper.DecodingOptions(language="en", without_timestamps=True, fp16=False)
     expected = [result.text for result in whisper.decode(teacher.model, mel, options)]
@@ -169,7 +169,7 @@ def test_a_transcript_that_does_not_end_is_no_transcript(
     assert quick.targets(crops[:1]).clips_without_speech == 1
 
 
-def test_nothing_above_8_khz_is_folded_into_what_it_hears(quick: Teacher, crops: torch.Tensor) -> None:
+def test_resampling_folds_nothing_above_8_khz_into_whispers_band(quick: Teacher, crops: torch.Tensor) -> None:
     """Resampled by linear interpolation, a tone at 10 kHz would appear at 6 kHz."""
     tone = 0.1 * torch.sin(2 * torch.pi * 10000 / RATE * torch.arange(crops.shape[-1]))
     assert quick.resample(tone)[200:-200].abs().max() < 1e-3
@@ -272,7 +272,7 @@ def test_cached_and_fresh_agree_to_the_bit(
     assert all(path.suffix == ".safetensors" for path in (tmp_path / "cache").rglob("*") if path.is_file())
 
 
-def test_only_clips_that_were_not_heard_before_are_transcribed(
+def test_only_clips_without_a_cached_transcript_are_transcribed(
     cached: Teacher, crops: torch.Tensor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     cached.targets(crops[:1])

@@ -84,13 +84,13 @@ def test_an_absent_loss_keeps_the_average_of_the_steps_it_ran_in() -> None:
 
 def test_a_gradient_of_zero_counts_as_an_absent_loss() -> None:
     gradient = torch.randn(2, 1, 8)
-    heard, silent = (Balancer({"mel": 1.0, "asr": 1.0}) for _ in range(2))
-    for _ in range(10):  # nobody speaks at first
-        balanced = silent.combine({"mel": gradient, "asr": torch.zeros_like(gradient)})
-        torch.testing.assert_close(balanced, heard.combine({"mel": gradient}))
+    without_asr, with_zeros = (Balancer({"mel": 1.0, "asr": 1.0}) for _ in range(2))
+    for _ in range(10):  # without speech at first, the ASR gradient is zero
+        balanced = with_zeros.combine({"mel": gradient, "asr": torch.zeros_like(gradient)})
+        torch.testing.assert_close(balanced, without_asr.combine({"mel": gradient}))
     both = {"mel": gradient, "asr": gradient.flip(-1)}
-    torch.testing.assert_close(silent.combine(both), heard.combine(both))
-    assert silent.shares["asr"].item() == pytest.approx(0.5)
+    torch.testing.assert_close(with_zeros.combine(both), without_asr.combine(both))
+    assert with_zeros.shares["asr"].item() == pytest.approx(0.5)
 
 
 def test_shares_tell_what_really_flowed_in_a_step() -> None:

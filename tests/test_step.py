@@ -147,7 +147,7 @@ def test_shares_are_those_of_all_steps_since_they_were_asked_for(
     assert training.metrics.mean_shares() == {}
 
 
-def test_clips_in_which_nothing_was_heard_add_up(settings: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_clips_without_speech_add_up(settings: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     use_random_teacher(monkeypatch)
     training = train_encoder.Trainer(load_config(settings, (*EVERY_PART, "losses.asr_every=2")), ALONE)
     make = training.asr_teacher.targets
