@@ -1,21 +1,22 @@
-"""Gradient balancer (EnCodec, Défossez et al. 2022, section 3.4): weights become shares of the gradient.
+"""Gradient balancer (EnCodec, Défossez et al. 2022, section 3.4): a weight is a share of the gradient.
 
-Every loss is differentiated by itself at the tensor where the losses meet. With g_i the gradient of loss i there,
-n_i the bias-corrected moving average of its norm, and w_i its weight, what flows on is
+Each loss is differentiated on its own at the tensor where the losses meet. With g_i the gradient of loss i there,
+n_i the bias-corrected moving average of its norm, and w_i its weight, the balanced gradient is
 
     g = Σ_i  N · w_i / Σ_j w_j · g_i / n_i
 
-so a loss has the share its weight says, whatever its scale, and N is the norm of the whole.
+Each loss gets the share that its weight sets, whatever the scale of the loss. N is the total norm.
 
-Where every loss is there in every step the numbers are those of EnCodec's own balancer (audiocraft 1.3.0), with its
-average of per-item norms. It goes another way in four things:
+If every loss is present in every step, the results equal those of EnCodec's own balancer (audiocraft 1.3.0) with its
+average of per-item norms. There are four differences:
 
-- The sum Σ_j runs over the configured losses, also over one that is absent in a step: the others keep their size, and
-  the average of the absent one stays as it is. EnCodec's asks for every loss in every step.
-- A gradient of exactly zero, such as the teacher's where nobody speaks, counts as absent, too.
-- Norms are averaged over the ranks before they enter the moving average, not after: with equal batches the same number.
-- A loss's logged share is its part of what flowed in this step, after scaling. EnCodec's ratio compares the averaged
-  norms before, and so does not tell whether the weights are kept.
+- The sum Σ_j covers all configured losses, also those absent in a step. The other losses keep their size, and the
+  absent loss keeps its moving average. EnCodec's balancer needs every loss in every step.
+- A gradient of exactly zero also counts as absent. The ASR loss has one when no clip of the batch contains speech.
+- Norms are averaged over the ranks before they enter the moving average, not after. With equal batches the result is
+  the same.
+- The logged share of a loss is its part of this step's gradient, after scaling. EnCodec's ratio compares the averaged
+  norms before scaling, so it does not show whether the weights are kept.
 """
 
 from __future__ import annotations
@@ -28,12 +29,12 @@ from torch import Tensor
 
 
 class Balancer:
-    """Balances gradients [B, ...]. Norms are taken per item, averaged over the batch and over all ranks, and stay on
-    the device: balancing never waits for the GPU.
+    """Balances gradients [B, ...]. Norms are computed per item and averaged over the batch and over all ranks. They
+    stay on the device, so balancing never waits for the GPU.
 
-    weights: the configured losses and their shares, relative to one another, all positive.
+    weights: the weight of each configured loss, positive. Only their ratios matter.
     total_norm: N, the norm per item of the balanced gradient.
-    decay: of the moving averages; they are corrected for their start at zero.
+    decay: of the moving averages. They start at zero, and this bias is corrected.
     """
 
     def __init__(self, weights: Mapping[str, float], total_norm: float = 1.0, decay: float = 0.999):
@@ -46,12 +47,12 @@ class Balancer:
         self.shares: dict[str, Tensor] = {}
 
     def combine(self, gradients: Mapping[str, Tensor], factors: Mapping[str, float | Tensor] | None = None) -> Tensor:
-        """The balanced gradient of those given, a part of the configured losses. `factors` scale a loss's part in this
-        step, for weights that fade. Afterwards `shares` holds each one's real share of this step: its scaled norm
-        over the sum of all. Raises KeyError for an unknown loss."""
+        """Returns the balanced gradient [B, ...]. `gradients` may hold only some of the configured losses. `factors`
+        scale single losses in this step, for weights that fade. Sets `shares` to each loss's actual share of this step:
+        its scaled norm over the sum of all. Raises KeyError for an unknown loss."""
         unknown = set(gradients) - set(self.weights)
         if unknown:
-            raise KeyError(f"{sorted(unknown)} not among the configured losses {sorted(self.weights)}")
+            raise KeyError(f"{sorted(unknown)} are not among the configured losses {sorted(self.weights)}")
         names = list(gradients)
         norms = torch.stack([gradient.float().flatten(1).norm(dim=1).mean() for gradient in gradients.values()])
         if dist.is_available() and dist.is_initialized():
@@ -65,7 +66,7 @@ class Balancer:
                 self.sums[name], self.counts[name] = torch.zeros_like(norm), torch.zeros_like(norm)
             present = norm > 0
             decay = torch.where(present, self.decay, 1.0)
-            # in place, so that a replayed step finds them where it left them
+            # in place: a replayed CUDA graph reads and writes the same memory
             average = self.sums[name].mul_(decay).add_(norm) / self.counts[name].mul_(decay).add_(present).clamp(min=1)
             weight = self.weights[name] * (factors or {}).get(name, 1.0)
             scale = weight / total_weight * self.total_norm / (average + 1e-12)
@@ -85,10 +86,11 @@ class Balancer:
 
 
 class FixedWeights(Balancer):
-    """The same gradients under weights set by hand, g = Σ_i w_i g_i: what the balancer is compared with."""
+    """Fixed weights without balancing, g = Σ_i w_i g_i, to compare the balancer with."""
 
     def combine(self, gradients: Mapping[str, Tensor], factors: Mapping[str, float | Tensor] | None = None) -> Tensor:
-        """As the balancer's, in its units: a loss that is a mean over the batch of B items counts B times."""
+        """As `Balancer.combine` and in its units: gradients per item, so each gradient of a mean over B items is
+        multiplied by B."""
         scaled = {
             name: gradient.float() * (self.weights[name] * (factors or {}).get(name, 1.0) * len(gradient))
             for name, gradient in gradients.items()

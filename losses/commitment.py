@@ -1,7 +1,7 @@
-"""Commitment: keeps the semantic latents near the entries they choose (VQ-VAE, van den Oord et al. 2017, eq. 3).
+"""Commitment loss: keeps semantic latents near their codebook entries (VQ-VAE, van den Oord et al. 2017, eq. 3).
 
-The acoustic part has none: its levels lie everywhere within half a step, and a pull toward the nearest one works
-against the noise that makes it robust.
+The acoustic latents have no commitment loss. Every value is within half a step of a level, and a pull toward the
+nearest level would work against the noise that makes the codes robust.
 """
 
 from __future__ import annotations
@@ -11,5 +11,5 @@ from torch.nn import functional as F
 
 
 def commitment(semantic_latent: Tensor, chosen_entry: Tensor) -> Tensor:
-    """Mean squared distance of latents [B, D, F] to their entries [B, D, F]; the gradient goes to the latents only."""
+    """Mean squared distance of latents [B, D, F] to their entries [B, D, F]. Only the latents get a gradient."""
     return F.mse_loss(semantic_latent.float(), chosen_entry.detach().float())

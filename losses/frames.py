@@ -1,4 +1,4 @@
-"""Which frames of a spectrogram belong to a clip that is padded at its end."""
+"""Averages over the frames of a spectrogram that lie inside a padded clip."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from torch import Tensor
 
 
 def mean_of_whole_frames(values_bft: Tensor, window: int, hop: int, lengths: Tensor | None) -> Tensor:
-    """The mean of each clip's values [B, F, T], over the frames that lie wholly inside its first `lengths` [B] samples;
-    over all where that is None. Frames have `window` samples, every `hop` samples, the first at the first sample."""
+    """The mean of each clip's values [B, F, T] over the frames that lie wholly inside its first `lengths` [B] samples:
+    [B]. `lengths=None` averages over all frames. A frame has `window` samples; frame i starts at sample i · `hop`."""
     if lengths is None:
         return values_bft.mean(dim=(1, 2))
     whole = (lengths.to(values_bft.device) - window) // hop + 1

@@ -1,4 +1,4 @@
-"""Multi-resolution mel distance, the first measure of a reconstruction here: in training, in validation, in reports."""
+"""Multi-resolution mel distance: the main measure of a reconstruction in training, validation and reports."""
 
 from __future__ import annotations
 
@@ -17,11 +17,13 @@ FLOOR = 1e-5
 
 class MelDistance(nn.Module):
     """Mean over the resolutions of the L1 distance between natural-log mel spectrograms (80 HTK bands from 0 Hz to
-    the Nyquist frequency, of magnitudes, with a floor of 1e-5). Frames lie wholly inside the signal: nothing is
-    padded. Two waveforms [B, 1, T] -> scalar, 0 for equal ones. Raises ValueError under 2048 samples.
+    the Nyquist frequency, of magnitudes, with a floor of 1e-5). All frames lie wholly inside the signal; there
+    is no padding. Takes two waveforms [B, 1, T], returns a scalar, 0 for equal waveforms. Raises ValueError for fewer
+    than 2048 samples.
 
-    `offset` is added to the magnitudes before the logarithm: 0 for the measure, more for a loss. The gradient of a
-    logarithm is 1 / magnitude, so without it nearly all of the gradient comes from the few quietest moments of a clip.
+    `offset` is added to the magnitudes before the logarithm: 0 for evaluation, more than 0 for a loss. The gradient of
+    a logarithm is 1 / magnitude, so without an offset nearly all of the gradient comes from the few quietest moments of
+    a clip.
     """
 
     def __init__(self, sample_rate: int, offset: float = 0.0):
@@ -30,7 +32,7 @@ class MelDistance(nn.Module):
         self.scales = nn.ModuleList()
         for n_fft, hop in RESOLUTIONS:
             with warnings.catch_warnings():
-                # at n_fft 512 the lowest bands are narrower than a bin and stay empty: they cost nothing
+                # at n_fft 512 the lowest bands are narrower than a bin and stay empty, which adds 0 to the distance
                 warnings.filterwarnings("ignore", message="At least one mel filterbank has all zero values")
                 mel = torchaudio.transforms.MelSpectrogram(
                     sample_rate, n_fft=n_fft, hop_length=hop, n_mels=MELS, power=1.0, center=False
@@ -41,8 +43,8 @@ class MelDistance(nn.Module):
         return self.per_clip(reconstruction, original).mean()
 
     def per_clip(self, reconstruction: Tensor, original: Tensor, lengths: Tensor | None = None) -> Tensor:
-        """The distance of each clip: [B]. `lengths` [B], in samples, where clips are padded at the end: what a clip is
-        padded with is not looked at."""
+        """The distance of each clip: [B]. If clips are padded at the end, `lengths` [B] are their lengths in samples,
+        and the padding is ignored."""
         shortest = original.shape[-1] if lengths is None else int(lengths.min())
         if shortest < RESOLUTIONS[0][0]:
             raise ValueError(f"{shortest} samples are too few, expected {RESOLUTIONS[0][0]} or more")

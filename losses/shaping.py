@@ -1,9 +1,9 @@
-"""Acoustic distribution shaping: the codes of each acoustic dimension, over a batch, should be distributed as those of
-a release's own voices are.
+"""Acoustic distribution shaping: over a batch, the codes of each acoustic dimension should have the same distribution
+as in the release's preset voices.
 
-The distance is Wasserstein's of order 2 in one dimension, which sorting solves: the i-th smallest value of a dimension
-is compared with the target's quantile at (i + ½) / N. It is taken before the quantizer's tanh, where a value stuck at
-the end of the range still has a gradient.
+The loss is the squared Wasserstein distance of order 2 in one dimension, which sorting gives: the i-th smallest value
+of a dimension is compared with the target's quantile at (i + ½) / N. It is computed before the quantizer's tanh, where
+a value stuck at the end of the range still has a gradient.
 """
 
 from __future__ import annotations
@@ -20,32 +20,33 @@ from codec.codec import Codec
 from codec.config import ReleaseError
 from codec.voices import EXPLAINED, read_voices, recover_codes
 
-DEFAULT_MEAN, DEFAULT_SPREAD = 10.0, 4.0  # of 21 levels, where a release has no voices to learn from
+DEFAULT_MEAN, DEFAULT_SPREAD = 10.0, 4.0  # of 21 levels, for a release without preset voices
 
 
 class Target(NamedTuple):
-    """What acoustic codes should look like."""
+    """The distribution that acoustic codes should have."""
 
     histogram: Tensor  # [dims, levels], each row sums to 1
-    frames: int  # it was counted over; 0 for the default
+    frames: int  # that were counted; 0 for the default
     residual: float  # the largest relative residual of the recovered codes
 
     @property
     def mean(self) -> Tensor:
-        """[dims], in levels."""
+        """The mean of each dimension in levels, [dims]."""
         return self.histogram @ torch.arange(self.histogram.shape[1], dtype=torch.float32)
 
     @property
     def spread(self) -> Tensor:
-        """[dims], the standard deviation in levels."""
+        """The standard deviation of each dimension in levels, [dims]."""
         levels = torch.arange(self.histogram.shape[1], dtype=torch.float32)
         return (self.histogram * (levels - self.mean[:, None]).square()).sum(dim=1).sqrt()
 
 
 def voices_target(codec: Codec, voices: Path) -> Target:
-    """The histogram of a release's preset voices, from `voices`/*.pt, whose codes are recovered from the embedding
-    table. Without voices it is the default for every dimension: a normal distribution of mean 10 and spread 4. Raises
-    ReleaseError if a voice file cannot be used, or if no codes explain a voice."""
+    """The histogram of the codes of a release's preset voices (`voices`/*.pt). The codes are recovered from the
+    voices' embeddings by the embedding table. Without voice files, every dimension gets the default: a normal
+    distribution with mean 10 and standard deviation 4. Raises ReleaseError if a voice file cannot be used, or if no
+    codes explain a voice."""
     levels, dims = codec.config.acoustic_codebook_size, codec.config.acoustic_dim
     embeddings = read_voices(voices, codec.config.embedding_dim)
     if not embeddings:
@@ -58,7 +59,7 @@ def voices_target(codec: Codec, voices: Path) -> Target:
         worst = max(worst, float(recovered.residual.max()))
         if worst > EXPLAINED:
             raise ReleaseError(
-                f"{file}: no codes explain this voice (relative residual {worst:.3f}); is it this release's? "
+                f"{file}: no codes explain this voice (relative residual {worst:.3f}); is it from this release? "
                 "losses.shaping=0 trains without the voices"
             )
         counts += nn.functional.one_hot(recovered.codes[:, 1:], levels).sum(dim=0)
@@ -67,16 +68,16 @@ def voices_target(codec: Codec, voices: Path) -> Target:
 
 
 def target_as_json(target: Target) -> str:
-    """A target, readable, with what it was made from."""
+    """A target as JSON text, with the number of frames it was counted over and the largest residual."""
     stated = {"frames": target.frames, "residual": target.residual, "mean": target.mean.tolist()}
     stated |= {"spread": target.spread.tolist(), "histogram": target.histogram.tolist()}
     return json.dumps(stated) + "\n"
 
 
 class Shaping(nn.Module):
-    """Acoustic latents before the tanh [B, dims, F] to a scalar, 0 where each dimension's values, those of all ranks
-    together, are the target's quantiles. A rank's loss and gradient are those of its own values among all; batches are
-    of one size."""
+    """Takes acoustic latents [B, dims, F] before the tanh, returns a scalar. It is 0 if each dimension's values, over
+    all ranks together, are the target's quantiles. Values are ranked among those of all processes; a process's loss and
+    gradient are those of its own values. All processes need batches of the same size."""
 
     histogram: Tensor
 
@@ -95,15 +96,15 @@ class Shaping(nn.Module):
         return (values - self.quantiles(everyones.shape[1]).gather(1, places)).square().mean()
 
     def quantiles(self, count: int) -> Tensor:
-        """The target's quantiles at (i + ½) / count, before the tanh: [dims, count]. A level stands for all values that
-        round to it, evenly."""
+        """The target's quantiles at (i + ½) / count, before the tanh: [dims, count]. Within a level, the values that
+        round to it are taken as uniformly distributed."""
         levels = self.histogram.shape[1]
         ends = self.histogram.cumsum(dim=1)
         ends = ends / ends[:, -1:]
         at = (torch.arange(count, device=ends.device) + 0.5) / count
         level = torch.searchsorted(ends, at.expand(len(ends), -1).contiguous()).clamp(max=levels - 1)
         share = self.histogram.gather(1, level).clamp(min=1e-12)
-        within = 1 - (ends.gather(1, level) - at) / share  # 0 at the level's lower edge, 1 at its upper one
+        within = 1 - (ends.gather(1, level) - at) / share  # 0 at the level's lower edge, 1 at its upper edge
         value = (level - 0.5 + within).clamp(0, levels - 1) * 2 / (levels - 1) - 1
-        inside = 1 - 1 / (levels - 1)  # half a level from the ends, where the outermost codes begin
+        inside = 1 - 1 / (levels - 1)  # half a level from the ends of the range, where the outermost codes begin
         return torch.atanh(value.clamp(-inside, inside))

@@ -1,8 +1,9 @@
-"""Speaker distance: is it still the same voice, by a frozen ECAPA-TDNN (Desplanques et al. 2020)?
+"""Speaker distance: how far the reconstruction's voice is from the original's, measured by a frozen ECAPA-TDNN
+(Desplanques et al. 2020).
 
-The network is speechbrain's class, from the hub (`speechbrain/spkrec-ecapa-voxceleb`) or from a folder with the two
-files of that model that matter here: `hyperparams.yaml`, which says how features and network are made, and
-`embedding_model.ckpt`, the weights. Nothing is downloaded before a network is asked for.
+The network is speechbrain's class. It comes from the hub (`speechbrain/spkrec-ecapa-voxceleb`) or from a folder with
+two files of that model: `hyperparams.yaml`, which describes features and network, and `embedding_model.ckpt`, the
+weights. Importing this module downloads nothing; loading a network from the hub does.
 """
 
 from __future__ import annotations
@@ -27,21 +28,21 @@ SHORTEST = 0.1  # seconds; the network's widest convolution needs five frames of
 
 
 class SpeakerModelError(UserError):
-    """The speaker network cannot be loaded. The message names it, the configuration key, and the way to do without."""
+    """The speaker network cannot be loaded. The message names it, the configuration key and how to train without it."""
 
 
 class SpeakerNetwork(nn.Module):
     """Features and ECAPA-TDNN as a `hyperparams.yaml` describes them, with random weights.
 
-    Waveforms [B, T] at 16 kHz to embeddings [B, E]. `lengths` [B] are the samples of each clip before its padding with
-    zeros at the end: padding stays out of the mean that is subtracted from the features, and out of every average
-    inside the network. Convolutions still see it, so near the end of a padded clip they see other neighbours than the
-    network gives to a clip that is alone.
+    Takes waveforms [B, T] at 16 kHz, returns embeddings [B, E]. If clips are padded with zeros at the end, `lengths`
+    [B] are their lengths in samples. Padding is then excluded from the mean that is subtracted from the features, and
+    from every average inside the network. Convolutions still see the padding, so near the end of a padded clip they
+    see other neighbours than for the clip alone.
     """
 
     def __init__(self, hyperparameters: Path):
         super().__init__()
-        # Importing speechbrain switches TF32 on for all of PyTorch, and JIT profiling off, unless it is told not to.
+        # By default, importing speechbrain turns TF32 on and JIT profiling off for all of PyTorch. This prevents it.
         os.environ.setdefault("SB_DISABLE_QUIRKS", "allow_tf32,disable_jit_profiling,disable_cudnn_benchmarking")
         from speechbrain.lobes.features import Fbank
         from speechbrain.lobes.models.ECAPA_TDNN import ECAPA_TDNN
@@ -56,30 +57,31 @@ class SpeakerNetwork(nn.Module):
         features = self.features(waveform)  # [B, frames, mels], dB
         relative = torch.ones(len(waveform), device=waveform.device)
         if lengths is not None:
-            # frames are centred, one each hop and one at zero; half a frame less makes their number exact when the
-            # network multiplies by the frames of the batch and rounds up
+            # A clip has length // hop + 1 frames, because they are centred and the first is at sample 0. The network
+            # multiplies the relative length by the batch's frames and rounds up; half a frame less makes this exact.
             hop = self.features.compute_STFT.hop_length
             relative = (lengths.to(waveform.device) // hop + 0.5) / features.shape[1]
         return self.embedding(self.normalization(features, relative), relative)[:, 0]
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> SpeakerNetwork:
-        """Takes along what speechbrain's features keep as plain tensors, a window and the filters' places: left on the
+        """Also moves the plain tensors of speechbrain's features: a window and the filters' frequencies. On the
         CPU they would be copied at every call, and each copy waits for the device."""
         for module in self.features.modules():
             for name, value in list(vars(module).items()):
                 if isinstance(value, Tensor):
                     setattr(module, name, fn(value))
-                    if hasattr(module, "device_inp"):  # where the filters are made
+                    if hasattr(module, "device_inp"):  # the device on which filters are built
                         module.device_inp = getattr(module, name).device
         return super()._apply(fn, recurse)
 
 
 class SpeakerDistance(nn.Module):
-    """1 − cosine of the speaker embeddings of reconstruction and original, in [0, 2], 0 for equal ones. The level of a
-    clip does not count. In float32 whatever autocast is on; the gradient goes to the reconstruction alone.
+    """1 − cosine of the speaker embeddings of reconstruction and original: in [0, 2], 0 for equal waveforms. It does
+    not depend on a clip's level. It is computed in float32, also under autocast. Only the reconstruction gets a
+    gradient.
 
-    `source` is a folder or a hub name, `cache` the hub's cache folder (empty: its own default). Raises
-    SpeakerModelError where the network cannot be loaded.
+    `source` is a folder or a hub name. `cache` is the hub's cache folder; empty means the hub's default. Raises
+    SpeakerModelError if the network cannot be loaded.
     """
 
     def __init__(self, source: str = PUBLISHED, sample_rate: int = SAMPLE_RATE, cache: str = ""):
@@ -90,21 +92,24 @@ class SpeakerDistance(nn.Module):
         self.eval()
 
     def train(self, mode: bool = True) -> SpeakerDistance:
-        """Stays in evaluation mode: the frozen network's batch statistics are not to move."""
+        """Stays in evaluation mode, so that the frozen network's batch statistics do not change."""
         return super().train(False)
 
     def forward(self, reconstruction: Tensor, original: Tensor) -> Tensor:
-        """Two waveforms [B, 1, T] -> mean over the clips, a scalar. Raises ValueError under 0.1 s."""
+        """Takes two waveforms [B, 1, T], returns the mean over the clips, a scalar. Raises ValueError for less than
+        0.1 s."""
         return self.per_clip(reconstruction, original).mean()
 
     def per_clip(self, reconstruction: Tensor, original: Tensor, lengths: Tensor | None = None) -> Tensor:
-        """The distance of each clip: [B]. `lengths` [B], in samples, where clips are padded with zeros at the end."""
+        """The distance of each clip: [B]. If clips are padded with zeros at the end, `lengths` [B] are their lengths in
+        samples."""
         with torch.no_grad():
             target = self.embed(original, lengths)
         return 1 - nn.functional.cosine_similarity(self.embed(reconstruction, lengths), target, dim=-1)
 
     def embed(self, waveform: Tensor, lengths: Tensor | None = None) -> Tensor:
-        """Speaker embeddings [B, E] of waveforms [B, 1, T] at the loss's sample rate; padding as in `per_clip`."""
+        """Speaker embeddings [B, E] of waveforms [B, 1, T] at the loss's sample rate. `lengths` as in `per_clip`.
+        Raises ValueError for less than 0.1 s."""
         rate, samples = self.resample.orig_freq, waveform.shape[-1]
         if samples < SHORTEST * rate:
             raise ValueError(f"{samples} samples are too few for a speaker embedding, expected {SHORTEST} s or more")
@@ -114,7 +119,7 @@ class SpeakerDistance(nn.Module):
 
 
 def load_speaker_network(source: str, cache: str = "") -> SpeakerNetwork:
-    """The network of a folder or of a hub name, with its weights. Raises SpeakerModelError."""
+    """The network from a folder or from the hub, with its weights. Raises SpeakerModelError if it cannot be loaded."""
     try:
         hyperparameters, weights = _find(source, cache)
         network = SpeakerNetwork(hyperparameters)
@@ -123,7 +128,7 @@ def load_speaker_network(source: str, cache: str = "") -> SpeakerNetwork:
     except (
         ImportError,  # speechbrain is not installed
         OSError,  # a file, the hub
-        ValueError,  # neither a folder nor a hub name; a network that is described wrongly
+        ValueError,  # neither a folder nor a hub name; a wrong description of the network
         TypeError,  # an argument that the class does not know
         pickle.UnpicklingError,
         EOFError,
@@ -147,8 +152,8 @@ def _find(source: str, cache: str) -> tuple[Path, Path]:
 
 
 class _Described(yaml.SafeLoader):
-    """Reads `!new:module.Class` as (tag, arguments) and makes nothing of it, where speechbrain's own reader would call
-    whatever a file names."""
+    """Reads `!new:module.Class` as (tag, arguments) and calls nothing. speechbrain's own reader would call whatever the
+    file names."""
 
 
 def _described(loader: yaml.SafeLoader, tag: str, node: yaml.Node) -> tuple[str, Any]:
@@ -160,7 +165,7 @@ _Described.add_multi_constructor("!", _described)
 
 def _read_hyperparameters(path: Path) -> Any:
     from hyperpyyaml import resolve_references
-    from ruamel.yaml.error import YAMLError  # of the library under hyperpyyaml
+    from ruamel.yaml.error import YAMLError  # hyperpyyaml uses this library
 
     try:
         return yaml.load(resolve_references(path.read_text(encoding="utf-8")), _Described)
@@ -169,7 +174,7 @@ def _read_hyperparameters(path: Path) -> Any:
 
 
 def _arguments(described: Any, key: str, kind: type) -> dict[str, Any]:
-    """The arguments that a hyperparameter file gives to the class of one of its entries."""
+    """The arguments of one entry of a hyperparameter file. Raises ValueError if the entry is of another class."""
     expected = f"new:{kind.__module__}.{kind.__name__}"
     entry = described.get(key) if isinstance(described, dict) else None
     if not isinstance(entry, tuple) or entry[0] != expected:

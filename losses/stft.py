@@ -1,4 +1,4 @@
-"""L1 distance of STFT magnitudes (Voxtral TTS, arXiv 2603.25551, codec loss), at several window lengths."""
+"""L1 distance of STFT magnitudes at several window lengths (Voxtral TTS, arXiv 2603.25551, codec loss)."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ WINDOWS = (2048, 1024, 512, 256)  # samples; the hop is a quarter
 
 
 class STFTDistance(nn.Module):
-    """Mean over the windows of the L1 distance between magnitude spectrograms, each window scaled to unit energy so
-    that the resolutions weigh alike. Nothing is padded. Two waveforms [B, 1, T] -> scalar."""
+    """Mean over the window lengths of the L1 distance between magnitude spectrograms. Each window has unit energy, so
+    that all resolutions count the same. There is no padding. Takes two waveforms [B, 1, T], returns a scalar."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -24,7 +24,7 @@ class STFTDistance(nn.Module):
         return self.per_clip(reconstruction, original).mean()
 
     def per_clip(self, reconstruction: Tensor, original: Tensor, lengths: Tensor | None = None) -> Tensor:
-        """The distance of each clip: [B]; padding as in `MelDistance.per_clip`."""
+        """The distance of each clip: [B]. `lengths` as in `MelDistance.per_clip`."""
         total = torch.zeros(len(original), device=original.device)
         for length in WINDOWS:
             window, hop = self.get_buffer(f"window_{length}"), length // 4

@@ -242,7 +242,7 @@ def test_a_language_or_a_window_that_whisper_has_not_is_refused(teacher: Teacher
     with pytest.raises(TeacherError, match=r"losses\.asr_context_seconds is 31"):
         Teacher(teacher.model, context_seconds=31)
     english = Whisper(ModelDimensions(80, 1500, 16, 2, 1, 51864, 448, 16, 2, 2))
-    with pytest.raises(TeacherError, match="English alone"):
+    with pytest.raises(TeacherError, match="English-only: expected 'en'"):
         Teacher(english, language="de")
 
 
@@ -311,7 +311,7 @@ def test_a_damaged_transcript_is_named_and_half_a_one_is_never_read(
     assert cached.cache is not None
     assert cached.cache.get(path.stem) is None
     path.write_bytes(b"cut off")
-    with pytest.warns(UserWarning, match=r"is damaged .* made again"):
+    with pytest.warns(UserWarning, match=r"is damaged .* transcribed again"):
         cached.targets(crops[:1])
     assert cached.cache.get(path.stem) is not None
 
@@ -321,7 +321,7 @@ def test_a_cache_that_cannot_be_written_is_a_warning_and_no_loss(
 ) -> None:
     (tmp_path / "file").write_text("no folder")
     blocked = Teacher(quick.model, context_seconds=WINDOW, cache=tmp_path / "file" / "cache")
-    with pytest.warns(UserWarning, match="transcripts are cached no more"):
+    with pytest.warns(UserWarning, match="transcripts are not cached"):
         targets = blocked.targets(crops)
     _same(targets, fresh)
 

@@ -1,4 +1,4 @@
-"""Whisper's weights out of packages: the format read, and what goes wrong said."""
+"""Whisper's weights from packages: the format is read, and errors say what is wrong."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def test_another_kind_of_model_and_a_part_of_one_are_refused() -> None:
     with pytest.raises(WeightsError, match="'BertSpec', expected CTranslate2's WhisperSpec"):
         read_variables(_model("BertSpec"))
     for length in range(0, len(_model()), 5):
-        with pytest.raises(WeightsError, match="breaks off"):
+        with pytest.raises(WeightsError, match="is truncated"):
             read_variables(_model()[:length])
 
 

@@ -1,5 +1,5 @@
-"""Which codec frames a token was spoken in, from the cross-attention heads of Whisper that track the timing of words
-(openai-whisper, `timing.py`; Voxtral TTS, arXiv 2603.25551, the codec's ASR distillation)."""
+"""Finds the codec frames in which each token was spoken, from those cross-attention heads of Whisper that follow the
+timing of words (openai-whisper, `timing.py`; Voxtral TTS, arXiv 2603.25551, the codec's ASR distillation)."""
 
 from __future__ import annotations
 
@@ -12,19 +12,21 @@ FRAMES_A_CODEC_FRAME = 4  # 50 Hz to 12.5 Hz
 
 
 def align(scores: Tensor, positions: Tensor) -> Tensor:
-    """Attention scores before their softmax, [B, heads, N, frames] at 50 Hz, of the alignment heads; `positions`
-    [B, N] is True for the tokens of a clip, the special ones among them, and False for padding. Returns weights
-    [B, N, ceil(frames / 4)] at 12.5 Hz, not negative, each row summing to 1, or to 0 where no frame stands out for
+    """Turns attention scores into alignment weights.
+
+    `scores` [B, heads, N, frames] are those of the alignment heads before the softmax, at 50 Hz. `positions` [B, N] is
+    True for the tokens of a clip, with the special tokens, and False for padding. Returns weights
+    [B, N, ceil(frames / 4)] at 12.5 Hz. They are not negative. Each row sums to 1, or to 0 if no frame stands out for
     the token.
 
-    The scores have to be cut to the frames of the clip: softmax runs over what is given, so Whisper's 30 s of padding
-    take no part. Then, as in timing.py, every frame is standardised over the clip's tokens, a median filter runs along
-    the frames, and the heads are averaged. What is left is positive where a token attends to a frame more than the
-    clip's other tokens do. The paper leaves open how this becomes weights; here the negative part is cut off, because
-    it says that a frame is another token's. (A softmax would give every frame a share: over the standardised values,
-    of about -1 to 5, most of a row's weight would lie outside of its word.) The mean of the four frames in a codec
-    frame, taken before each row is divided by its sum, keeps every frame's part, where reading the curve at single
-    points would skip frames.
+    The caller cuts the scores to the frames of the clip, so that the softmax does not include Whisper's padding to
+    30 s. Then, as in timing.py, each frame is standardised over the clip's tokens, a median filter runs along the
+    frames, and the heads are averaged. The result is positive where a token attends to a frame more than the clip's
+    other tokens do. The paper does not say how this becomes weights. We cut off the negative part, because a negative
+    value means that the frame belongs to another token. (A softmax would give every frame a share. The standardised
+    values are about -1 to 5, so most of a row's weight would lie outside its word.) Each codec frame takes the mean of
+    its four frames, before each row is divided by its sum. So every frame counts; sampling the curve at single points
+    would skip frames.
     """
     weights = scores.float().softmax(dim=-1)
     kept = positions[:, None, :, None]
@@ -41,8 +43,8 @@ def align(scores: Tensor, positions: Tensor) -> Tensor:
 
 
 def median_filter(values: Tensor, width: int = MEDIAN_WIDTH) -> Tensor:
-    """The median of `width` neighbours along the last dimension, mirrored at the ends; `width` is odd. As whisper's
-    own, which on a GPU would compile a kernel of its own. Raises ValueError where there are too few values to mirror.
+    """The median of `width` neighbours (odd) along the last dimension, mirrored at the ends. The result equals that of
+    Whisper's own filter, which compiles an extra kernel on a GPU. Raises ValueError for too few values to mirror.
     """
     half = width // 2
     if values.shape[-1] <= half:

@@ -19,36 +19,36 @@ from system.command import UserError
 
 
 class TeacherError(UserError):
-    """The teacher cannot be loaded. The message names it, the configuration key and what to do."""
+    """The teacher cannot be loaded. The message names the teacher, the configuration key and what to do."""
 
 
 class DistillationTargets(NamedTuple):
-    """What a teacher gives for B clips, without gradient. Rows are text tokens, without prompt and end, padded to L."""
+    """A teacher's targets for B clips, without gradient. Rows are text tokens without prompt and end, padded to L."""
 
     alignment: Tensor
-    """[B, L, F]: the codec frames of each token, rows summing to 1; 0 in padding."""
+    """[B, L, F]: weights of each token over the codec frames. Rows sum to 1; 0 in padding."""
     states: Tensor
-    """[B, L, D]: the last decoder layer's state that gave the token, after the final norm; 0 in padding."""
+    """[B, L, D]: the last decoder layer's state that predicted the token, after the final norm; 0 in padding."""
     mask: Tensor
-    """[B, L], True for tokens."""
+    """[B, L]: True for tokens, False in padding."""
 
     @property
     def has_speech(self) -> Tensor:
-        """[B], True for clips in which the teacher found speech."""
+        """[B]: True for clips in which the teacher found speech."""
         return self.mask.any(dim=1)
 
     @property
     def clips_without_speech(self) -> Tensor:
-        """The number of clips that add nothing to the loss, a scalar on the device."""
+        """The number of clips without speech, which add nothing to the loss: a scalar on the device."""
         return (~self.has_speech).sum()
 
 
 class ASRDistillation(nn.Module):
-    """The teacher's targets for the original clips and the semantic embeddings [B, semantic, F] after the quantizer, to
-    a scalar in [0, 2]: the mean over the clips with speech, 0 if there are none. Gradients reach the embeddings and the
-    projection. Arithmetic is float32.
+    """Takes the teacher's targets for the original clips and the semantic embeddings [B, semantic, F] after the
+    quantizer. Returns a scalar in [0, 2]: the mean over the clips with speech, or 0 if no clip has speech. The
+    embeddings and the projection get gradients. It is computed in float32.
 
-    The projection has its own parameters. They are trained together with the encoder.
+    The projection to the teacher's width is trained together with the encoder.
     """
 
     def __init__(self, semantic_dim: int, width: int):
@@ -59,14 +59,14 @@ class ASRDistillation(nn.Module):
         return self.per_clip(targets, semantic).sum() / targets.has_speech.sum().clamp(min=1)
 
     def per_clip(self, targets: DistillationTargets, semantic: Tensor) -> Tensor:
-        """The loss of each clip: [B], 0 for a clip without speech."""
+        """The loss of each clip: [B], 0 for a clip without speech. Raises ValueError if frame counts differ."""
         if semantic.shape[-1] != targets.alignment.shape[-1]:
             raise ValueError(
                 f"{semantic.shape[-1]} frames of embeddings and {targets.alignment.shape[-1]} of the alignment, "
-                "expected the same: both are of one clip"
+                "expected the same number: both must come from the same clips"
             )
         with torch.autocast(semantic.device.type, enabled=False):
-            # rows of A sum to 1, so that projecting the L sums is projecting the F frames
+            # rows of A sum to 1, so we may project the L sums instead of the F frames
             spoken = self.projection(targets.alignment @ semantic.float().transpose(1, 2))  # [B, L, width]
             cosine = F.cosine_similarity(spoken, targets.states, dim=-1)
         tokens = targets.mask.sum(dim=1)

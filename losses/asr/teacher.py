@@ -1,4 +1,4 @@
-"""A frozen Whisper as teacher: its transcript of a clip, the frames of each token, and its hidden states."""
+"""A frozen Whisper as teacher. It gives the transcript of a clip, the alignment of its tokens, and hidden states."""
 
 from __future__ import annotations
 
@@ -25,28 +25,30 @@ from losses.asr.distillation import DistillationTargets, TeacherError
 from losses.asr.transcript_cache import TranscriptCache
 from losses.resampling import band_limited_resample
 
-WHISPER_FRAME = 480  # samples: 20 ms, what the encoder's second convolution leaves
+WHISPER_FRAME = 480  # samples: 20 ms, one frame after the encoder's second convolution
 FRAME_RATE = SAMPLE_RATE // WHISPER_FRAME  # 50 Hz
-WINDOW_SECONDS = 30.0  # what Whisper was trained on
-# A transcript that has not ended by then is a loop: English is spoken at 4 to 5 tokens a second.
+WINDOW_SECONDS = 30.0  # the window that Whisper was trained with
+# A transcript that is longer is taken for a loop. English is spoken at 4 to 5 tokens a second.
 TOKENS_AT_LEAST, TOKENS_A_SECOND = 8, 10
-# Whisper's own probability that there is no speech, above which it is believed: base gives silence and a noise floor
-# 0.91 to 0.96, and makes a "you" of them; crops of 1.28 s of speech 0.78 at most
+# A clip has no speech if Whisper's own no-speech probability is above this. Whisper base gives silence and a noise
+# floor 0.91 to 0.96 (and transcribes them as "you"), and crops of 1.28 s of speech 0.78 at most.
 NO_SPEECH = 0.85
-# (decoder layers, width) -> openai-whisper's name; large-v1 cannot be told from large-v2
+# (decoder layers, width) -> openai-whisper's name; large-v1 has the sizes of large-v2
 SIZES = {(4, 384): "tiny", (6, 512): "base", (12, 768): "small", (24, 1024): "medium", (32, 1280): "large-v2"}
-NEWER_VOCABULARY = 51866  # knows one language more
+NEWER_VOCABULARY = 51866  # has one language more
 NEWER_SIZES = {(4, 1280): "turbo", (32, 1280): "large-v3"}
-RECIPE = 1  # part of a cache's name; raise it when transcripts change
+RECIPE = 1  # part of the cache's name; raise it when a code change changes transcripts
 
 
 class Teacher:
     """Makes distillation targets with a frozen Whisper. It is deliberately not a module: it is never trained or saved.
 
-    language: of the speech, as Whisper names it ("en"); an English-only model takes no other.
-    context_seconds: the window that a clip is padded to with silence. Whisper knows 30 s, and with less it misses
-        ends and loops (experiments/teacher_window.py measures it). A shorter one saves time where there is no GPU.
-    cache: a folder for transcripts, see TranscriptCache; None keeps none.
+    language: of the speech, by Whisper's code ("en"). English-only models accept only "en".
+    context_seconds: each clip is padded with silence to this window. Whisper was trained with 30 s. With a shorter
+        window it misses ends and loops (measured by experiments/teacher_window.py), but saves time without a GPU.
+    cache: the folder of the transcript cache, see TranscriptCache; None means no cache.
+
+    Raises TeacherError for a language or a window that Whisper does not support.
     """
 
     def __init__(
@@ -57,14 +59,14 @@ class Teacher:
         cache: Path | None = None,
     ):
         if not model.is_multilingual and language != "en":
-            raise TeacherError(f"losses.asr_language is {language!r}, but the teacher was trained on English alone")
+            raise TeacherError(f"losses.asr_language is {language!r}, but the teacher is English-only: expected 'en'")
         try:
             self.tokenizer = get_tokenizer(
                 model.is_multilingual, num_languages=model.num_languages, language=language, task="transcribe"
             )
         except ValueError as error:
             raise TeacherError(
-                f"losses.asr_language is {language!r}, expected a language of Whisper: {error}"
+                f"losses.asr_language is {language!r}, expected a language that Whisper knows: {error}"
             ) from error
         if not 0 < context_seconds <= WINDOW_SECONDS:
             raise TeacherError(f"losses.asr_context_seconds is {context_seconds}, expected more than 0 and at most 30")
@@ -75,7 +77,7 @@ class Teacher:
         self.resample = band_limited_resample(SAMPLE_RATE).to(self.device)
         self.prompt = torch.tensor(self.tokenizer.sot_sequence_including_notimestamps, device=self.device)
         self.heads: list[tuple[int, int]] = [tuple(pair) for pair in model.alignment_heads.indices().T.tolist()]
-        # only text and its end: no special tokens, no times, none of the symbols for music and noise
+        # allow only text and the end token: no special tokens, no timestamps, no symbols for music and noise
         forbidden = torch.zeros(model.dims.n_vocab, dtype=torch.bool, device=self.device)
         forbidden[self.tokenizer.eot + 1 :] = True
         forbidden[list(self.tokenizer.non_speech_tokens)] = True
@@ -86,14 +88,14 @@ class Teacher:
     def load(
         cls, name: str, device: str | torch.device = "cpu", download_folder: Path | None = None, **options: Any
     ) -> Teacher:
-        """The teacher of that name ("base", or the hub's "openai/whisper-base"; downloaded once), or of a `.pt` file in
-        openai-whisper's format; float16 on a GPU, float32 on the CPU. `options` are the class's own. Raises
-        TeacherError."""
+        """Loads a teacher by name ("base", or the hub's "openai/whisper-base"; downloaded once) or from a `.pt` file in
+        openai-whisper's format. It runs in float16 on a GPU and in float32 on the CPU. `options` go to the constructor.
+        Raises TeacherError if the teacher cannot be loaded."""
         name = name.removeprefix("openai/whisper-")  # the hub's names of the same weights
         root = str(download_folder) if download_folder else None
         lock = (download_folder or Path.home() / ".cache" / "whisper") / "download.lock"
         try:
-            if name in whisper.available_models():  # processes that download at once would write into one file
+            if name in whisper.available_models():  # lock: processes must not download into one file at once
                 lock.parent.mkdir(parents=True, exist_ok=True)
                 with FileLock(lock):
                     model = whisper.load_model(name, device="cpu", download_root=root)
@@ -104,7 +106,7 @@ class Teacher:
             reason = (str(error) or repr(error)).splitlines()[0]
             raise TeacherError(
                 f"the Whisper teacher {name!r} cannot be loaded ({reason}): "
-                "losses.asr_teacher is a name such as base, or the path of a .pt file that openai-whisper reads; "
+                "losses.asr_teacher is a name such as base, or the path of a .pt file in openai-whisper's format; "
                 "losses.asr=0 switches the loss off"
             ) from error
         model = model.to(device)
@@ -112,11 +114,12 @@ class Teacher:
 
     @torch.no_grad()
     def targets(self, waveform: Tensor, lengths: Tensor | None = None) -> DistillationTargets:
-        """Waveforms [B, T] at 24 kHz in [-1, 1], clips of `lengths` samples [B] (all of T without), with
-        F = ceil(T / 1920) codec frames. Each clip gives what it gives alone: samples behind its length do not count.
+        """The targets for waveforms [B, T] at 24 kHz in [-1, 1], over F = ceil(T / 1920) codec frames.
 
-        A clip gives no rows where Whisper finds no speech, or a transcript that does not end. Raises ValueError for
-        clips that do not fit into the window, and for ones under 0.1 s.
+        If clips are padded at the end, `lengths` [B] are their lengths in samples; without it all have T. Each clip
+        gives the same targets as alone: samples after its length do not count. A clip gets no tokens if Whisper finds
+        no speech in it, or if its transcript does not end. Raises ValueError for clips longer than the window or
+        shorter than 0.1 s.
         """
         frames = math.ceil(waveform.shape[-1] / FRAME_SIZE)
         sizes = [waveform.shape[-1]] * len(waveform) if lengths is None else [int(length) for length in lengths]
@@ -128,7 +131,7 @@ class Teacher:
         alignments: list[Tensor] = [waveform.new_empty(0)] * len(sizes)
         states, masks = alignments.copy(), alignments.copy()
         with torch.autocast(self.device.type, enabled=False):
-            for size in sorted(set(sizes)):  # attention knows no lengths: only equal ones go together
+            for size in sorted(set(sizes)):  # attention takes no lengths: batches have clips of one length
                 members = [i for i, other in enumerate(sizes) if other == size]
                 for i, *parts in zip(
                     members, *self._targets_of_equal_length(waveform[members, :size].to(self.device)), strict=True
@@ -141,13 +144,13 @@ class Teacher:
         )
 
     def transcribe(self, waveform: Tensor) -> list[str]:
-        """The transcripts of waveforms [B, T] at 24 kHz, empty for a clip without speech."""
+        """The transcripts of waveforms [B, T] at 24 kHz. A clip without speech has an empty one."""
         with torch.no_grad():
             tokens = self._generate(self._encode(waveform.to(self.device)), waveform.shape[-1])
         return [self.tokenizer.decode(row).strip() for row in tokens]
 
     def fingerprint(self) -> str:
-        """A short hash of all that transcripts depend on, beside the clip: the weights, and the settings."""
+        """A short hash of everything that transcripts depend on besides the clip: weights and settings."""
         digest = hashlib.sha256(
             repr((RECIPE, whisper.__version__, self.prompt.tolist(), self.context, str(self.dtype))).encode()
         )
@@ -156,7 +159,7 @@ class Teacher:
         return digest.hexdigest()[:16]
 
     def _targets_of_equal_length(self, waveform: Tensor) -> DistillationTargets:
-        """The targets of clips [B, T] that all have the length T."""
+        """The targets for clips [B, T] that all have the length T."""
         audio = self._encode(waveform)
         if self.cache is None:
             return self._read(audio, self._generate(audio, waveform.shape[-1]), waveform.shape[-1])
@@ -170,13 +173,13 @@ class Teacher:
         return self._read(audio, [row for row in tokens if row is not None], waveform.shape[-1])
 
     def _encode(self, waveform: Tensor) -> Tensor:
-        """Waveforms [B, T] to the encoder's states [B, context, width], silence behind the clip."""
+        """The encoder's states [B, context, width] for waveforms [B, T], padded with silence at the end."""
         low = self.resample(waveform.float())
         low = F.pad(low, (0, 2 * self.context * HOP_LENGTH - low.shape[-1]))
-        # one by one: the spectrogram's floor is relative to the loudest point of all that it is given
+        # one clip at a time: the spectrogram's floor is relative to the loudest point of the whole input
         mels = self.model.dims.n_mels
         mel = torch.stack([log_mel_spectrogram(clip, mels) for clip in low]).to(self.dtype)
-        encoder = self.model.encoder  # whose own forward takes 30 s and nothing else
+        encoder = self.model.encoder  # its own `forward` takes exactly 30 s, so we call the layers
         hidden = F.gelu(encoder.conv2(F.gelu(encoder.conv1(mel)))).transpose(1, 2)
         hidden = hidden + encoder.positional_embedding[: self.context].to(self.dtype)
         for block in encoder.blocks:
@@ -184,8 +187,8 @@ class Teacher:
         return encoder.ln_post(hidden)
 
     def _generate(self, audio: Tensor, samples: int) -> list[list[int]]:
-        """The most probable tokens, one after the other, for each row of the encoder's states; without prompt and end.
-        Empty for what is no speech and for what does not end."""
+        """Greedy decoding: the tokens of each row of the encoder's states, without prompt and end token. A row is empty
+        if there is no speech, or if the transcript does not end."""
         end = self.tokenizer.eot
         limit = min(
             TOKENS_AT_LEAST + math.ceil(TOKENS_A_SECOND * samples / SAMPLE_RATE), self.model.dims.n_text_ctx // 2
@@ -215,7 +218,7 @@ class Teacher:
         ]
 
     def _read(self, audio: Tensor, tokens: list[list[int]], samples: int) -> DistillationTargets:
-        """One pass over transcripts that are known: their alignment and states."""
+        """Alignment and states of known transcripts, in one pass of the decoder."""
         end, first = self.tokenizer.eot, len(self.prompt)
         text = pad_sequence(
             [torch.tensor([*row, end], device=self.device) for row in tokens], batch_first=True, padding_value=end
@@ -227,12 +230,12 @@ class Teacher:
         scores: list[Tensor] = []
 
         def keep(attention: nn.Module, inputs: tuple[Tensor, ...], outputs: tuple[Tensor, Tensor]) -> None:
-            scores.append(outputs[1][..., : math.ceil(samples / WHISPER_FRAME)])  # the clip, without what pads it
+            scores.append(outputs[1][..., : math.ceil(samples / WHISPER_FRAME)])  # the clip without its padding
 
         decoder = self.model.decoder
         hooks = [block.cross_attn.register_forward_hook(keep) for block in decoder.blocks]
         try:
-            with disable_sdpa():  # the fused attention keeps no scores
+            with disable_sdpa():  # fused attention returns no scores
                 hidden = decoder.token_embedding(sequence) + decoder.positional_embedding[: sequence.shape[1]]
                 hidden = hidden.to(self.dtype)
                 for block in decoder.blocks:
@@ -241,8 +244,8 @@ class Teacher:
             for hook in hooks:
                 hook.remove()
         timing = torch.stack([scores[layer][:, head] for layer, head in self.heads], dim=1)
-        aligned = align(timing, places <= counts + first)  # with the prompt and one end, as whisper's timing.py
-        # the state that gives token l is the one before it: the first one's is at the prompt's last place
+        aligned = align(timing, places <= counts + first)  # with prompt and one end token, as in timing.py
+        # the state that predicts a token is one position before it: for the first token, at the prompt's last position
         given = slice(first - 1, first - 1 + int(counts.max()))
         alignment, states = aligned[:, given], decoder.ln(hidden)[:, given].float()
         mask = (places[: alignment.shape[1]] < counts) & (alignment.sum(dim=-1) > 0)
@@ -250,15 +253,15 @@ class Teacher:
 
 
 def set_alignment_heads(model: Whisper) -> None:
-    """Gives a model from a file the alignment heads of its size, which openai-whisper gives only to those it loads by
-    name. Of a size it does not know, all heads of the upper half of the layers are taken, with a warning."""
+    """Sets the alignment heads of a model that was loaded from a file, by its size. openai-whisper sets them only for
+    models that it loads by name. For an unknown size we use all heads of the upper half of the layers, and warn."""
     dims = model.dims
     sizes = NEWER_SIZES if dims.n_vocab == NEWER_VOCABULARY else SIZES
     size = sizes.get((dims.n_text_layer, dims.n_text_state))
     if size is None:
         warnings.warn(
-            f"no alignment heads are known for a Whisper of {dims.n_text_layer} decoder layers of width "
-            f"{dims.n_text_state}: all of the upper half of its layers are taken, and words are placed less well",
+            f"no alignment heads are known for a Whisper with {dims.n_text_layer} decoder layers of width "
+            f"{dims.n_text_state}: using all heads of the upper half of its layers, so alignments are less accurate",
             stacklevel=2,
         )
         return
@@ -267,7 +270,7 @@ def set_alignment_heads(model: Whisper) -> None:
 
 
 def in_half(model: Whisper) -> Whisper:
-    """The model in float16, apart from its norms: openai-whisper computes them in float32."""
+    """Converts the model to float16 in place, except its norms: openai-whisper computes them in float32."""
     for module in model.modules():
         if isinstance(module, nn.Linear | nn.Conv1d | nn.Embedding):
             module.half()

