@@ -49,7 +49,7 @@ def test_it_is_the_papers_formula(loss: ASRDistillation) -> None:
     assert torch.allclose(loss(targets, semantic), torch.stack(clips).mean(), atol=1e-5)
 
 
-def test_embeddings_that_are_the_states_cost_nothing_at_any_scale_and_opposite_ones_two() -> None:
+def test_embeddings_equal_to_the_states_have_loss_0_at_any_scale_and_opposite_ones_2() -> None:
     loss = ASRDistillation(WIDTH, WIDTH)
     loss.projection.weight.data, loss.projection.bias.data = torch.eye(WIDTH), torch.zeros(WIDTH)
     targets = _targets((5, 5, 5))
@@ -63,7 +63,7 @@ def test_embeddings_that_are_the_states_cost_nothing_at_any_scale_and_opposite_o
     assert loss(once, -semantic).item() == pytest.approx(2, abs=1e-6)
 
 
-def test_padding_takes_no_part(loss: ASRDistillation) -> None:
+def test_padding_is_ignored(loss: ASRDistillation) -> None:
     targets, semantic = _targets(), _semantic()
     filled = DistillationTargets(
         torch.where(targets.mask[..., None], targets.alignment, 9.0),
@@ -94,7 +94,7 @@ def test_a_clip_without_speech_gives_no_term_and_is_counted(loss: ASRDistillatio
 
 
 @pytest.mark.parametrize("tokens", [TOKENS, 0])
-def test_a_batch_without_any_speech_costs_nothing_and_moves_nothing(loss: ASRDistillation, tokens: int) -> None:
+def test_a_batch_without_any_speech_has_zero_loss_and_zero_gradients(loss: ASRDistillation, tokens: int) -> None:
     targets, semantic = (
         DistillationTargets(*(part[:, :tokens] for part in _targets((0, 0, 0)))),
         _semantic().requires_grad_(),
@@ -125,13 +125,13 @@ def test_another_number_of_frames_is_refused(loss: ASRDistillation) -> None:
 
 
 def _scores(clips: int = 2, tokens: int = 9, frames: int = 50) -> torch.Tensor:
-    """Tokens that attend one after another, each to its own part of the frames, with noise."""
+    """Each token attends to its own part of the frames, in order, with noise."""
     centres = (torch.arange(tokens)[:, None] + 0.5) / tokens * frames
     near = 6 * torch.exp(-(((torch.arange(frames) - centres) / 4) ** 2))
     return near + 0.5 * torch.randn(clips, 4, tokens, frames, generator=torch.Generator().manual_seed(0))
 
 
-def test_alignment_is_whispers_own_with_its_negative_part_cut_off_and_four_frames_taken_together() -> None:
+def test_alignment_is_whispers_own_without_its_negative_part_and_pooled_over_four_frames() -> None:
     scores = _scores(frames=48)
     positions = torch.ones(2, 9, dtype=torch.bool)
     weights = scores.softmax(dim=-1)
@@ -166,7 +166,7 @@ def test_a_token_attended_at_a_time_is_aligned_with_the_codec_frame_of_that_time
     assert centre.item() == pytest.approx((frame + 0.5) * 0.02, abs=0.02)
 
 
-def test_scores_that_say_nothing_align_with_nothing() -> None:
+def test_uniform_scores_give_no_alignment() -> None:
     assert align(torch.zeros(1, 2, 6, 40), torch.ones(1, 6, dtype=torch.bool)).abs().max() == 0
 
 

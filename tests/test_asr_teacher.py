@@ -22,7 +22,7 @@ from tests.whisper_base import whisper_base
 UNSEEN = Path(__file__).parents[1] / "data" / "demo" / "unseen.parquet"
 pytestmark = pytest.mark.usefixtures("one_thread")
 
-RATE, WINDOW = 24000, 5.0  # a window shorter than Whisper's, where only the arithmetic is looked at
+RATE, WINDOW = 24000, 5.0  # a shorter window than Whisper's, for tests of the arithmetic only
 
 
 @pytest.fixture(scope="module")
@@ -84,8 +84,8 @@ def test_transcripts_are_those_of_openai_whisper(teacher: Teacher, clips: list[t
 def test_tokens_are_aligned_with_the_frames_of_their_words(
     teacher: Teacher, clips: list[torch.Tensor], texts: list[str], targets: DistillationTargets
 ) -> None:
-    """Against the times that openai-whisper gives words. Features squeezed from 30 s onto the clip, or the codec's
-    frames counted at another rate, would be seconds off."""
+    """Compared with the word times of openai-whisper. An alignment stretched from 30 s to the clip, or a wrong frame
+    rate, would be wrong by seconds."""
     for i in range(2):  # the synthetic ones: no pauses within words
         clip, count = clips[i], int(targets.mask[i].sum())
         times = (torch.arange(targets.alignment.shape[-1]) + 0.5) * 0.08
@@ -114,7 +114,9 @@ def test_an_alignment_lies_inside_its_clip(clips: list[torch.Tensor], targets: D
         assert alignment[mask][-1].argmax() > frames * 0.8  # the last token is near the end
 
 
-def test_prompt_end_and_padding_are_out(teacher: Teacher, texts: list[str], targets: DistillationTargets) -> None:
+def test_targets_exclude_prompt_end_and_padding(
+    teacher: Teacher, texts: list[str], targets: DistillationTargets
+) -> None:
     counts = [len(teacher.tokenizer.encode(" " + text)) for text in texts]
     assert targets.mask.sum(dim=1).tolist() == counts
     assert targets.states.shape == (3, max(counts), teacher.width)
@@ -122,7 +124,7 @@ def test_prompt_end_and_padding_are_out(teacher: Teacher, texts: list[str], targ
     assert targets.alignment[~targets.mask].abs().max() == 0
 
 
-def test_the_state_of_a_token_is_the_one_that_gave_it(
+def test_the_state_of_a_token_is_the_one_that_predicts_it(
     teacher: Teacher, texts: list[str], targets: DistillationTargets
 ) -> None:
     logits = targets.states[1][targets.mask[1]] @ teacher.model.decoder.token_embedding.weight.T
@@ -131,7 +133,7 @@ def test_the_state_of_a_token_is_the_one_that_gave_it(
 
 
 def test_clips_of_different_lengths_give_what_each_gives_alone(quick: Teacher, clips: list[torch.Tensor]) -> None:
-    """Louder noise behind the end of the shorter clips does not count, not even for the spectrogram's floor."""
+    """Louder noise after the end of a shorter clip is ignored, also for the spectrogram's floor."""
     lengths = [48000, 30720]
     batch = 0.5 * torch.randn(2, 48000, generator=torch.Generator().manual_seed(0))
     for row, clip, length, level in zip(batch, clips, lengths, (1, 0.05), strict=False):
@@ -149,7 +151,7 @@ def test_clips_of_different_lengths_give_what_each_gives_alone(quick: Teacher, c
         )
 
 
-def test_silence_and_noise_give_no_rows_and_are_counted(teacher: Teacher, clips: list[torch.Tensor]) -> None:
+def test_silence_and_noise_give_no_tokens_and_are_counted(teacher: Teacher, clips: list[torch.Tensor]) -> None:
     noise = torch.randn(30720, generator=torch.Generator().manual_seed(0))
     batch = torch.stack([torch.zeros(30720), 1e-3 * noise, clips[0][:30720]])
     targets = teacher.targets(batch)
@@ -160,7 +162,7 @@ def test_silence_and_noise_give_no_rows_and_are_counted(teacher: Teacher, clips:
     assert ASRDistillation(4, teacher.width)(alone, torch.zeros(1, 4, 16)) == 0
 
 
-def test_a_transcript_that_does_not_end_is_no_transcript(
+def test_a_transcript_that_does_not_end_counts_as_no_speech(
     teacher: Teacher, crops: torch.Tensor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     quick = Teacher(teacher.model, context_seconds=WINDOW)
@@ -195,8 +197,8 @@ def test_the_teacher_is_frozen_and_gives_no_gradient(quick: Teacher, crops: torc
     assert {name for name, _ in loss.named_parameters()} == {"projection.weight", "projection.bias"}
 
 
-def test_embeddings_can_follow_the_teachers_targets_and_tell_them_from_other_words(fresh: DistillationTargets) -> None:
-    """What is learned for one clip's words fits them, and does not fit another clip's."""
+def test_embeddings_can_learn_the_teachers_targets_and_not_those_of_other_words(fresh: DistillationTargets) -> None:
+    """Embeddings that are trained on one clip's words do not fit another clip's words."""
     torch.manual_seed(0)
     loss, semantic = ASRDistillation(64, fresh.states.shape[-1]), torch.randn(2, 64, 25, requires_grad=True)
     optimizer = torch.optim.Adam([semantic, *loss.parameters()], 0.02)
@@ -227,7 +229,7 @@ def test_a_model_of_unknown_size_takes_all_upper_heads_and_says_so() -> None:
     assert Teacher(small).heads == [(1, 0), (1, 1)]
 
 
-def test_what_is_no_teacher_is_named_with_the_key_and_the_way_out(tmp_path: Path) -> None:
+def test_a_file_that_is_no_teacher_is_named_with_the_key_and_what_to_do(tmp_path: Path) -> None:
     (tmp_path / "junk.pt").write_bytes(b"no weights at all")
     torch.save({"model_state_dict": {}}, tmp_path / "other.pt")
     for name in ("nothing.pt", str(tmp_path / "junk.pt"), str(tmp_path / "other.pt")):
@@ -236,7 +238,7 @@ def test_what_is_no_teacher_is_named_with_the_key_and_the_way_out(tmp_path: Path
         assert Path(name).name in str(error.value)
 
 
-def test_a_language_or_a_window_that_whisper_has_not_is_refused(teacher: Teacher) -> None:
+def test_a_language_or_a_window_that_whisper_does_not_support_is_refused(teacher: Teacher) -> None:
     with pytest.raises(TeacherError, match=r"losses\.asr_language is 'klingon'"):
         Teacher(teacher.model, language="klingon")
     with pytest.raises(TeacherError, match=r"losses\.asr_context_seconds is 31"):
@@ -302,12 +304,12 @@ def test_another_teacher_or_setting_has_transcripts_of_its_own(teacher: Teacher,
     assert Teacher(quick.model, context_seconds=WINDOW).fingerprint() == quick.fingerprint()
 
 
-def test_a_damaged_transcript_is_named_and_half_a_one_is_never_read(
+def test_a_damaged_transcript_is_named_and_a_partial_one_is_never_read(
     cached: Teacher, crops: torch.Tensor, tmp_path: Path
 ) -> None:
     cached.targets(crops[:1])
     (path,) = (tmp_path / "cache").rglob("*.safetensors")
-    path.rename(path.with_name(f".{path.name}.123"))  # as a write that was killed leaves it
+    path.rename(path.with_name(f".{path.name}.123"))  # as left by a killed write
     assert cached.cache is not None
     assert cached.cache.get(path.stem) is None
     path.write_bytes(b"cut off")
@@ -316,7 +318,7 @@ def test_a_damaged_transcript_is_named_and_half_a_one_is_never_read(
     assert cached.cache.get(path.stem) is not None
 
 
-def test_a_cache_that_cannot_be_written_is_a_warning_and_no_loss(
+def test_a_cache_that_cannot_be_written_gives_a_warning_and_the_same_targets(
     quick: Teacher, crops: torch.Tensor, fresh: DistillationTargets, tmp_path: Path
 ) -> None:
     (tmp_path / "file").write_text("no folder")

@@ -1,4 +1,4 @@
-"""The balancer against EnCodec's own, and where it goes another way: weights are shares of the configured losses."""
+"""The balancer compared with EnCodec's own, and its differences: weights are shares of all configured losses."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def losses_of(output: Tensor, target: Tensor) -> dict[str, Tensor]:
 
 
 def steps(batch: int = 4) -> Iterator[tuple[Tensor, Tensor]]:
-    """Outputs and targets [B, 1, T] of a few steps, louder and louder."""
+    """Outputs and targets [B, 1, T] of a few steps, each louder than the last."""
     generator = torch.Generator().manual_seed(0)
     for step in range(STEPS):
         output, target = torch.randn(2, batch, 1, 200, generator=generator)
@@ -54,7 +54,7 @@ def test_the_same_losses_give_the_gradient_of_encodecs_balancer(decay: float, to
 
 
 def test_a_loss_that_runs_every_third_step_does_not_make_the_others_jump() -> None:
-    """What the others give is the same in every step, to the bit, with and without it."""
+    """The other losses' gradients are bit-identical in every step, with and without it."""
     weights = {"always": 1.0, "also": 2.0, "seldom": 5.0}
     with_it, without = Balancer(weights), Balancer(weights)
     alone = Balancer({"seldom": 5.0})
@@ -73,7 +73,7 @@ def test_a_loss_that_runs_every_third_step_does_not_make_the_others_jump() -> No
 
 
 def test_an_absent_loss_keeps_the_average_of_the_steps_it_ran_in() -> None:
-    """Steps without it are no steps with a norm of 0: it comes back with the share it had."""
+    """Steps without it do not count as steps with norm 0. It returns with the share it had."""
     balancer = Balancer({"always": 1.0, "seldom": 1.0}, decay=0.9)
     gradient = torch.ones(2, 1, 9)
     for step in range(7):
@@ -93,8 +93,8 @@ def test_a_gradient_of_zero_counts_as_an_absent_loss() -> None:
     assert with_zeros.shares["asr"].item() == pytest.approx(0.5)
 
 
-def test_shares_tell_what_really_flowed_in_a_step() -> None:
-    """A gradient that is ten times its average in a step has ten times its part of that step, and the log shows it."""
+def test_shares_are_the_actual_parts_of_a_steps_gradient() -> None:
+    """If a gradient is ten times its average, its part of that step is ten times larger, and `shares` shows this."""
     balancer = Balancer({"steady": 1.0, "wild": 1.0}, decay=0.99)
     ordinary = torch.ones(1, 1, 9)
     for _ in range(400):
@@ -110,7 +110,7 @@ def test_shares_tell_what_really_flowed_in_a_step() -> None:
 
 
 def rank_balances(rank: int, folder: str) -> None:
-    """What one of two processes computes with its half of the batch."""
+    """One of two processes: balances its half of the batch and saves the results."""
     os.environ["GLOO_SOCKET_IFNAME"] = "lo"
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=2)
@@ -124,7 +124,7 @@ def rank_balances(rank: int, folder: str) -> None:
     dist.destroy_process_group()
 
 
-def test_two_ranks_share_their_averages_and_balance_as_one_with_the_whole_batch(tmp_path: Path) -> None:
+def test_two_ranks_balance_as_one_process_with_the_whole_batch(tmp_path: Path) -> None:
     mp.spawn(rank_balances, (str(tmp_path),), nprocs=2)
     first, second = (torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in range(2))
     whole = Balancer(WEIGHTS, decay=0.9)
@@ -179,7 +179,7 @@ def test_an_absent_loss_does_not_change_the_others() -> None:
     assert torch.allclose(alone, both)
 
 
-def test_a_factor_fades_one_loss_and_leaves_the_others() -> None:
+def test_a_factor_scales_one_loss_and_not_the_others() -> None:
     generator = torch.Generator().manual_seed(0)
     gradients = {"a": torch.randn(2, 1, 10, generator=generator), "b": torch.randn(2, 1, 10, generator=generator)}
     parts = {name: Balancer({"a": 1.0, "b": 1.0}).combine({name: gradients[name]}) for name in gradients}
@@ -194,7 +194,7 @@ def test_an_unknown_loss_and_a_weight_of_zero_are_refused() -> None:
         Balancer({"a": 0.0})
 
 
-def test_a_restored_balancer_goes_on_as_it_would_have() -> None:
+def test_a_restored_balancer_continues_identically() -> None:
     first, second = Balancer({"a": 1.0}), Balancer({"a": 1.0})
     gradients = [torch.full((1, 1, 4), float(i + 1)) for i in range(3)]
     for gradient in gradients[:2]:
@@ -203,12 +203,12 @@ def test_a_restored_balancer_goes_on_as_it_would_have() -> None:
     assert torch.equal(first.combine({"a": gradients[2]}), second.combine({"a": gradients[2]}))
 
 
-def test_fixed_weights_weigh_the_losses_and_not_their_gradients() -> None:
-    """In the balancer's units, where a batch of B items carries B times the gradient of a mean over them."""
+def test_fixed_weights_scale_the_losses_without_normalising_their_gradients() -> None:
+    """In the balancer's units: the gradient of a mean over B items is multiplied by B."""
     output, target = next(steps())
     gradients = gradients_of(output, target)
     fixed = FixedWeights(WEIGHTS)
     expected = sum(WEIGHTS[name] * gradient * len(output) for name, gradient in gradients.items())
     torch.testing.assert_close(fixed.combine(gradients), expected)
-    assert fixed.shares["large"] > 0.9, "the largest gradient owns the whole, whatever its weight"
+    assert fixed.shares["large"] > 0.9, "the largest gradient should dominate, whatever its weight"
     assert float(sum(fixed.shares.values())) == pytest.approx(1)

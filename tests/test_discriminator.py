@@ -1,4 +1,4 @@
-"""The discriminator's layout, and what its two losses move."""
+"""The discriminator's layout, and the gradients of its two losses."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ def test_too_short_clips_are_refused(discriminator: Discriminator) -> None:
         discriminator(torch.zeros(1, 1, SIZES[0] - 1))
 
 
-def test_it_learns_to_tell_noise_from_tones() -> None:
+def test_it_learns_to_distinguish_noise_from_tones() -> None:
     torch.manual_seed(0)
     discriminator = Discriminator(channels=4)
     optimizer = torch.optim.Adam(discriminator.parameters(), 2e-2)

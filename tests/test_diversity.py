@@ -1,4 +1,4 @@
-"""The diversity loss tells a collapsed codebook from a used one, and pulls the right way."""
+"""The diversity loss distinguishes collapsed from used codebooks, and its gradient spreads frames over entries."""
 
 from __future__ import annotations
 
@@ -37,15 +37,15 @@ def _collapsed(entries: torch.Tensor, noise: float = 0.05) -> torch.Tensor:
     return _latents(entries, torch.zeros(400, dtype=torch.long), noise)
 
 
-def test_a_collapsed_codebook_and_a_used_one_are_told_apart_at_the_default_temperature(entries: torch.Tensor) -> None:
+def test_collapsed_and_used_codebooks_have_different_losses_at_the_default_temperature(entries: torch.Tensor) -> None:
     loss = Diversity()
     assert loss(_collapsed(entries), entries) > 0.99
     # 400 frames can choose 400 entries at most
     assert loss(_used(entries), entries).item() == pytest.approx(1 - math.log(400) / math.log(K), abs=0.02)
 
 
-@pytest.mark.parametrize("temperature", [0.1, 0.3])  # the default, and what configurations name
-def test_they_are_told_apart_on_a_trained_codebook_and_speech(temperature: float, tmp_path: Path) -> None:
+@pytest.mark.parametrize("temperature", [0.1, 0.3])  # of configs/v3.yaml (the default) and of configs/demo.yaml
+def test_they_have_different_losses_on_a_trained_codebook_and_speech(temperature: float, tmp_path: Path) -> None:
     codec = with_encoder(load_release(DEMO / "release", torch.float32), DEMO / "withheld_encoder.safetensors")
     clips = open_clips([str(DEMO / "unseen.parquet")], str(tmp_path))
     encoder, dim = codec.get_submodule("encoder"), codec.config.semantic_dim
@@ -59,8 +59,8 @@ def test_they_are_told_apart_on_a_trained_codebook_and_speech(temperature: float
     assert loss(speech, book) < 0.7
 
 
-def test_a_temperature_too_soft_cannot_tell_them_apart(entries: torch.Tensor) -> None:
-    """The mistake this guards against: everything looks alike, and there is nothing to learn from."""
+def test_at_a_temperature_too_high_they_have_the_same_loss(entries: torch.Tensor) -> None:
+    """This shows why the temperature is relative to the spacing: if it is too high, the loss gives no gradient."""
     soft = Diversity(temperature=100.0)
     assert abs(soft(_collapsed(entries), entries) - soft(_used(entries), entries)) < 0.01
 
@@ -94,11 +94,11 @@ def test_the_gradient_goes_to_latents_and_not_to_entries(entries: torch.Tensor) 
     assert book.grad is None
 
 
-def test_spacing_does_not_take_an_entrys_distance_to_itself_for_a_neighbours(entries: torch.Tensor) -> None:
-    """Out of matrix products this distance is a rounding error: too large to be left out, too small to be any other."""
+def test_spacing_ignores_an_entrys_distance_to_itself(entries: torch.Tensor) -> None:
+    """With matrix products, this distance is a rounding error: not 0, but smaller than that of any neighbour."""
     sample = entries[::16].double()
     squared = sample.square().sum(1, keepdim=True) - 2 * sample @ entries.double().T + entries.double().square().sum(1)
-    nearest = squared.sort(dim=1).values[:, 1]  # behind itself
+    nearest = squared.sort(dim=1).values[:, 1]  # the first is the entry itself
     assert codebook_spacing(entries).item() == pytest.approx(nearest.mean().item(), rel=1e-4)
 
 
@@ -106,10 +106,12 @@ def test_spacing_is_the_mean_squared_distance_to_the_nearest_neighbour() -> None
     grid = torch.stack([torch.arange(10.0) * 3, torch.zeros(10)], dim=1)
     assert codebook_spacing(grid).item() == pytest.approx(9.0)
     assert codebook_spacing(torch.cat([grid, grid])).item() == pytest.approx(9.0)
-    assert codebook_spacing(torch.zeros(5, 2)).item() == 1, "a fresh codebook: there is none to find"
+    assert codebook_spacing(torch.zeros(5, 2)).item() == 1, "all entries of a fresh codebook coincide"
 
 
-def test_a_spacing_that_is_known_changes_nothing(entries: torch.Tensor) -> None:
+def test_a_spacing_computed_before_gives_the_same_loss(entries: torch.Tensor) -> None:
     latents, loss = _used(entries), Diversity(0.2)
     assert torch.equal(loss(latents, entries, codebook_spacing(entries)), loss(latents, entries))
-    assert loss(latents, entries, 100 * codebook_spacing(entries)) > loss(latents, entries), "it is what is used"
+    assert loss(latents, entries, 100 * codebook_spacing(entries)) > loss(latents, entries), (
+        "the given spacing is not used"
+    )

@@ -24,19 +24,19 @@ def test_equal_waveforms_have_no_distance_and_different_ones_have(loss: torch.nn
 
 
 def test_mel_distance_of_a_gain_is_its_logarithm() -> None:
-    """No padding, no floor in play: every band differs by ln 2."""
+    """Without padding and above the floor, every band differs by ln 2."""
     a = _waveform(0)
     assert MelDistance(RATE)(2 * a, a).item() == pytest.approx(0.6931, rel=0.02)
 
 
-def test_mel_distance_weighs_clips_alike() -> None:
+def test_mel_distance_is_the_mean_over_clips() -> None:
     a, b = _waveform(0), _waveform(1)
     mel = MelDistance(RATE)
     assert torch.allclose(mel.per_clip(a, b), torch.stack([mel(a[i : i + 1], b[i : i + 1]) for i in range(2)]))
 
 
 @pytest.mark.parametrize("loss", [MelDistance(RATE, offset=0.01), STFTDistance()], ids=["mel", "stft"])
-def test_what_a_clip_is_padded_with_is_not_looked_at(loss: MelDistance | STFTDistance) -> None:
+def test_padding_is_ignored(loss: MelDistance | STFTDistance) -> None:
     a, b = _waveform(0, 3), _waveform(1, 3)
     lengths = torch.tensor([2048, 12000, 7001])
     alone = [loss(a[i : i + 1, :, :length], b[i : i + 1, :, :length]) for i, length in enumerate(lengths)]

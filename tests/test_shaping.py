@@ -1,4 +1,4 @@
-"""Codes recovered from voices, and the loss that shapes codes like them."""
+"""Codes are recovered from voices, and the shaping loss moves codes to their distribution."""
 
 from __future__ import annotations
 
@@ -37,8 +37,8 @@ def test_codes_are_recovered_exactly_from_a_voice(codec: Codec) -> None:
     assert recovered.residual.max() < 0.01
 
 
-def test_rows_where_the_descent_ends_elsewhere_are_tried_from_other_starts(codec: Codec) -> None:
-    """In fewer dimensions some rows need it."""
+def test_rows_that_converge_to_other_codes_are_restarted(codec: Codec) -> None:
+    """With fewer embedding dimensions some rows need restarts."""
     narrow = random_codec(replace(SMALL, embedding_dim=224)).to(torch.bfloat16)
     codes = _codes(300)
     once, again = (
@@ -68,7 +68,7 @@ def test_the_target_is_the_voices_histogram(codec: Codec, tmp_path: Path) -> Non
 
 
 @pytest.mark.parametrize("voice", [{"embedding": torch.zeros(3, 512)}, torch.zeros(3, 300), torch.zeros(512), None])
-def test_what_is_no_voice_is_named(codec: Codec, tmp_path: Path, voice: object) -> None:
+def test_a_file_that_is_not_a_voice_is_named(codec: Codec, tmp_path: Path, voice: object) -> None:
     torch.save(voice, tmp_path / "odd.pt")
     if voice is None:
         (tmp_path / "odd.pt").write_bytes(b"cut off")
@@ -96,7 +96,7 @@ def target() -> Target:
     return Target(torch.softmax(-0.5 * ((levels - centres) / 2) ** 2, dim=1), 1, 0.0)
 
 
-def test_values_distributed_as_the_target_cost_nothing_in_any_order(target: Target) -> None:
+def test_values_with_the_targets_distribution_have_zero_loss_in_any_order(target: Target) -> None:
     shaping = Shaping(target)
     values = shaping.quantiles(200)[:, torch.randperm(200)]
     assert shaping(values.view(36, 4, 50).transpose(0, 1)) == 0
@@ -118,7 +118,7 @@ def test_saturated_values_are_pulled_back_to_the_targets_distribution(target: Ta
     assert (codes.std(dim=1) - target.spread).abs().max() < 0.5
 
 
-def test_dimensions_are_shaped_each_by_itself(target: Target) -> None:
+def test_each_dimension_is_shaped_independently(target: Target) -> None:
     shaping = Shaping(target)
     latent = shaping.quantiles(200).view(36, 4, 50).transpose(0, 1).clone()
     latent[:, 3] += 1

@@ -1,4 +1,4 @@
-"""The speaker distance: identities, what its gradient reaches, and that the small trained network knows voices."""
+"""The speaker distance: identities, its gradient, and the small trained network, which distinguishes speakers."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ RATE = 24000
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
-# every part that the published model's file has, and few channels
+# all entries of the published model's file, with few channels
 LAYOUT = """\
 n_mels: 80
 pretrained_path: {folder}
@@ -138,7 +138,7 @@ def test_the_gradient_goes_to_the_reconstruction_alone(distance: SpeakerDistance
     assert all(parameter.grad is None and not parameter.requires_grad for parameter in distance.parameters())
 
 
-def test_following_the_gradient_brings_the_voice_nearer(distance: SpeakerDistance, clips: Tensor) -> None:
+def test_following_the_gradient_reduces_the_distance(distance: SpeakerDistance, clips: Tensor) -> None:
     reconstruction, original = clips[:2].clone().requires_grad_(), clips[2:4]
     optimizer = torch.optim.Adam([reconstruction], 1e-3)
     before = distance(reconstruction, original).item()
@@ -149,7 +149,7 @@ def test_following_the_gradient_brings_the_voice_nearer(distance: SpeakerDistanc
     assert distance(reconstruction, original).item() < 0.5 * before
 
 
-def test_silence_has_a_distance_and_no_gradient_that_is_not_finite(distance: SpeakerDistance, clips: Tensor) -> None:
+def test_silence_has_a_finite_distance_and_gradient(distance: SpeakerDistance, clips: Tensor) -> None:
     silence = torch.zeros(1, 1, RATE, requires_grad=True)
     value = distance(silence, clips[:1, :, :RATE])
     value.backward()
@@ -172,7 +172,7 @@ def test_a_batch_gives_what_its_clips_give_alone(distance: SpeakerDistance, clip
 
 
 def test_a_padded_clip_gives_nearly_what_it_gives_alone(distance: SpeakerDistance, clips: Tensor) -> None:
-    """Nearly: convolutions see the padding beside the last frames. Without lengths it is another voice."""
+    """Only nearly, because convolutions see the padding next to the last frames. Without lengths the voice differs."""
     length, count = 2 * RATE, 8
     padded = nn.functional.pad(clips[:count, :, :length], (0, RATE))
     alone = distance.embed(clips[:count, :, :length])
@@ -183,8 +183,8 @@ def test_a_padded_clip_gives_nearly_what_it_gives_alone(distance: SpeakerDistanc
     assert far.min() > 0.05
 
 
-def test_what_lies_above_the_networks_band_changes_nothing(distance: SpeakerDistance, clips: Tensor) -> None:
-    """A resampler that folds 10 kHz back to 6 kHz would let a tone there pass for a change of voice."""
+def test_sound_above_the_networks_band_changes_nothing(distance: SpeakerDistance, clips: Tensor) -> None:
+    """If the resampler folded 10 kHz back to 6 kHz, a tone at 10 kHz would change the distance."""
 
     def with_tone(hertz: float) -> Tensor:
         return clips[:4] + 0.01 * tone(hertz, 3)
@@ -193,7 +193,7 @@ def test_what_lies_above_the_networks_band_changes_nothing(distance: SpeakerDist
     assert distance.per_clip(with_tone(6000), clips[:4]).min() > 1e-2
 
 
-def test_resampling_keeps_the_band_and_takes_away_what_would_fold_into_it() -> None:
+def test_resampling_keeps_the_band_and_removes_what_would_fold_into_it() -> None:
     resample = band_limited_resample(RATE)
 
     def decibels(hertz: float) -> float:
@@ -219,7 +219,7 @@ def test_autocast_does_not_reach_it(distance: SpeakerDistance, clips: Tensor) ->
     assert torch.equal(found, expected)
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU: only there convolutions leave float32")
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU: only there convolutions may use TF32")
 def test_a_training_gpu_gives_the_gradient_that_a_cpu_gives(
     distance: SpeakerDistance, clips: Tensor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -243,8 +243,8 @@ def test_a_clip_too_short_for_the_network_is_refused(distance: SpeakerDistance) 
         distance(torch.zeros(1, 1, 2399), torch.zeros(1, 1, 2399))
 
 
-def test_the_trained_network_tells_unseen_speakers_apart(distance: SpeakerDistance, clips: Tensor) -> None:
-    """One half of a clip against the other halves of all 30, people among them: 1.5 s are little to know a voice by."""
+def test_the_trained_network_distinguishes_unseen_speakers(distance: SpeakerDistance, clips: Tensor) -> None:
+    """One half of each clip against the other halves of all 30, some of real people. 1.5 s is short for this task."""
     halves = [distance.embed(half) for half in clips.split(3 * RATE // 2, dim=-1)]
     cosines = nn.functional.cosine_similarity(halves[0][:, None], halves[1][None], dim=-1)  # [30, 30]
     same = torch.eye(len(clips), dtype=torch.bool)
@@ -268,7 +268,7 @@ BROKEN = {
 
 
 @pytest.mark.parametrize("what", BROKEN)
-def test_a_network_that_cannot_be_loaded_is_named_with_the_key_and_the_way_without(
+def test_a_network_that_cannot_be_loaded_is_named_with_the_key_and_how_to_train_without_it(
     what: str, random_folder: Path, tmp_path: Path
 ) -> None:
     changes, reason = BROKEN[what]
@@ -290,8 +290,8 @@ def test_a_source_that_is_neither_a_folder_nor_a_hub_name_is_refused_without_ask
         SpeakerDistance("no/such/folder")
 
 
-def test_a_description_cannot_make_anything_run(random_folder: Path, tmp_path: Path) -> None:
-    """speechbrain's own reader calls what a file names; this one only reads."""
+def test_a_description_cannot_run_anything(random_folder: Path, tmp_path: Path) -> None:
+    """speechbrain's own reader calls whatever a file names; ours only reads."""
     for file in random_folder.iterdir():
         (tmp_path / file.name).write_bytes(file.read_bytes())
     with (tmp_path / "hyperparams.yaml").open("a") as file:
@@ -308,7 +308,7 @@ def test_the_equal_error_rate_is_that_of_two_overlapping_distributions() -> None
     assert train_speaker.equal_error_rate(same + 100, different) == 0
 
 
-def test_training_on_a_folder_of_speakers_leaves_a_network_the_loss_takes(
+def test_training_on_a_folder_of_speakers_writes_a_network_that_the_loss_loads(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
     generator = torch.Generator().manual_seed(0)
