@@ -79,7 +79,7 @@ def test_every_command_names_a_program_and_its_options(page: str) -> None:
         file = ROOT / (f"{module.replace('.', '/')}.py" if module else script)
         assert file.exists(), file
         source = file.read_text(encoding="utf-8")
-        if "evaluate_encoder.parser" in source:
+        if "import evaluate_encoder" in source:  # it has all options of that program, too
             source += text("evaluate_encoder.py")
         for option in re.findall(r"\s(--[a-z][\w-]*)", rest.split(" && ")[0].split("#")[0]):
             assert f'"{option}"' in source, f"{file.name} has no option {option}"
@@ -96,7 +96,7 @@ def test_every_file_of_the_architectures_tables_exists_and_every_file_has_a_row(
     tables = re.findall(
         r"^\| (file|helper) in `([\w/]+)/` \|.*\n\|---\|---\|\n((?:\|.*\n)+)", text("ARCHITECTURE.md"), re.M
     )
-    assert len(tables) == 9
+    assert len(tables) >= 10
     for kind, folder, rows in tables:
         cells = [row.split("|")[1] for row in rows.splitlines()]
         named = [name for cell in cells for name in re.findall(r"`([^`]+)`", cell)]
