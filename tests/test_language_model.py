@@ -185,9 +185,10 @@ def test_frames_go_in_as_the_codec_embeds_them() -> None:
     rows, batch = prompt_rows(model, Prompt(given.voice, given.text)), collate([given], model.config)
     assert torch.equal(rows[2 : 2 + len(voice)], voice)
     assert torch.equal(rows, prompt_rows(model, Prompt(voice, given.text)))
-    assert torch.equal(model.embed(batch)[0, : len(rows)], rows)
     speech = embed_codes(given.speech[None], model.audio_embeddings.weight, sizes)[0]
-    assert torch.equal(model.embed(batch)[0, len(rows) :], speech)
+    torch.testing.assert_close(
+        model.embed(batch)[0], torch.cat([rows, speech])
+    )  # the sums' order varies with the shape
 
 
 def test_only_the_speech_and_its_end_are_targets() -> None:
