@@ -1,4 +1,4 @@
-"""What clips are stored in: folders of audio files, and parquet files in LibriTTS-R's schema."""
+"""Clips in folders of audio files and in parquet files with LibriTTS-R's schema; decoding and checking them."""
 
 from __future__ import annotations
 
@@ -22,17 +22,17 @@ if TYPE_CHECKING:
     from pyarrow import Schema
 
 AUDIO_SUFFIXES = (".wav", ".flac", ".ogg", ".mp3")
-UNKNOWN_SIZE = 0x7FFF0000  # bytes; from here on up, what programs that write into a pipe give as a WAV file's
+UNKNOWN_SIZE = 0x7FFF0000  # bytes; a WAV file written into a pipe claims this size or more
 OGG_END = 4  # the flag of an OGG file's last page
 SILENCE = 1e-4  # peak under which a clip counts as silent (-80 dBFS)
 
 
 class DataError(UserError):
-    """Data that cannot be used at all. The message says what, where and what is accepted."""
+    """Data that cannot be used at all. The message says what, where, and what is accepted."""
 
 
 class BadClipError(UserError):
-    """One clip that cannot be used, named with its reason. The run counts it by `kind` and goes on."""
+    """One clip that cannot be used. The message names it and the reason; a run counts it by `kind` and continues."""
 
     def __init__(self, name: str, kind: str, detail: str = ""):
         super().__init__(f"{name} {kind}" + (f" ({detail})" if detail else ""))
@@ -41,7 +41,7 @@ class BadClipError(UserError):
 
 @dataclass(frozen=True)
 class Clip:
-    """A clip as it is stored: `audio` is a whole file's bytes."""
+    """A clip as it is stored. `audio` is the bytes of a whole file."""
 
     name: str
     audio: bytes
@@ -50,20 +50,20 @@ class Clip:
 
 
 class Clips(Protocol):
-    """A numbered collection of clips. Reading one is cheap in memory, whatever the collection's size."""
+    """A numbered collection of clips. Reading one takes little memory, whatever the collection's size."""
 
     def __len__(self) -> int: ...
 
     def read(self, index: int) -> Clip: ...
 
     def speakers(self) -> np.ndarray:
-        """The number of each clip's speaker, from 0 on: [clips], int32."""
+        """Each clip's speaker as a number from 0 on: [clips], int32."""
 
 
 class FolderClips:
-    """Every audio file below a folder, in the order of the paths. In the corpora's layout, `speaker/chapter/*.wav`
-    with a `*.normalized.txt` beside each, a clip without its transcript is a bad one, unless `needs_text` is off; in
-    any other the folder that a clip lies in is its speaker."""
+    """Every audio file below a folder, sorted by path. In the corpus's layout, `speaker/chapter/*.wav` with a
+    `*.normalized.txt` for each, a clip without transcript is a bad one, unless `needs_text` is off. In any other layout
+    a clip's folder is its speaker."""
 
     TRANSCRIPT = ".normalized.txt"
 
@@ -75,7 +75,7 @@ class FolderClips:
                 os.path.relpath(Path(parent, file), folder) for file in files if file.lower().endswith(AUDIO_SUFFIXES)
             ]
             self.transcribed = self.transcribed or any(file.endswith(self.TRANSCRIPT) for file in files)
-        # an array of bytes: hundreds of thousands of objects would be copied into every worker as they are counted
+        # an array of bytes: as objects, hundreds of thousands of names would be copied into every worker
         self.names = np.array(sorted(os.fsencode(name) for name in names))
 
     def __len__(self) -> int:
@@ -109,19 +109,19 @@ class FolderClips:
 
 
 class ParquetClips:
-    """The rows of parquet files, memory-mapped from an Arrow copy in the cache. One without its transcript is a bad
-    clip, unless `needs_text` is off."""
+    """The rows of parquet files, memory-mapped from an Arrow copy in the cache. A row without transcript is a bad clip,
+    unless `needs_text` is off."""
 
     COLUMNS = ("audio", "text_normalized", "speaker_id", "id")
 
     def __init__(self, paths: Sequence[Path], cache: str, needs_text: bool = True):
-        from datasets import Audio, Dataset, concatenate_datasets  # takes seconds to import, for parquet alone
+        from datasets import Audio, Dataset, concatenate_datasets  # takes seconds to import, and only parquet needs it
         from datasets.exceptions import DatasetGenerationError
         from datasets.utils.logging import disable_progress_bar
         from pyarrow.parquet import read_metadata
 
         self.needs_text = needs_text
-        if not sys.stderr.isatty():  # bars of the copy into the cache are for terminals
+        if not sys.stderr.isatty():  # a log file needs no progress bar of the copy into the cache
             disable_progress_bar()
         parts = []
         for path in paths:
@@ -135,7 +135,7 @@ class ParquetClips:
             try:
                 rows = Dataset.from_parquet(str(path), cache_dir=cache or None, columns=list(self.COLUMNS))
             except (OSError, ValueError, DatasetGenerationError) as error:
-                reason = error.__cause__ or error  # a file with holes, or a cache without space
+                reason = error.__cause__ or error  # a damaged file, or a full cache
                 raise DataError(
                     f"{path} could not be copied into the cache of memory-mapped rows ({reason}): HF_CACHE names a "
                     "folder with room for it"
@@ -186,7 +186,7 @@ class JoinedClips:
         return self.parts[part].read(index - int(self.ends[part - 1] if part else 0))
 
     def speakers(self) -> np.ndarray:
-        """Speakers of different collections are different ones."""
+        """Different collections have different speakers."""
         numbered, known = [], 0
         for part in self.parts:
             numbered.append(part.speakers() + known)
@@ -203,16 +203,16 @@ def _numbered(names: np.ndarray) -> np.ndarray:
 
 
 def read_audio(clip: Clip) -> tuple[np.ndarray, int]:
-    """A clip's samples [T, channels], float32, and its sample rate in Hz. Raises BadClipError where the bytes are no
-    audio, hold no samples, values that are not finite, or nothing but silence."""
+    """A clip's samples [T, channels], float32, and its sample rate in Hz. Raises BadClipError if the bytes are no
+    audio, or the samples are none, not finite or silent."""
     if not clip.audio:
-        raise BadClipError(clip.name, "is empty", "it has 0 bytes: get it again")
+        raise BadClipError(clip.name, "is empty", "it has 0 bytes: copy it again")
     try:
-        # As mistral-common reads it: `soundfile.read` seeks first, after which an MP3 has other last bits.
+        # As mistral-common reads it. `soundfile.read` seeks first, and then an MP3 decodes to other last bits.
         with soundfile.SoundFile(io.BytesIO(clip.audio)) as file:
             channels, rate = file.read(dtype="float32", always_2d=True), file.samplerate
     except soundfile.LibsndfileError as error:
-        reason = error.error_string.rstrip(".")  # without the memory that it was given to read
+        reason = error.error_string.rstrip(".")  # without the address of the memory it read from
         raise BadClipError(clip.name, "cannot be decoded", f"{reason}: give WAV, FLAC, MP3 or OGG") from error
     if not channels.size:
         raise BadClipError(clip.name, "is empty", "no samples: record or export it again")
@@ -224,13 +224,13 @@ def read_audio(clip: Clip) -> tuple[np.ndarray, int]:
 
 
 def is_cut_short(audio: bytes) -> bool:
-    """Whether a WAV or OGG file ends before it says it does, as an interrupted copy leaves it: what is there of these
-    is read without an error. A WAV file from a pipe says only that it does not know its size."""
+    """Whether a WAV or OGG file is shorter than it claims, as after an interrupted copy; such a file decodes without an
+    error. A WAV file written into a pipe does not know its size."""
     if audio.startswith(b"RIFF"):
         size = 8 + int.from_bytes(audio[4:8], "little")
-        return len(audio) + 1 < size < UNKNOWN_SIZE  # not every writer pads an odd number of bytes
+        return len(audio) + 1 < size < UNKNOWN_SIZE  # not every program pads an odd number of bytes
     if audio.startswith(b"OggS"):
-        page = audio[audio.rfind(b"OggS") :]  # the last one; its header: 27 bytes and the lengths of its segments
+        page = audio[audio.rfind(b"OggS") :]  # the last page; its header is 27 bytes and the lengths of its segments
         segments = page[27 : 27 + page[26]] if len(page) > 26 else b""
         return not segments or not page[5] & OGG_END or len(page) < 27 + len(segments) + sum(segments)
     return False
@@ -238,7 +238,7 @@ def is_cut_short(audio: bytes) -> bool:
 
 def decode(clip: Clip, sample_rate: int, resample: bool = False) -> Tensor:
     """A clip's waveform [1, T] at `sample_rate`, mixed down to mono, for training. Raises BadClipError as `read_audio`
-    does, for a file that is cut short, and for another sample rate where `resample` is off."""
+    does, for a file that is cut short, and for another sample rate if `resample` is off."""
     channels, rate = read_audio(clip)
     if is_cut_short(clip.audio):
         raise BadClipError(clip.name, "is cut short")

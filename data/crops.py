@@ -1,7 +1,7 @@
 """Fixed-length random crops in batches: the same for a seed on any number of workers and ranks.
 
-The training data is one endless stream in an order that is a function of numbers (`data/order.py`). A position in it
-is a number, so a run goes on anywhere without replaying, and batches are always whole.
+The training data is one endless stream (`data/order.py`). A position in it is a number, so a run resumes anywhere
+without reading what came before, and batches are always complete.
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ class Fault(NamedTuple):
 class Item(NamedTuple):
     name: str  # of its clip
     waveform: Tensor  # [1, T]
-    skipped: tuple[Fault, ...]  # clips before it in line that were not used
-    kept: tuple[Fault, ...]  # what is wrong with its own clip
+    skipped: tuple[Fault, ...]  # the clips that it replaces, which could not be used
+    kept: tuple[Fault, ...]  # faults of its own clip
 
 
 class Batch(NamedTuple):
@@ -42,9 +42,9 @@ class Batch(NamedTuple):
 
 
 class Crops(Dataset[Item]):
-    """A crop of `length` samples for (epoch, index), drawn by (seed, epoch, index). A clip that cannot be used gives
-    its place to another one, drawn by the order, and its reason goes with the item. One that is band-limited, judged
-    by the whole of it, is used and goes with the item as kept, unless `drop_band_limited`."""
+    """A crop of `length` samples for (epoch, index), drawn by (seed, epoch, index). The order replaces a clip that
+    cannot be used; the item carries the reason. A clip that is band-limited as a whole is used, and the item carries
+    that fault as kept; with `drop_band_limited` it is replaced."""
 
     def __init__(
         self,
@@ -71,15 +71,15 @@ class Crops(Dataset[Item]):
                 clip, waveform, kept = self.usable(index)
             except BadClipError as reason:
                 skipped.append(Fault(reason.kind, str(reason)))
-                index = self.order.instead(index, attempt, generator)
+                index = self.order.replacement(index, attempt, generator)
                 continue
             start = int(torch.randint(waveform.shape[-1] - self.length + 1, (), generator=generator))
             return Item(clip.name, waveform[:, start : start + self.length], tuple(skipped), kept)
         raise DataError(f"no usable clip among {ATTEMPTS} tried; the last one: {skipped[-1].message}")
 
     def usable(self, index: int) -> tuple[Clip, Tensor, tuple[Fault, ...]]:
-        """A clip, its whole waveform [1, T] and what is wrong with it in spite of which it is used. Raises BadClipError
-        where it is not."""
+        """A clip, its whole waveform [1, T], and the faults with which it is used. Raises BadClipError for a clip that
+        cannot be used."""
         clip = self.clips.read(index)
         waveform = decode(clip, self.sample_rate, self.resample)
         if waveform.shape[-1] < self.length:
@@ -94,22 +94,22 @@ class Crops(Dataset[Item]):
 
 
 class Stream(Sampler[list[tuple[int, int]]]):
-    """Endless batches of (epoch, index) for one rank, from a place of the order on. All ranks' batches together are
-    consecutive places."""
+    """Endless batches of (epoch, index) for one rank, from a position of the order on. All ranks' batches together are
+    consecutive positions."""
 
-    def __init__(self, order: Order, batch_size: int, first_place: int = 0, rank: int = 0, ranks: int = 1):
-        self.order, self.batch_size, self.first_place = order, batch_size, first_place
+    def __init__(self, order: Order, batch_size: int, first_position: int = 0, rank: int = 0, ranks: int = 1):
+        self.order, self.batch_size, self.first_position = order, batch_size, first_position
         self.rank, self.ranks = rank, ranks
 
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
-        place = self.first_place + self.rank * self.batch_size
+        position = self.first_position + self.rank * self.batch_size
         while True:
-            yield [self.order(i) for i in range(place, place + self.batch_size)]
-            place += self.batch_size * self.ranks
+            yield [self.order(i) for i in range(position, position + self.batch_size)]
+            position += self.batch_size * self.ranks
 
 
 def crop_loader(crops: Crops, stream: Stream, workers: int, pin_memory: bool) -> Generator[Batch]:
-    """Batches of crops, decoded ahead in worker processes. Closing the generator ends these."""
+    """Batches of crops, decoded ahead in worker processes. Closing the generator ends the processes."""
     batches = iter(
         DataLoader(
             crops,
@@ -123,7 +123,7 @@ def crop_loader(crops: Crops, stream: Stream, workers: int, pin_memory: bool) ->
     while True:
         try:
             batch = next(batches)
-        except DataError as error:  # out of a worker it comes with that process's whole traceback
+        except DataError as error:  # from a worker it comes with that process's whole traceback
             raise DataError(str(error).strip().splitlines()[-1].removeprefix("data.clips.DataError: ")) from error
         yield batch
 
@@ -131,20 +131,20 @@ def crop_loader(crops: Crops, stream: Stream, workers: int, pin_memory: bool) ->
 def fixed_clips(
     clips: Clips, count: int, length: int, sample_rate: int, resample: bool, drop_band_limited: bool = False
 ) -> Tensor:
-    """The beginning of `count` clips that are long enough, spread evenly over all of them, since a corpus is sorted by
-    speaker: [count, 1, length], the same every time."""
+    """The beginnings [count, 1, length] of `count` clips that are long enough, the same every time. They are spread
+    evenly over all clips, because a corpus is sorted by speaker."""
     crops = Crops(clips, Shuffled(len(clips), seed=0), length, sample_rate, resample, 0, drop_band_limited)
     found, last = [], ""
     # the first of each of `count` parts of the corpus, then the second of each, and so on
     for index in sorted(range(len(clips)), key=lambda index: index * count % len(clips) // count):
         try:
             found.append(crops.usable(index)[1][:, :length])
-        except BadClipError as reason:  # validation only looks for clips it can use; training is what counts its data
-            last = f"; the last one that is not: {reason}"
+        except BadClipError as reason:  # not counted: validation only needs enough clips
+            last = f"; the last clip that cannot be used: {reason}"
         if len(found) == count:
             return torch.stack(found)
     raise DataError(
-        f"the validation data holds {len(found)} usable clips of {length / sample_rate} s, expected {count}: "
+        f"the validation data has {len(found)} usable clips of {length / sample_rate} s, expected {count}: "
         f"set data.validation_clips or data.validation_seconds lower{last}"
     )
 
@@ -155,10 +155,10 @@ def _collate(items: list[Item]) -> Batch:
     waveform = torch.stack([item.waveform for item in items])
     if get_worker_info():
         try:
-            waveform.share_memory_()  # the queue would do it, but where it fails there, the run waits for ever
+            waveform.share_memory_()  # the queue does it too, but if it fails there, the run waits forever
         except RuntimeError as error:
             raise DataError(
-                "a worker finds no room for a batch in shared memory: make /dev/shm larger (docker run --shm-size), "
+                "a loader worker has no room for a batch in shared memory: enlarge /dev/shm (docker run --shm-size), "
                 "or set data.workers lower"
             ) from error
     return Batch(tuple(item.name for item in items), waveform, skipped, kept)

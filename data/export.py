@@ -2,8 +2,8 @@
 
     python -m data.export FOLDER SOURCE ...
 
-SOURCE is what `data.train` takes. FOLDER gets `speaker/number.wav`, 16 bit, 24 kHz as far as the clips are; a clip that
-cannot be read is named and left out. Exit status 2 where nothing can be read.
+SOURCE is anything that `data.train` takes. FOLDER gets `speaker/number.wav` in 16 bits at the clip's own sample rate. A
+clip that cannot be read is named and left out. The exit status is 2 if none can be read.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ class _Writer:
         self.clips, self.folder = clips, folder
 
     def __call__(self, index: int) -> str:
-        """Writes one clip; says what is wrong with it, if anything."""
+        """Writes one clip. Returns why it cannot, or an empty string."""
         try:
             clip = self.clips.read(index)
             samples, rate = read_audio(clip)

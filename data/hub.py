@@ -12,23 +12,24 @@ from filelock import FileLock
 from data.clips import DataError
 from system.files import write_whole
 
-SPACE = 2.1  # times the download: the parquet files, and their memory-mapped copy beside them
+SPACE = 2.1  # times the download: the parquet files and their memory-mapped copy
 LOCAL_FORMS = (
-    "data.train and data.validation also take local forms: the corpus's own folders (speaker/chapter/*.wav with "
+    "data.train and data.validation also take local data: the corpus's own folders (speaker/chapter/*.wav with "
     "*.normalized.txt), any folder of audio files, parquet files in its schema"
 )
 
 
 def download(name: str, split: str, cache: str, endpoint: str | None = None) -> list[Path]:
-    """The parquet files of a data set's split (`train.clean.100`, or the beginning of several's names, `train`; empty
-    for all), in the order of their names. What is whole in `cache` is used without asking the hub; an interrupted
-    download goes on with the files that are missing. Of several processes on a machine one downloads and the others
-    wait. Raises DataError where the hub cannot be reached, does not have it, or the cache has no room."""
-    from huggingface_hub import constants, snapshot_download  # takes a while to import, for the hub alone
-    from huggingface_hub.errors import DryRunError, HTTPError  # HTTPError: of whichever client it is built on
+    """The parquet files of a data set's split, sorted by name. `split` is one split (`train.clean.100`), the beginning
+    of several splits' names (`train`), or empty for all. If all files are in `cache`, the hub is not asked; an
+    interrupted download continues with the missing files. Of several processes on a machine one downloads and the
+    others wait. Raises DataError if the hub cannot be reached or does not have the data set, or if the cache is too
+    small."""
+    from huggingface_hub import constants, snapshot_download  # slow to import, and only needed here
+    from huggingface_hub.errors import DryRunError, HTTPError  # HTTPError is that of its HTTP client
 
     root = Path(cache or constants.HF_HUB_CACHE)
-    listing = root / f"{name.replace('/', '--')}.{split or 'all'}.json"  # written when everything in it is there
+    listing = root / f"{name.replace('/', '--')}.{split or 'all'}.json"  # written when all of its files are there
     try:
         root.mkdir(parents=True, exist_ok=True)
         with FileLock(listing.with_suffix(".lock")):
@@ -60,16 +61,16 @@ def download(name: str, split: str, cache: str, endpoint: str | None = None) -> 
         raise DataError(
             f"{name} cannot be had from the hub ({_reason(error.__cause__ or error)}). {LOCAL_FORMS}"
         ) from error
-    except (OSError, HTTPError, RuntimeError) as error:  # the last is what the hub's own transfer library raises
+    except (OSError, HTTPError, RuntimeError) as error:  # RuntimeError comes from the hub's own transfer library
         raise DataError(
-            f"{name} was not downloaded into {root} ({_reason(error)}); the same command goes on with what is missing. "
+            f"{name} was not downloaded into {root} ({_reason(error)}); repeat the command to download the rest. "
             f"{LOCAL_FORMS}"
         ) from error
 
 
 def of_split(file: str, split: str) -> bool:
-    """Whether a parquet file's name begins with the split's, as in `data/dev.clean/dev.clean-00000-of-00004.parquet`;
-    the corpus writes its own splits with dashes."""
+    """Whether a parquet file belongs to a split, by its name: `data/dev.clean/dev.clean-00000-of-00004.parquet`. The
+    corpus itself writes splits with dashes."""
     spelled = [re.sub(r"[-_]", ".", text) for text in (Path(file).stem, split)]
     return not split or spelled[0] == spelled[1] or spelled[0].startswith(spelled[1] + ".")
 

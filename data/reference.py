@@ -1,5 +1,5 @@
-"""A reference clip judged before it reaches the server, and prepared as the server would: mono, 24 kHz, its level left
-alone. What would break the server is an error; what makes a poor voice is a named note beside a usable waveform."""
+"""Checks a reference clip before it reaches the server, and prepares it as the server does: mono, 24 kHz, level
+unchanged. A clip that would break the server is an error. A clip that makes a poor voice gets a note."""
 
 from __future__ import annotations
 
@@ -23,16 +23,16 @@ from data.clips import SILENCE, BadClipError, Clip, read_audio
 MODEL_TOKENS = 4096  # prompt, text and speech together: `max_model_len` in vllm-omni's deploy/voxtral_tts.yaml
 NAME = re.compile(r"[a-z0-9_-]{1,64}")
 
-MIN_SECONDS, BEST_SECONDS, MAX_SECONDS = 1.0, (3.0, 25.0), 30.0  # best: the model's paper, 3 to 25 s
+MIN_SECONDS, BEST_SECONDS, MAX_SECONDS = 1.0, (3.0, 25.0), 30.0  # best: 3 to 25 s, from the model's paper
 MAX_PEAK = 100.0  # full scale is 1. At 32768 the stand-in's encoder had 4 semantic codes for a clip instead of 58
-FLAT_SHARE = 1e-4  # of the samples, from which on a clip counts as clipped
-TRIM_BELOW = 40  # dB under the loudest window
+FLAT_SHARE = 1e-4  # of the samples; a clip with more counts as clipped
+TRIM_BELOW = 40  # dB below the loudest window
 TRIM_WINDOW, TRIM_MARGIN = 480, 2400  # samples: 20 ms, 100 ms
 
 
 @dataclass(frozen=True)
 class Note:
-    """Something about a clip that its owner should know. `kind` is a name that programs can go by."""
+    """Something that the owner of a clip should know. `kind` is a name for programs."""
 
     kind: str
     sentence: str
@@ -40,7 +40,7 @@ class Note:
 
 @dataclass(frozen=True)
 class Reference:
-    """A waveform [1, T] at 24 kHz, ready to be encoded or sent, and what was noticed on the way."""
+    """A waveform [1, T] at 24 kHz, ready to be encoded or sent, with notes."""
 
     waveform: Tensor
     notes: tuple[Note, ...]
@@ -50,14 +50,14 @@ class Reference:
         return self.waveform.shape[-1] / SAMPLE_RATE
 
     def wav(self) -> bytes:
-        """As a WAV file of floats, which the server reads back to the very same samples."""
+        """A WAV file of floats; the server reads exactly these samples from it."""
         file = io.BytesIO()
         soundfile.write(file, self.waveform[0].numpy(), SAMPLE_RATE, format="WAV", subtype="FLOAT")
         return file.getvalue()
 
 
 def read_clip(path: str | Path) -> Clip:
-    """A whole audio file. Raises BadClipError where it cannot be read."""
+    """A whole audio file. Raises BadClipError if it cannot be read."""
     try:
         return Clip(str(path), Path(path).read_bytes())
     except OSError as error:
@@ -65,9 +65,9 @@ def read_clip(path: str | Path) -> Clip:
 
 
 def prepare(clips: Sequence[Clip], trim: bool = False) -> Reference:
-    """One speaker's clips, judged and joined; with `trim` without the silence at the ends of each. Raises BadClipError
-    for a clip that is empty, silent, not finite, far over full scale or no audio, and where all are too long for the
-    model together."""
+    """Checks and joins one speaker's clips; `trim` cuts the silence at both ends of each. Raises BadClipError for a
+    clip that is empty, silent, not finite, far over full scale or no audio, and for clips that together are too long
+    for the model."""
     notes: list[Note] = []
     parts = [_prepared(clip, trim, notes) for clip in clips]
     samples = np.concatenate(parts)
@@ -75,9 +75,11 @@ def prepare(clips: Sequence[Clip], trim: bool = False) -> Reference:
     seconds = len(samples) / SAMPLE_RATE
     if token_count(len(samples)) > MODEL_TOKENS // 2:
         limit = (MODEL_TOKENS // 2 - 1) * FRAME_SIZE // SAMPLE_RATE
-        detail = f"{seconds:.0f} s, at most {limit} s leave the model half of its {MODEL_TOKENS} tokens to speak"
+        detail = (
+            f"{seconds:.0f} s, expected {limit} s or less: half of the model's {MODEL_TOKENS} tokens are for its speech"
+        )
         raise BadClipError(name, "is too long", detail)
-    best = f"the model is at its best between {BEST_SECONDS[0]:.0f} and {BEST_SECONDS[1]:.0f} s"
+    best = f"the model works best with {BEST_SECONDS[0]:.0f} to {BEST_SECONDS[1]:.0f} s"
     if seconds < MIN_SECONDS:
         notes.append(Note("short", f"{name} has only {seconds:.2f} s of sound; {best}"))
     elif seconds > MAX_SECONDS:
@@ -85,14 +87,16 @@ def prepare(clips: Sequence[Clip], trim: bool = False) -> Reference:
     elif not BEST_SECONDS[0] <= seconds <= BEST_SECONDS[1]:
         notes.append(Note("length", f"{name} lasts {seconds:.1f} s; {best}"))
     if token_count(len(samples)) != math.ceil(len(samples) / FRAME_SIZE) + 1:
-        notes.append(Note("miscounted", f"{name}: one sample cut, mistral-common miscounts {len(samples)} samples"))
+        notes.append(
+            Note("miscounted", f"{name}: one sample is cut, because mistral-common miscounts {len(samples)} samples")
+        )
         samples = samples[:-1]
     return Reference(torch.from_numpy(samples)[None], tuple(notes))
 
 
 def token_count(samples: int) -> int:
-    """Tokens that mistral-common sets aside for a clip: its formula with its rounding, which at some exact multiples of
-    1920 samples gives one more than the encoder makes."""
+    """The number of tokens that mistral-common reserves for a clip, by its formula and with its rounding. At some exact
+    multiples of 1920 samples it is one more than the encoder makes."""
     return math.ceil((samples / SAMPLE_RATE) * (SAMPLE_RATE / FRAME_SIZE)) + 1
 
 
@@ -104,31 +108,31 @@ def _prepared(clip: Clip, trim: bool, notes: list[Note]) -> np.ndarray:
         samples = channels.mean(axis=1)
         notes.append(Note("mixed down", f"{clip.name} has {channels.shape[1]} channels: mixed down to one"))
         if np.abs(samples).max() < SILENCE:
-            raise BadClipError(clip.name, "is silent", "its channels cancel out: export one of them")
+            raise BadClipError(clip.name, "is silent", "its channels cancel each other: export one of them")
     peak = np.abs(samples).max()
     if peak > MAX_PEAK:
-        raise BadClipError(clip.name, "is far over full scale", f"its peak is {peak:.3g} instead of 1: export it anew")
+        raise BadClipError(clip.name, "is far over full scale", f"its peak is {peak:.3g} instead of 1: export it again")
     if _flat_share(samples) > FLAT_SHARE or peak > 1:
         notes.append(Note("clipped", f"{clip.name} is clipped: the voice will sound distorted, record it more quietly"))
     if is_band_limited(samples, rate):
         notes.append(Note("band-limited", f"{clip.name} has no energy above 8 kHz: the voice will sound dull"))
     if rate != SAMPLE_RATE:
-        # The server's own resampler, so that a registered voice is what the same clip gives as ref_audio.
+        # The server's own resampler: a registered voice equals what the same clip gives as ref_audio.
         samples = soxr.resample(samples, rate, SAMPLE_RATE, quality="HQ")
-        notes.append(Note("resampled", f"{clip.name} has {rate} Hz: resampled to {SAMPLE_RATE} Hz"))
+        notes.append(Note("resampled", f"{clip.name} is at {rate} Hz: resampled to {SAMPLE_RATE} Hz"))
         if not len(samples):
             raise BadClipError(clip.name, "is empty", f"too short to have a sample at {SAMPLE_RATE} Hz")
     if trim:
         kept = _without_silent_ends(samples)
         if len(kept) < len(samples):
             cut = (len(samples) - len(kept)) / SAMPLE_RATE
-            notes.append(Note("trimmed", f"{clip.name}: {cut:.2f} s of silence cut off its ends"))
+            notes.append(Note("trimmed", f"{clip.name}: {cut:.2f} s of silence cut at its ends"))
         samples = kept
     return np.ascontiguousarray(samples, dtype=np.float32)
 
 
 def _flat_share(samples: np.ndarray) -> float:
-    """Share of samples in the middle of three equal ones at the clip's peak, where speech has a point."""
+    """The share of samples that equal both neighbours at the clip's peak. Unclipped speech has single points there."""
     peak = np.abs(samples).max()
     level = np.abs(np.diff(samples)) < 1e-4 * peak
     flat = level[:-1] & level[1:] & (np.abs(samples[1:-1]) > 0.98 * peak)
@@ -136,7 +140,7 @@ def _flat_share(samples: np.ndarray) -> float:
 
 
 def _without_silent_ends(samples: np.ndarray) -> np.ndarray:
-    """From the first to the last window that is not far below the loudest, and a margin on both sides."""
+    """The samples from the first to the last window that is not far below the loudest, with a margin on both sides."""
     windows = np.pad(samples, (0, -len(samples) % TRIM_WINDOW)).reshape(-1, TRIM_WINDOW)
     energy = np.square(windows, dtype=np.float64).mean(axis=1)
     loud = np.flatnonzero(energy > energy.max() * 10 ** (-TRIM_BELOW / 10))

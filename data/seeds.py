@@ -1,10 +1,10 @@
-"""Randomness as a function of numbers: a seed of its own for every epoch, clip and step."""
+"""Seeds derived from numbers: every epoch, clip and step has its own."""
 
 from __future__ import annotations
 
 
 def derive_seed(*numbers: int) -> int:
-    """One seed of several numbers: 64 bits, well spread (splitmix64, Steele et al. 2014)."""
+    """One seed from several numbers: 64 bits, well spread (splitmix64, Steele et al. 2014)."""
     state = 0
     for number in numbers:
         state = (state + number + 0x9E3779B97F4A7C15) & 0xFFFFFFFFFFFFFFFF

@@ -1,4 +1,4 @@
-"""The data a run names: folders, parquet files and data sets of the hub, joined or mixed, in an order of its own."""
+"""Speech sources: folders, parquet files and data sets of the hub, joined or mixed into one order."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ ON_HUB = re.compile(r"(?P<name>[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)(:(?P<split
 
 @dataclass(frozen=True)
 class Source:
-    """`path` is a folder of audio files, in LibriTTS-R's layout or any other; a parquet file in its schema, or a folder
-    of them; or a data set's name on the hub, as `owner/name`, of which `split` names a part (`owner/name:split` for
-    short; the beginning of several splits' names takes them all)."""
+    """`path` is a folder of audio files, in LibriTTS-R's layout or any other; or a parquet file in its schema, or a
+    folder of them; or a data set's name on the hub, `owner/name`. On the hub, `split` names a part, in short
+    `owner/name:split`; the common beginning of several splits' names takes all of them."""
 
     path: str
     split: str = ""
-    weight: float = 0.0  # share of the crops; give every source one, or none: then every clip is used equally often
+    weight: float = 0.0  # share of the crops: for every source, or for none; then all clips come equally often
 
     @classmethod
     def parse(cls, text: str) -> Source:
@@ -38,9 +38,9 @@ class Source:
 
 
 def open_sources(sources: Sequence[Source], cache: str = "", needs_text: bool = True) -> list[Clips]:
-    """The clips of each source. A data set of the hub is downloaded into `cache` when it is not there yet. A clip of a
-    corpus that lacks its transcript is a bad one, or with `needs_text` off has an empty text. Raises DataError for a
-    source that cannot be had, is of no known kind or holds nothing."""
+    """The clips of each source. A data set of the hub is downloaded into `cache`, unless it is there. A corpus's clip
+    without transcript cannot be used; with `needs_text` off its text is empty. Raises DataError for a source that
+    cannot be read or downloaded, is of no known kind, or is empty."""
     return [_open(source, cache, needs_text) for source in sources]
 
 
@@ -50,9 +50,9 @@ def open_clips(paths: Sequence[str], cache: str = "", needs_text: bool = True) -
 
 
 def order_of(parts: Sequence[Clips], weights: Sequence[float], sampling: str, seed: int) -> Order:
-    """The endless order in which the joined clips of `parts` are used. `sampling` is "clips": each as often as any
-    other; or "speakers": each speaker as often as any other. Weights, where they are not 0, are the parts' shares.
-    Raises DataError where speakers are to be balanced and there is one alone."""
+    """The endless order of the joined clips of `parts`. `sampling` is "clips", for all clips equally often, or
+    "speakers", for all speakers equally often. Weights that are not 0 are the parts' shares. Raises DataError if
+    speakers are to be balanced and there is only one."""
     groups: list[Clips] = list(parts) if any(weights) else [JoinedClips(parts)]
     orders: list[Order]
     if sampling == "clips":
@@ -60,7 +60,7 @@ def order_of(parts: Sequence[Clips], weights: Sequence[float], sampling: str, se
     else:
         speakers = [group.speakers() for group in groups]
         if len(groups) == 1 and not np.any(speakers[0]):
-            raise DataError("data.sampling is speakers, and the clips are all of one speaker: set it to clips")
+            raise DataError("data.sampling is speakers, but all clips are of one speaker: set it to clips")
         orders = [BySpeaker(numbers, seed + i) for i, numbers in enumerate(speakers)]
     return Mixed(orders, [len(part) for part in parts], weights, seed) if any(weights) else orders[0]
 
@@ -69,7 +69,7 @@ def _open(source: Source, cache: str, needs_text: bool) -> Clips:
     path = Path(source.path)
     if path.exists():
         if source.split:
-            raise DataError(f"{path} is a folder or file here, which has no splits: leave out {source.split!r}")
+            raise DataError(f"{path} is a local folder or file, which has no splits: leave out {source.split!r}")
         parquet = sorted(path.glob("*.parquet")) if path.is_dir() else [path] * (path.suffix == ".parquet")
     elif ON_HUB.fullmatch(source.path):
         parquet = download(source.path, source.split, cache)
@@ -81,7 +81,5 @@ def _open(source: Source, cache: str, needs_text: bool) -> Clips:
     clips: Clips = ParquetClips(parquet, cache, needs_text) if parquet else FolderClips(path, needs_text)
     if not len(clips):
         kinds = ", ".join(AUDIO_SUFFIXES)
-        raise DataError(
-            f"{source.name} holds no clips: expected {kinds} files, or parquet files in LibriTTS-R's schema"
-        )
+        raise DataError(f"{source.name} has no clips: expected {kinds} files, or parquet files in LibriTTS-R's schema")
     return clips

@@ -50,7 +50,7 @@ def test_crops_repeat_for_a_seed_on_any_number_of_workers(folder: Path) -> None:
 
     def batches(workers: int, first_step: int) -> list[torch.Tensor]:
         order = Shuffled(len(clips), seed=5)
-        stream = crop_loader(crops, Stream(order, 3, first_place=3 * first_step), workers, False)
+        stream = crop_loader(crops, Stream(order, 3, first_position=3 * first_step), workers, False)
         return [next(stream).waveform for _ in range(4 - first_step)]
 
     alone, with_workers = batches(0, 0), batches(2, 0)
@@ -138,7 +138,7 @@ def test_audio_of_another_type_is_an_error_that_names_it(tmp_path: Path, audio: 
 def test_an_empty_split_holds_no_clips(tmp_path: Path) -> None:
     whole = write_parquet(tmp_path / "rows.parquet", {"a": audio_bytes(1.0)})
     pq.write_table(pq.read_table(whole).slice(0, 0), tmp_path / "empty.parquet")
-    with pytest.raises(DataError, match=r"empty\.parquet holds no clips"):
+    with pytest.raises(DataError, match=r"empty\.parquet has no clips"):
         open_clips([str(tmp_path / "empty.parquet")], str(tmp_path / "cache"))
     assert len(open_clips([str(tmp_path)], str(tmp_path / "cache"))) == 1
 
@@ -150,7 +150,7 @@ def test_shared_memory_without_room_ends_the_run_with_what_to_do(folder: Path, m
     clips = open_clips([str(folder)])
     monkeypatch.setattr(torch.Tensor, "share_memory_", full)
     crops = Crops(clips, Shuffled(len(clips), seed=0), 12000, RATE, resample=False, seed=0)
-    with pytest.raises(DataError, match=r"^a worker finds no room .*make /dev/shm larger .*data\.workers lower$"):
+    with pytest.raises(DataError, match=r"^a loader worker has no room .*enlarge /dev/shm .*data\.workers lower$"):
         next(crop_loader(crops, Stream(Shuffled(len(clips), seed=0), 2), 1, pin_memory=False))
 
 
@@ -226,5 +226,5 @@ def test_validation_clips_are_the_same_every_time_and_long_enough(folder: Path) 
     assert torch.equal(first, fixed_clips(clips, 2, 28000, RATE, resample=False))
     # of both speakers, though two clips of the first would do
     assert torch.equal(fixed_clips(clips, 2, 12000, RATE, resample=False)[1], decode(clips.read(2), RATE)[:, :12000])
-    with pytest.raises(DataError, match=r"expected 5: .*the last one that is not: .* is shorter than a crop"):
+    with pytest.raises(DataError, match=r"expected 5: .*the last clip that cannot be used: .* is shorter than a crop"):
         fixed_clips(clips, 5, 28000, RATE, resample=False)

@@ -73,10 +73,10 @@ def test_sources_have_their_shares_and_each_walks_its_own_epochs() -> None:
 
 def test_a_clip_is_replaced_by_one_of_its_speaker_and_after_many_in_vain_by_any() -> None:
     order, generator = BySpeaker(SPEAKERS, seed=0), torch.Generator().manual_seed(0)
-    assert {order.instead(2, 0, generator) for _ in range(100)} == {0, 1, 2, 3, 4}
-    assert {order.instead(5, 0, generator) for _ in range(100)} == {5, 6}
-    assert {order.instead(7, 0, generator) for _ in range(200)} == set(range(8))  # the speaker's only one
-    assert {order.instead(2, OF_SPEAKER, generator) for _ in range(200)} == set(range(8))
+    assert {order.replacement(2, 0, generator) for _ in range(100)} == {0, 1, 2, 3, 4}
+    assert {order.replacement(5, 0, generator) for _ in range(100)} == {5, 6}
+    assert {order.replacement(7, 0, generator) for _ in range(200)} == set(range(8))  # the speaker's only one
+    assert {order.replacement(2, OF_SPEAKER, generator) for _ in range(200)} == set(range(8))
 
 
 def test_a_clip_is_replaced_by_one_of_its_source(tmp_path: Path) -> None:
@@ -99,7 +99,7 @@ def test_a_clip_is_replaced_by_one_of_its_source(tmp_path: Path) -> None:
 def test_balance_needs_more_than_one_speaker(tmp_path: Path) -> None:
     (tmp_path / "a.wav").write_bytes(audio_bytes(0.5))
     parts = open_sources([Source(str(tmp_path))])
-    with pytest.raises(DataError, match=r"data\.sampling is speakers, and the clips are all of one speaker"):
+    with pytest.raises(DataError, match=r"data\.sampling is speakers, but all clips are of one speaker"):
         order_of(parts, [0.0], "speakers", seed=0)
 
 
@@ -180,16 +180,16 @@ def test_an_epoch_of_the_real_corpus_is_walked_in_constant_memory_interrupted_an
     heard = np.zeros(begin, dtype=np.int32)
     memory: list[list[int]] = []
 
-    def walk(first_place: int, batches: int) -> int:
+    def walk(first_position: int, batches: int) -> int:
         """What each rank hears from a place on; gives the place after it."""
-        streams = [Stream(order, batch_size, first_place, rank, ranks) for rank in range(ranks)]
+        streams = [Stream(order, batch_size, first_position, rank, ranks) for rank in range(ranks)]
         loaders = [crop_loader(crops, stream, workers=1, pin_memory=False) for stream in streams]
         memory.append([])
         for number in range(batches):
             for rank, loader in enumerate(loaders):
                 batch = next(loader)
                 samples = (batch.waveform[:, 0, :2] * 32768).round().int()
-                places = first_place + (number * ranks + rank) * batch_size + np.arange(batch_size)
+                places = first_position + (number * ranks + rank) * batch_size + np.arange(batch_size)
                 found = (samples[:, 0] + (samples[:, 1] << 15)).numpy()
                 np.add.at(heard, found[places < begin], 1)
                 assert not batch.skipped
@@ -197,7 +197,7 @@ def test_an_epoch_of_the_real_corpus_is_walked_in_constant_memory_interrupted_an
                 memory[-1].append(resident())
         for loader in loaders:
             loader.close()
-        return first_place + batches * batch_size * ranks
+        return first_position + batches * batch_size * ranks
 
     place = walk(0, 130)
     assert 0 < place < begin

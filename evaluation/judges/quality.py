@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from data.bandwidth import OVER, band_powers
+from data.bandwidth import ABOVE, band_powers
 from data.reference import SAMPLE_RATE
 from evaluation.judges.judge import JUDGE_RATE, Measurements, Metric, library, refuse_short, refuse_silence
 from evaluation.speech import Speech, at_rate
@@ -41,7 +41,7 @@ BAND = Metric(
     "band_level",
     "level above 8 kHz, dB",
     "",
-    f"power from {OVER[0]} to {OVER[1]} Hz relative to the original's, in dB; 0 means equal",
+    f"power from {ABOVE[0]} to {ABOVE[1]} Hz relative to the original's, in dB; 0 means equal",
     digits=1,
 )
 ESTOI = Metric("estoi", "ESTOI", "higher", "extended short-time objective intelligibility, up to 1 (package pystoi)")
@@ -65,9 +65,9 @@ class Distances:
         pair = audio[None, None], clip.waveform[None, None]
         found.set("mel", float(self.mel(*pair)))
         found.set("stft", float(self.stft(*pair)))
-        over, original = (band_powers(each.numpy(), SAMPLE_RATE)[1] for each in (audio, clip.waveform))
+        above, original = (band_powers(each.numpy(), SAMPLE_RATE)[1] for each in (audio, clip.waveform))
         # audio without any power in the band, such as silence, has no level in decibels
-        found.set("band_level", 10 * math.log10(over / original) if over and original else -math.inf)
+        found.set("band_level", 10 * math.log10(above / original) if above and original else -math.inf)
         return found
 
 
