@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,6 +17,9 @@ from codec.config import CodecConfig, read_params_file
 from experiments.random_release import TINY, params_json
 from experiments.stand_in.code_statistics import Codes, encode, followers, phoneme_pairs, predictability
 from experiments.stand_in.labelled_speech import NO_CLASS, UNIT, LabelledSpeech, without_marks
+from experiments.stand_in.plan_speech import NEAREST, Speaker, add_mixes, dealt
+from experiments.stand_in.sentences import sentences, vocabulary
+from experiments.stand_in.speak import LAG, MARGIN, Clip, batches, finished, write
 from experiments.stand_in.train_codec import Settings, Trainer, beyond_unit_ball, read_settings
 
 CPU = torch.device("cpu")
@@ -140,3 +145,61 @@ def test_predictable_codes_cost_few_bits() -> None:
         256 * 6 + 6,
         256 * (7 + 1) + 7 + 2,
     ]
+
+
+def test_a_spoken_clip_starts_and_ends_near_its_sound_and_its_labels_stay_with_it() -> None:
+    sound = np.zeros(60 * UNIT)
+    sound[20 * UNIT : 50 * UNIT] = 0.25 * np.sin(np.arange(30 * UNIT))
+    late = np.repeat([0, A, 0], [20 + LAG, 30, 8]).astype(np.uint8)  # as the model's durations say it
+    clip = finished(["dev", "open", "speaker", "a", "a"], sound, late, np.random.default_rng(0))
+    assert clip is not None
+    assert len(clip.samples) == UNIT * len(clip.labels)
+    assert clip.labels.tolist() == [0] * MARGIN + [A] * 30 + [0] * MARGIN
+    assert 10 ** (-6 / 20) - 0.01 < np.abs(clip.samples).max() / 32767 < 10 ** (-1 / 20) + 0.01
+    assert finished(clip.row, 0 * sound, late, np.random.default_rng(0)) is None
+
+
+def test_spoken_clips_are_read_back(tmp_path: Path) -> None:
+    clips = [
+        Clip([split, "closed", f"s{i}", "a b", "ab"], np.full((30 + i) * UNIT, i, "<i2"), np.full(30 + i, A, np.uint8))
+        for i, split in enumerate(("train", "dev", "test", "train"))
+    ]
+    assert write(iter(clips), tmp_path) == pytest.approx(126 / 40 / 3600)
+    train = LabelledSpeech(tmp_path, "train", "cpu")
+    assert (train.speakers, train.kinds, train.units.tolist()) == (["s0", "s3"], ["closed", "closed"], [30, 33])
+    assert train.waveform.tolist() == [0] * 30 * UNIT + [3] * 33 * UNIT
+    assert (train.classes == 1).all()
+
+
+def test_batches_hold_like_lengths_of_one_split_and_train_comes_last() -> None:
+    rows = [[split, "", "", "", "x" * length] for length in range(7) for split in ("train", "test", "dev")]
+    found = batches(rows, 3)
+    assert [group[0][0] for group in found] == ["test"] * 3 + ["dev"] * 3 + ["train"] * 3
+    assert sorted(len(row[4]) for group in found[6:] for row in group) == list(range(7))
+    assert all(len({row[0] for row in group}) == 1 for group in found)
+
+
+def test_no_two_splits_share_a_sentence_and_their_words_are_the_vocabularys() -> None:
+    splits = [set(sentences(split, 200, seed)) for seed, split in enumerate(("train", "dev", "test"))]
+    assert not splits[0] & splits[1] | splits[0] & splits[2] | splits[1] & splits[2]
+    words = {word for split in splits for text in split for word in re.findall("[a-z]+", text.lower())}
+    assert words <= set(vocabulary())
+    assert len(vocabulary()) == 521
+
+
+def test_new_speakers_keep_away_from_those_held_out() -> None:
+    means = {name: np.full(256, value) for name, value in (("af_a", 0.0), ("bm_b", 0.1), ("bf_c", 0.2))}
+    held_out = [Speaker("1", ["af_a", "bf_c"], [0.5, 0.5], "en-us", 1.0)]
+    speakers: list[Speaker] = []
+    add_mixes(speakers, 20, held_out, means, seed=0)
+    assert len({speaker.id for speaker in speakers}) == 20
+    for speaker in speakers:
+        assert np.linalg.norm(speaker.style(means) - held_out[0].style(means)) >= NEAREST
+        assert speaker.accent == ("en-gb" if speaker.voices[int(np.argmax(speaker.weights))][0] == "b" else "en-us")
+
+
+def test_speakers_are_dealt_evenly() -> None:
+    speakers = [Speaker(str(i), [], [], "en-us", 1.0) for i in range(5)]
+    pairs = dealt([f"text {i}" for i in range(20)], speakers, seed=1)
+    assert Counter(speaker.id for _, speaker in pairs) == {str(i): 4 for i in range(5)}
+    assert len({text for text, _ in pairs}) == 20

@@ -68,9 +68,8 @@ class Settings:
     fading_floor: float = 0.3
     # shares of the gradient at the latent, where the sound has 1
     phonemes: float = 1.0
-    commitment: float = 0.5
-    # pull on a semantic latent whose root mean square is above 1: otherwise the phonemes' loss makes latents and
-    # entries grow without end
+    commitment: float = 0.5  # with 0.2, the phonemes' loss made latents and entries grow without end
+    # a guard against the same: pull on a semantic latent whose root mean square is above 1
     ball: float = 1.0
     quantized_share: float = 0.5  # of samples with a quantized acoustic part; half of the others get noise
     all_quantized_from: float = 0.7  # part of the steps after which that share is 1
