@@ -130,7 +130,7 @@ def test_a_length_that_is_miscounted_is_sent_with_one_sample_less(
     assert run(listener, out, clip(tmp_path / "a.wav", 105600 / 24000)) == 0
     content = base64.b64decode(listener.posted[0]["ref_audio"].partition(",")[2])
     assert soundfile.info(io.BytesIO(content)).frames == 105599
-    assert "one sample cut" in capsys.readouterr().out
+    assert "one sample is cut" in capsys.readouterr().out
 
 
 MISUSES = {

@@ -103,7 +103,7 @@ def test_a_split_is_downloaded_once_and_then_needs_no_hub(hub: Hub, tmp_path: Pa
 def test_an_interrupted_download_goes_on_with_what_is_missing(hub: Hub, tmp_path: Path) -> None:
     second = "data/train.clean.100/train.clean.100-00001-of-00002.parquet"
     hub.broken.add(second)
-    with pytest.raises(DataError, match=r"was not downloaded .* goes on with what is missing.*local forms"):
+    with pytest.raises(DataError, match=r"was not downloaded .* repeat the command to download the rest.*local data"):
         download(NAME, "train.clean.100", str(tmp_path), hub.url)
     hub.broken.clear()
     hub.asked.clear()

@@ -109,6 +109,8 @@ def test_ctrl_c_waits_until_every_worker_has_its_start_up_data(monkeypatch: pyte
         return found
 
     monkeypatch.setattr(ProcessPoolExecutor, "submit", interrupted)
+    # a shell starts its background jobs with SIGINT ignored
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
     other = threading.Thread(target=over.wait)  # takes the signal that the main thread has blocked
     other.start()
     try:
@@ -117,6 +119,7 @@ def test_ctrl_c_waits_until_every_worker_has_its_start_up_data(monkeypatch: pyte
     finally:
         over.set()
         other.join()
+        signal.signal(signal.SIGINT, before)
     assert len(submitted) == 2
 
 
