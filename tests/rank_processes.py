@@ -1,4 +1,4 @@
-"""Ranks of a run as processes of their own, quickly started: they are forked from one that has imported everything."""
+"""Ranks of a run, each a process. They start quickly: they are forked from a process that has imported everything."""
 
 from __future__ import annotations
 
@@ -7,17 +7,22 @@ import multiprocessing
 import os
 import socket
 import sys
+import tempfile
+import time
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 
+from tests.waiting import LIMIT, until
+
 STARTS = itertools.count()
 CONTEXT = multiprocessing.get_context("forkserver")
-CONTEXT.set_forkserver_preload(["train_encoder", "torch._dynamo"])  # the second is imported by the first optimizer
+CONTEXT.set_forkserver_preload(["train_encoder", "torch._dynamo"])  # the first optimizer imports the second
 
 
 def start(ranks: int, arguments: list[str], log: Path, change: str = "") -> list[BaseProcess]:
-    """Starts `train_encoder.py` with these arguments as torchrun would. All write to `log`. `change` is code that runs
-    before, with `rank` at hand."""
+    """Starts `train_encoder.py` with these arguments as torchrun does. All ranks write to `log`. When all of them are
+    ready, each first runs the code `change`, which can use `rank`; so no limit counts the start of the processes."""
+    ready = Path(tempfile.mkdtemp(dir=log.parent))
     port = _free_port()
     processes: list[BaseProcess] = []
     for rank in range(ranks):
@@ -29,14 +34,14 @@ def start(ranks: int, arguments: list[str], log: Path, change: str = "") -> list
             "MASTER_PORT": str(port),
             "TORCHELASTIC_RUN_ID": "tests",
         }
-        process = CONTEXT.Process(target=_run, args=(environment, arguments, log, change))
+        process = CONTEXT.Process(target=_run, args=(environment, arguments, log, change, ready))
         process.start()
         processes.append(process)
     return processes
 
 
 def _free_port() -> int:
-    """One below those that the system gives to whoever asks for any, so that nobody else is given it meanwhile."""
+    """A free port below those that the system gives to programs that ask for any: so no other program gets it."""
     while True:
         port = 20000 + (101 * os.getpid() + next(STARTS)) % 10000
         with socket.socket() as tried:
@@ -44,14 +49,19 @@ def _free_port() -> int:
                 return port
 
 
-def statuses(processes: list[BaseProcess], within: float) -> list[int | None]:
-    """What they exit with, minus the signal's number where one ended it; None for one that runs on."""
+def statuses(processes: list[BaseProcess]) -> list[int | None]:
+    """The exit status of each, minus the signal's number if a signal ended it; None if it still runs after LIMIT. A
+    process that still runs is killed."""
+    ends = time.monotonic() + LIMIT
     for process in processes:
-        process.join(within)
-    return [process.exitcode for process in processes]
+        process.join(max(0, ends - time.monotonic()))
+    found = [process.exitcode for process in processes]
+    for process in processes:
+        process.kill()
+    return found
 
 
-def _run(environment: dict[str, str], arguments: list[str], log: Path, change: str) -> None:
+def _run(environment: dict[str, str], arguments: list[str], log: Path, change: str, ready: Path) -> None:
     import torch
 
     import train_encoder
@@ -61,6 +71,8 @@ def _run(environment: dict[str, str], arguments: list[str], log: Path, change: s
             os.dup2(file.fileno(), stream)
     os.environ.update(environment)
     torch.set_num_threads(1)
+    (ready / environment["RANK"]).touch()
+    until(lambda: len(list(ready.iterdir())) == int(environment["WORLD_SIZE"]))
     exec(change, {"rank": int(environment["RANK"])})
     sys.argv = ["train_encoder.py", *arguments]
     sys.exit(train_encoder.main())

@@ -10,8 +10,8 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from datetime import timedelta
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,7 @@ from data.crops import Crops, Item
 from experiments.random_speech import audio_bytes
 from tests.random_teacher import use_random_teacher
 from tests.rank_processes import start, statuses
+from tests.waiting import until
 from training import distributed
 from training.checkpoints import CheckpointError
 from training.config import load_config
@@ -41,7 +42,6 @@ ARGUMENTS = [
     *(f"steps={STEPS}", "save_every=1", "keep=1", "validate_every=3", "data.crop_seconds=0.15"),
     *("data.validation_seconds=0.15", "losses.feature_matching=1", "discriminator.channels=1"),
 ]
-WITHIN = 60.0  # seconds
 
 
 def state_of(folder: Path, step: int = STEPS) -> dict[str, Any]:
@@ -67,38 +67,44 @@ def differing(one: Any, other: Any, name: str = "") -> list[str]:
 def test_killed_at_random_moments_and_started_again_a_run_of_two_ranks_ends_with_the_same_bits(
     settings: Path, tmp_path: Path
 ) -> None:
-    def command(folder: Path) -> list[str]:
-        return ["--config", str(settings), f"output_dir={folder}", *ARGUMENTS]
+    def begin(folder: Path, change: str = "") -> list[BaseProcess]:
+        return start(2, ["--config", str(settings), f"output_dir={folder}", *ARGUMENTS], tmp_path / "log", change)
 
-    def finish(folder: Path) -> float:
-        began = time.monotonic()
-        assert statuses(start(2, command(folder), tmp_path / "log"), WITHIN) == [0, 0], last_words()
-        return time.monotonic() - began
+    def finish(folder: Path, change: str = "") -> None:
+        assert statuses(begin(folder, change)) == [0, 0], last_words()
 
     def last_words() -> str:
         return (tmp_path / "log").read_text()[-4000:]
 
-    whole = tmp_path / "whole"
+    whole, again, told = tmp_path / "whole", tmp_path / "again", tmp_path / "told"
     finish(whole)
-    length = finish(tmp_path / "again")  # the first start took longer
-    assert not differing(state_of(whole), state_of(tmp_path / "again"))
+    finish(again, f"import pathlib, tests.kills\ntests.kills.count_calls(pathlib.Path({str(tmp_path)!r}) / str(rank))")
+    counted = [int((tmp_path / str(rank)).read_text()) for rank in range(2)]
+    assert not differing(state_of(whole), state_of(again))
 
     draws = random.Random(0)
     kills = {"one": 0, "all": 0, "terminated": 0}
     runs = [tmp_path / "run0"]
     while sum(kills.values()) < KILLS:
-        kind = min(kills, key=kills.__getitem__)  # in turn: how many a busy machine leaves to chance is no matter
-        processes = start(2, command(runs[-1]), tmp_path / "log")
-        time.sleep(draws.uniform(0.1, 0.9) * length)
-        if any(process.exitcode is not None for process in processes):
-            assert statuses(processes, WITHIN) == [0, 0], last_words()
-            runs.append(tmp_path / f"run{len(runs)}")
-            continue
-        chosen = [draws.choice(processes)] if kind == "one" else processes
-        for process in chosen:
-            os.kill(process.pid, signal.SIGTERM if kind == "terminated" else signal.SIGKILL)
-        ended = statuses(processes, WITHIN)
+        kind = min(kills, key=kills.__getitem__)  # in turn: a run that is nearly done may end before its moment
+        number = signal.SIGTERM if kind == "terminated" else signal.SIGKILL
+        chosen = draws.randrange(2)
+        call = int(draws.uniform(0.02, 0.98) * counted[chosen])
+        told.unlink(missing_ok=True)
+        processes = begin(
+            runs[-1],
+            f"import pathlib, tests.kills\n"
+            f"if rank == {chosen}: tests.kills.signal_at({call}, {int(number)}, pathlib.Path({str(told)!r}))",
+        )
+        if kind != "one":
+            until(lambda: told.exists() or processes[chosen].exitcode is not None)  # noqa: B023 (called here)
+        if kind != "one" and told.exists():
+            os.kill(processes[1 - chosen].pid, number)
+        ended = statuses(processes)
         assert None not in ended, f"after {kind}, a rank goes on without the other: {ended}\n{last_words()}"
+        if not told.exists():
+            assert ended == [0, 0], last_words()
+            runs.append(tmp_path / f"run{len(runs)}")
         kills[kind] += ended != [0, 0]
     finish(runs[-1])
     assert set(kills.values()) == {KILLS // 3}
@@ -124,7 +130,7 @@ if rank == {dead}:
 """
     assert distributed.START_LIMIT.total_seconds() <= 60
     expected = [9, 2] if dead == 0 else [2, 9]
-    assert statuses(start(2, ["--config", str(settings)], tmp_path / "log", change), WITHIN) == expected
+    assert statuses(start(2, ["--config", str(settings)], tmp_path / "log", change)) == expected
     log = (tmp_path / "log").read_text()
     assert log.splitlines()[-1].startswith("error: another rank died or stopped answering"), log
     assert "Traceback" not in log
@@ -136,7 +142,7 @@ def test_a_rank_that_dies_while_groups_connect_ends_the_other(settings: Path, tm
 import datetime, os
 import torch.distributed as dist
 import training.distributed
-training.distributed.START_LIMIT = datetime.timedelta(seconds=2)
+training.distributed.START_LIMIT = datetime.timedelta(seconds=5)
 new_group, made = dist.new_group, []
 def connect(*options, **more):
     if rank == 1 and len(made) == {connected}:
@@ -145,7 +151,7 @@ def connect(*options, **more):
     return made[-1]
 dist.new_group = connect
 """
-    assert statuses(start(2, ["--config", str(settings)], tmp_path / "log", change), WITHIN) == [2, 9]
+    assert statuses(start(2, ["--config", str(settings)], tmp_path / "log", change)) == [2, 9]
     assert (tmp_path / "log").read_text().splitlines()[-1].startswith("error: another rank died or stopped answering")
 
 
@@ -153,14 +159,14 @@ def test_ranks_that_have_met_may_take_longer_than_they_had_to_meet(settings: Pat
     change = """
 import datetime, time
 import train_encoder, training.distributed
-training.distributed.START_LIMIT = datetime.timedelta(seconds=2)
+training.distributed.START_LIMIT = datetime.timedelta(seconds=5)
 step = train_encoder.Trainer.step
 def slow(self, waveform, number):
-    time.sleep(5 if number == rank else 0)
+    time.sleep(8 if number == rank else 0)
     return step(self, waveform, number)
 train_encoder.Trainer.step = slow
 """
-    assert statuses(start(2, ["--config", str(settings), "steps=2"], tmp_path / "log", change), WITHIN) == [0, 0]
+    assert statuses(start(2, ["--config", str(settings), "steps=2"], tmp_path / "log", change)) == [0, 0]
 
 
 def test_a_rank_that_waits_for_its_gpu_ends_when_another_has_died(settings: Path, tmp_path: Path) -> None:
@@ -170,10 +176,10 @@ import train_encoder
 def step(self, waveform, number):
     if rank == 1:
         os._exit(9)
-    time.sleep(1000)  # as in a collective of GPUs, of which one is gone
+    time.sleep(10000)  # as in a collective of GPUs, of which one is gone
 train_encoder.Trainer.step = step
 """
-    assert statuses(start(2, ["--config", str(settings)], tmp_path / "log", change), WITHIN) == [2, 9]
+    assert statuses(start(2, ["--config", str(settings)], tmp_path / "log", change)) == [2, 9]
     assert (tmp_path / "log").read_text().splitlines()[-1].startswith("error: another rank died or stopped answering")
 
 
@@ -192,7 +198,7 @@ import training.distributed
 if rank == 0:
     training.distributed._fresh_store = lambda *_: os._exit(9)  # it holds the store that the other waits for
 """
-    assert statuses(start(2, ["--config", str(settings)], tmp_path / "log", change), WITHIN) == [9, 2]
+    assert statuses(start(2, ["--config", str(settings)], tmp_path / "log", change)) == [9, 2]
     log = (tmp_path / "log").read_text()
     assert log.splitlines()[-1].startswith("error: another rank died or stopped answering"), log
 
@@ -208,7 +214,7 @@ def with_nan(values, at):
     return found
 train_encoder.gradients = with_nan
 """
-    assert statuses(start(2, ["--config", str(settings)], tmp_path / "log", broken), WITHIN) == [2, 2]
+    assert statuses(start(2, ["--config", str(settings)], tmp_path / "log", broken)) == [2, 2]
     assert re.search(r"error: step 1: stft not finite, in [^,]+\.wav; nothing", (tmp_path / "log").read_text())
 
 
@@ -223,7 +229,7 @@ def stray(self, waveform, number):
 train_encoder.Trainer.step = stray
 """
     arguments = ["--config", str(settings), f"output_dir={tmp_path / 'run'}", "save_every=1"]
-    assert statuses(start(2, arguments, tmp_path / "log", strayed), WITHIN) == [2, 2]
+    assert statuses(start(2, arguments, tmp_path / "log", strayed)) == [2, 2]
     message = r"error: (ema|trained)\.encoder\.\S+ differs between rank 0 and rank 1"
     assert re.search(message, (tmp_path / "log").read_text())
     assert [path.name for path in (tmp_path / "run/checkpoints").iterdir()] == ["step_0000001"]
@@ -234,9 +240,9 @@ def test_a_run_goes_on_with_another_number_of_ranks(settings: Path, tmp_path: Pa
     """The same crops and draws in other hands: what differs is the order of sums, and in parts the norms' means."""
     constant = ["optimizer.warmup_steps=0", "optimizer.final_lr=0.0003", "save_every=2", "validate_every=2"]
     changed, whole = (["--config", str(settings), f"output_dir={tmp_path / name}", *constant] for name in "ab")
-    assert statuses(start(2, [*changed, "steps=2"], tmp_path / "log"), WITHIN) == [0, 0]
-    assert statuses(start(1, [*changed, "steps=4", as_many], tmp_path / "log"), WITHIN) == [0]
-    assert statuses(start(2, [*whole, "steps=4"], tmp_path / "log"), WITHIN) == [0, 0]
+    assert statuses(start(2, [*changed, "steps=2"], tmp_path / "log")) == [0, 0]
+    assert statuses(start(1, [*changed, "steps=4", as_many], tmp_path / "log")) == [0]
+    assert statuses(start(2, [*whole, "steps=4"], tmp_path / "log")) == [0, 0]
     states = [state_of(tmp_path / name, step) for name, step in (("a", 2), ("a", 4), ("b", 4))]
     assert [state["clips_seen"] for state in states] == [8, 16, 16]
     before, after, other = (torch.cat([t.flatten() for t in state["trained"].values()]) for state in states)
@@ -269,7 +275,7 @@ train_encoder.exit_process(train_encoder.main())
     result = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
     assert result.returncode == 0, result.stderr
     assert (tmp_path / "died").exists()
-    assert statuses(start(2, [*arguments, f"output_dir={tmp_path / 'whole'}"], tmp_path / "log"), WITHIN) == [0, 0]
+    assert statuses(start(2, [*arguments, f"output_dir={tmp_path / 'whole'}"], tmp_path / "log")) == [0, 0]
     assert differing(state_of(tmp_path / "whole"), state_of(tmp_path / "restarted")) == []
 
 

@@ -317,7 +317,7 @@ def test_two_ranks_have_the_gradients_of_one_with_the_whole_batch(settings: Path
     for ranks, batch_size in ((1, 4), (2, 2)):
         folder = tmp_path / f"{ranks}"
         command = ["--config", str(settings), f"output_dir={folder}", f"batch_size={batch_size}", *parts]
-        assert statuses(start(ranks, command, tmp_path / "log"), 60) == [0] * ranks
+        assert statuses(start(ranks, command, tmp_path / "log")) == [0] * ranks
         state = torch.load(folder / "checkpoints/step_0000001/state.pt", weights_only=True)
         optimizers = [state["optimizer"], state["auxiliary"]["discriminator"]["optimizer"]]
         gradients.append([torch.cat([p["exp_avg"].flatten() for p in o["state"].values()]) for o in optimizers])
