@@ -96,8 +96,10 @@ class Trainer:
             self.shaping_target = voices_target(self.codec, Path(config.model_dir) / "voice_embedding")
             self.shaping = Shaping(self.shaping_target).to(ranks.device)
         # losses on the reconstruction
-        self.mel = self.compiled(MelDistance(self.codec.sample_rate, weights.mel_offset).to(ranks.device))
-        self.stft = self.compiled(STFTDistance().to(ranks.device))
+        if weights.mel:
+            self.mel = self.compiled(MelDistance(self.codec.sample_rate, weights.mel_offset).to(ranks.device))
+        if weights.stft:
+            self.stft = self.compiled(STFTDistance().to(ranks.device))
         if weights.speaker:
             self.speaker = SpeakerDistance(weights.speaker_model, self.codec.sample_rate, config.hf_cache)
             self.speaker.to(ranks.device)

@@ -33,6 +33,7 @@ from codec.tensors import (
     EMBEDDING_NAME,
     ENCODER_PREFIXES,
     QUANTIZER_PREFIX,
+    Shapes,
     expected_codec,
     expected_encoder,
     fingerprint,
@@ -53,13 +54,7 @@ def load_release(folder: str | Path, dtype: torch.dtype = torch.bfloat16, device
     names = [name for name in files if name.startswith(CODEC_PREFIX) or name == EMBEDDING_NAME]
     has_encoder = any(name.startswith(ENCODER_PREFIXES) for name in names)
     expected = expected_codec(config) | (expected_encoder(config) if has_encoder else {})
-    missing = sorted(set(expected) - set(names))
-    if missing:
-        raise ReleaseError(f"{folder} lacks {len(missing)} tensors of the codec, among them {listed(missing)}")
-    tensors = read_tensors({name: files[name] for name in expected})
-    wrong = wrong_shapes(tensors, expected)
-    if wrong:
-        raise ReleaseError(f"{folder}: tensors do not have the shapes params.json gives: {listed(wrong)}")
+    tensors = read_expected(folder, files, expected, "the codec")
     with shapes_only():
         codec = Codec(config, has_encoder=has_encoder)
     for prefix, module in _modules(codec):
@@ -67,6 +62,19 @@ def load_release(folder: str | Path, dtype: torch.dtype = torch.bfloat16, device
         module.load_state_dict(state, assign=True)
     codec.embedding_table = tensors.pop(EMBEDDING_NAME).to(device, dtype)
     return codec.eval().requires_grad_(False)
+
+
+def read_expected(folder: Path, files: Mapping[str, Path], expected: Shapes, part: str) -> dict[str, Tensor]:
+    """The `expected` tensors of a release, memory-mapped. `files` says in which file each tensor of the release is,
+    `part` to what they belong. Raises ReleaseError if one is missing or has another shape."""
+    missing = sorted(set(expected) - set(files))
+    if missing:
+        raise ReleaseError(f"{folder} lacks {len(missing)} tensors of {part}, among them {listed(missing)}")
+    tensors = read_tensors({name: files[name] for name in expected})
+    wrong = wrong_shapes(tensors, expected)
+    if wrong:
+        raise ReleaseError(f"{folder}: tensors do not have the shapes params.json gives: {listed(wrong)}")
+    return tensors
 
 
 @contextmanager

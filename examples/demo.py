@@ -25,6 +25,7 @@ from torch import Tensor
 
 from codec import load_release
 from codec.checkpoint import with_encoder
+from codec.config import SAMPLE_RATE
 from data import decode, open_clips
 from evaluation.server_codec import load_server_codec
 from losses.asr.whisper_weights import CACHE, WeightsError, fetch
@@ -142,7 +143,7 @@ def whisper_base() -> Path | None:
 def unseen_clips() -> list[Tensor]:
     """Whole clips [1, 1, T] at 24 kHz of speakers that no encoder was trained on: synthetic ones, then people."""
     clips = open_clips([str(DEMO / "unseen.parquet")])
-    return [decode(clips.read(i), 24000)[None] for i in range(len(clips))]
+    return [decode(clips.read(i), SAMPLE_RATE)[None] for i in range(len(clips))]
 
 
 def table(found: dict[str, Any]) -> str:

@@ -35,6 +35,7 @@ from system.files import folder_written_whole
 
 CONFIGS = ROOT / "configs" / "ablations"
 RECIPE, BAND_LIMITED = "recipe", "band_limited"
+NARROW = 16000  # Hz; half of it is the band that is left
 ENDS = ("against", "untrained")
 
 
@@ -139,7 +140,7 @@ def by_way_of_16_khz(speech: Path, lowered: Path) -> None:
         samples, rate = soundfile.read(path, dtype="float32")
         target = folder / path.relative_to(speech).with_suffix(".wav")
         target.parent.mkdir(parents=True, exist_ok=True)
-        narrow = soxr.resample(soxr.resample(samples, rate, 16000), 16000, rate)
+        narrow = soxr.resample(soxr.resample(samples, rate, NARROW), NARROW, rate)
         soundfile.write(target, narrow.clip(-1, 1), rate, subtype="PCM_16")
 
     files = sorted(path for path in speech.rglob("*") if path.is_file())

@@ -24,8 +24,9 @@ import numpy as np
 import soundfile
 import torch
 
+from codec.config import SAMPLE_RATE
 from data import Crops, Shuffled, Stream, crop_loader, open_clips
-from experiments.random_speech import RATE, write_parquet
+from experiments.random_speech import write_parquet
 from experiments.runs import experiment_status, spread
 
 CLIPS = 500  # random ones
@@ -51,7 +52,9 @@ def measure(arguments: argparse.Namespace) -> int:
     with tempfile.TemporaryDirectory(prefix="loader_speed_") as work:
         source = arguments.data or str(write_random_clips(Path(work), arguments.coding))
         clips = open_clips([source], work)
-        crops = Crops(clips, Shuffled(len(clips), seed=0), round(CROP * RATE), RATE, resample=False, seed=0)
+        crops = Crops(
+            clips, Shuffled(len(clips), seed=0), round(CROP * SAMPLE_RATE), SAMPLE_RATE, resample=False, seed=0
+        )
         order = Shuffled(len(clips), seed=0)
         print(f"{len(clips)} clips, {os.cpu_count()} CPU cores, crops of {CROP:g} s in batches of {BATCH}")
         print(f"{'workers':>7}{'clips/s':>24}{'audio s/s':>26}")
@@ -85,7 +88,9 @@ def write_random_clips(folder: Path, coding: str) -> Path:
     for number in range(CLIPS):
         seconds = float(np.clip(draws.lognormal(1.6, 0.6), CROP, 15))
         stream = io.BytesIO()
-        soundfile.write(stream, 0.1 * draws.standard_normal(int(seconds * RATE)).clip(-9, 9), RATE, format=coding)
+        soundfile.write(
+            stream, 0.1 * draws.standard_normal(int(seconds * SAMPLE_RATE)).clip(-9, 9), SAMPLE_RATE, format=coding
+        )
         audio[f"{number}"] = stream.getvalue()
     return write_parquet(folder / "clips.parquet", audio)
 

@@ -10,10 +10,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import soundfile
 
-RATE = 24000  # Hz
+from codec.config import SAMPLE_RATE
 
 
-def audio_bytes(seconds: float, rate: int = RATE, channels: int = 1, level: float = 0.1, kind: str = "WAV") -> bytes:
+def audio_bytes(
+    seconds: float, rate: int = SAMPLE_RATE, channels: int = 1, level: float = 0.1, kind: str = "WAV"
+) -> bytes:
     """An audio file of white noise with standard deviation `level`. The same duration gives the same noise."""
     samples = level * np.random.default_rng(int(seconds * 1000)).standard_normal((int(seconds * rate), channels))
     stream = io.BytesIO()

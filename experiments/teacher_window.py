@@ -17,8 +17,8 @@ import time
 import torch
 from torch import Tensor
 
+from codec.config import SAMPLE_RATE
 from data import decode, open_clips
-from experiments.random_speech import RATE
 from experiments.runs import DEMO, ExperimentError, experiment_status
 from losses.asr.teacher import Teacher
 from losses.asr.whisper_weights import CACHE, fetch
@@ -36,7 +36,7 @@ def main() -> int:
 
 def measure(count: int, seconds: float) -> int:
     torch.set_num_threads(1)
-    waveform = random_crops(count, round(seconds * RATE))
+    waveform = random_crops(count, round(seconds * SAMPLE_RATE))
     samples = waveform.shape[-1]
     model = Teacher.load(str(fetch(CACHE))).model
     expected: list[str] = []
@@ -55,7 +55,7 @@ def measure(count: int, seconds: float) -> int:
         pairs = list(zip(expected, texts, strict=True))
         similarity = sum(difflib.SequenceMatcher(None, *pair).ratio() for pair in pairs) / len(pairs)
         print(
-            f"{len(waveform)} x {samples / RATE} s, window {window:4.1f} s: encode {encoded - begin:5.2f} s, "
+            f"{len(waveform)} x {samples / SAMPLE_RATE} s, window {window:4.1f} s: encode {encoded - begin:5.2f} s, "
             f"generate {generated - encoded:5.2f} s, align {read - generated:5.2f} s; similarity {similarity:.3f}, "
             f"without a transcript {sum(not row for row in tokens)}",
             flush=True,
@@ -70,12 +70,12 @@ def random_crops(count: int, samples: int) -> Tensor:
     with tempfile.TemporaryDirectory() as cache:
         clips = open_clips([str(DEMO / "unseen.parquet")], cache)
         for index in range(len(clips)):
-            clip = decode(clips.read(index), RATE)[0]
+            clip = decode(clips.read(index), SAMPLE_RATE)[0]
             if len(clip) >= samples and len(found) < count:
                 start = int(torch.randint(len(clip) - samples + 1, (), generator=generator))
                 found.append(clip[start : start + samples])
     if not found:
-        raise ExperimentError(f"no clip of the demo has {samples / RATE} s: give a shorter crop")
+        raise ExperimentError(f"no clip of the demo has {samples / SAMPLE_RATE} s: give a shorter crop")
     return torch.stack(found)
 
 

@@ -19,7 +19,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from codec.checkpoint import read_tensors, shapes_only, write_tensors, wrong_shapes
+from codec.checkpoint import read_expected, read_tensors, shapes_only, write_tensors
 from codec.config import ReleaseError, read_params
 from codec.files import listed, tensor_files
 from codec.tensors import EMBEDDING_NAME, Shapes
@@ -53,13 +53,7 @@ def load_language_model(
     folder = Path(folder)
     config = LanguageModelConfig.from_params(read_params(folder))
     expected, files = expected_language_model(config), tensor_files(folder)
-    missing = sorted(set(expected) - set(files))
-    if missing:
-        raise ReleaseError(f"{folder} lacks {len(missing)} tensors of the language model, among them {listed(missing)}")
-    tensors = read_tensors({name: files[name] for name in expected})
-    wrong = wrong_shapes(tensors, expected)
-    if wrong:
-        raise ReleaseError(f"{folder}: tensors do not have the shapes params.json gives: {listed(wrong)}")
+    tensors = read_expected(folder, files, expected, "the language model")
     with shapes_only():
         model = LanguageModel(config)
     model.load_state_dict(_own_state(tensors, config, device, dtype), assign=True)

@@ -19,7 +19,7 @@ import yaml
 from torch import Tensor, nn
 
 from codec.config import SAMPLE_RATE
-from losses.resampling import JUDGES_RATE, band_limited_resample
+from losses.resampling import JUDGE_RATE, band_limited_resample
 from system.command import UserError
 
 PUBLISHED = "speechbrain/spkrec-ecapa-voxceleb"
@@ -115,7 +115,7 @@ class SpeakerDistance(nn.Module):
             raise ValueError(f"{samples} samples are too few for a speaker embedding, expected {SHORTEST} s or more")
         with torch.autocast(waveform.device.type, enabled=False):
             low = self.resample(waveform.float()[:, 0])
-            return self.network(low, None if lengths is None else lengths * JUDGES_RATE // rate)
+            return self.network(low, None if lengths is None else lengths * JUDGE_RATE // rate)
 
 
 def load_speaker_network(source: str, cache: str = "") -> SpeakerNetwork:

@@ -13,7 +13,6 @@ from data.clips import SILENCE
 from data.reference import SAMPLE_RATE
 from evaluation.speech import Speech
 
-JUDGE_RATE = 16000  # Hz: wide-band PESQ and the networks for quality, voices and words all take this rate
 SHORTEST = 1.0  # seconds; the shortest clip that a network judges
 
 

@@ -15,9 +15,10 @@ from torch import Tensor
 
 from data.bandwidth import ABOVE, band_powers
 from data.reference import SAMPLE_RATE
-from evaluation.judges.judge import JUDGE_RATE, Measurements, Metric, library, refuse_short, refuse_silence
+from evaluation.judges.judge import Measurements, Metric, library, refuse_short, refuse_silence
 from evaluation.speech import Speech, at_rate
 from losses.mel import FLOOR, MELS, RESOLUTIONS, MelDistance
+from losses.resampling import JUDGE_RATE
 from losses.stft import WINDOWS, STFTDistance
 
 LONGEST = 30.0  # seconds; P.862 is for shorter clips, and its code crashes on more than 50 utterances

@@ -12,7 +12,6 @@ from torch.nn import functional as F
 
 from data.reference import SAMPLE_RATE
 from evaluation.judges.judge import (
-    JUDGE_RATE,
     Measurements,
     Metric,
     MissingJudgeError,
@@ -22,6 +21,7 @@ from evaluation.judges.judge import (
     refuse_silence,
 )
 from evaluation.speech import Speech, at_rate
+from losses.resampling import JUDGE_RATE
 from losses.speaker import HYPERPARAMETERS, PUBLISHED, SpeakerDistance, SpeakerModelError
 
 WAVLM = "microsoft/wavlm-base-plus-sv"

@@ -8,8 +8,9 @@ import torch
 from torch import Tensor
 
 from data.reference import SAMPLE_RATE
-from evaluation.judges.judge import JUDGE_RATE, Measurements, Metric, MissingJudgeError, library
+from evaluation.judges.judge import Measurements, Metric, MissingJudgeError, library
 from evaluation.speech import Speech, at_rate
+from losses.resampling import JUDGE_RATE
 
 MAX_TOKENS = 224  # in a 30 s window: Whisper's own limit
 TOKENS_A_SECOND = 8  # nobody speaks faster

@@ -23,8 +23,8 @@ import torch
 
 from codec import Codec, load_release
 from codec.checkpoint import with_encoder
+from codec.config import SAMPLE_RATE
 from data.clips import Clip, decode
-from experiments.random_speech import RATE
 from experiments.runs import DEMO, ExperimentError, experiment_status
 
 SPEECH_FILES = ("train-*.parquet", "test.parquet", "real.parquet", "real_sources.csv")
@@ -80,8 +80,8 @@ def one_row_per_speaker(files: list[Path], count: int, start: str = "") -> Itera
             speaker = row["speaker_id"]
             if speaker in speakers or not speaker.startswith(start) or len(speakers) == count:
                 continue
-            waveform = decode(Clip(row["id"], row["audio"]["bytes"]), RATE)
-            if SHORTEST * RATE <= waveform.shape[-1] <= LONGEST * RATE:
+            waveform = decode(Clip(row["id"], row["audio"]["bytes"]), SAMPLE_RATE)
+            if SHORTEST * SAMPLE_RATE <= waveform.shape[-1] <= LONGEST * SAMPLE_RATE:
                 speakers.add(speaker)
                 yield row
 

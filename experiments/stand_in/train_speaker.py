@@ -25,7 +25,7 @@ from data import open_clips
 from data.clips import read_audio
 from experiments.runs import experiment_status
 from experiments.stand_in.speaker_network import SMALL, write_hyperparameters
-from losses.resampling import JUDGES_RATE, band_limited_resample
+from losses.resampling import JUDGE_RATE, band_limited_resample
 from losses.speaker import WEIGHTS, SpeakerNetwork, load_speaker_network
 
 MARGIN, SCALE = 0.2, 30.0  # additive angular margin, as the published network's
@@ -72,7 +72,7 @@ def train(options: argparse.Namespace) -> None:
     started = time.monotonic()
     clips = [clip for path in options.train for clip in speech(path)]
     names = sorted({speaker for speaker, _ in clips})
-    hours = sum(len(samples) for _, samples in clips) / JUDGES_RATE / 3600
+    hours = sum(len(samples) for _, samples in clips) / JUDGE_RATE / 3600
     parameters = sum(parameter.numel() for parameter in network.parameters())
     print(
         f"{hours:.1f} h of {len(names)} speakers, {parameters} parameters, {time.monotonic() - started:.0f} s to read"
@@ -120,7 +120,7 @@ def batch(
     A class is a speaker at a speed: `names.index(speaker) + speed * len(names)`.
     """
     speed = int(torch.randint(len(SPEEDS), (), generator=generator))
-    length = math.ceil(options.seconds * JUDGES_RATE * SPEEDS[speed] / 10)
+    length = math.ceil(options.seconds * JUDGE_RATE * SPEEDS[speed] / 10)
     crops, speakers = [], []
     for index in torch.randint(len(clips), (options.batch_size,), generator=generator).tolist():
         speaker, samples = clips[index]
