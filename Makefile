@@ -61,7 +61,7 @@ test: $(STAMP)
 	$(RUN) -m ruff format --check .
 	$(RUN) -m ruff check .
 	$(RUN) -m mypy
-	$(RUN) -m pytest -n $(TEST_WORKERS) --dist loadfile
+	$(RUN) -m pytest -n $(TEST_WORKERS) --dist worksteal
 
 test-server: $(SERVER_STAMP)
 	SERVER_VENV=$(abspath $(SERVER_VENV)) $(RUN) -m pytest -m served -s tests/serving

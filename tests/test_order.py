@@ -1,4 +1,4 @@
-"""The order in which clips are heard: every clip in its turn, every place by itself."""
+"""The order of the training clips: each comes in its turn, and a position is found without those before it."""
 
 from __future__ import annotations
 
@@ -41,29 +41,29 @@ def test_a_place_is_the_same_whatever_was_asked_before(kind: int) -> None:
 
 
 @pytest.mark.parametrize("kind", range(3))
-def test_a_clip_is_heard_again_only_with_the_next_number(kind: int) -> None:
-    """The number is what its crop is drawn from: the same clip never comes with the same crop twice."""
+def test_a_clip_comes_again_only_in_the_next_epoch(kind: int) -> None:
+    """The epoch is what its crop is drawn from: the same clip never comes with the same crop twice."""
     order = orders()[kind]
-    heard = [order(place) for place in range(3000)]
-    assert len(set(heard)) == len(heard)
-    for index in {index for _, index in heard}:
-        assert [epoch for epoch, i in heard if i == index] == sorted(epoch for epoch, i in heard if i == index)
+    drawn = [order(place) for place in range(3000)]
+    assert len(set(drawn)) == len(drawn)
+    for index in {index for _, index in drawn}:
+        assert [epoch for epoch, i in drawn if i == index] == sorted(epoch for epoch, i in drawn if i == index)
 
 
-def test_by_speaker_each_is_heard_as_often_and_each_of_their_clips_in_turn() -> None:
+def test_by_speaker_each_comes_as_often_and_each_of_their_clips_in_turn() -> None:
     order = BySpeaker(SPEAKERS, seed=0)
-    heard = [order(place)[1] for place in range(30)]
-    assert Counter(SPEAKERS[heard].tolist()) == {0: 10, 1: 10, 2: 10}
-    assert Counter(heard) == {0: 2, 1: 2, 2: 2, 3: 2, 4: 2, 5: 5, 6: 5, 7: 10}
+    drawn = [order(place)[1] for place in range(30)]
+    assert Counter(SPEAKERS[drawn].tolist()) == {0: 10, 1: 10, 2: 10}
+    assert Counter(drawn) == {0: 2, 1: 2, 2: 2, 3: 2, 4: 2, 5: 5, 6: 5, 7: 10}
     for begin in range(0, 30, 3):
-        assert sorted(SPEAKERS[heard[begin : begin + 3]]) == [0, 1, 2]
+        assert sorted(SPEAKERS[drawn[begin : begin + 3]]) == [0, 1, 2]
 
 
 def test_sources_have_their_shares_and_each_walks_its_own_epochs() -> None:
     order = Mixed([Shuffled(1500, seed=0), Shuffled(50, seed=1)], [1500, 50], [3.0, 1.0], seed=0)
-    heard = [order(place) for place in range(2 * BLOCK)]
-    assert sum(index < 1500 for _, index in heard[:BLOCK]) == 750
-    first, second = [[h for h in heard if (h[1] < 1500) is small] for small in (True, False)]
+    drawn = [order(place) for place in range(2 * BLOCK)]
+    assert sum(index < 1500 for _, index in drawn[:BLOCK]) == 750
+    first, second = [[h for h in drawn if (h[1] < 1500) is small] for small in (True, False)]
     assert sorted(index for _, index in first) == list(range(1500))
     assert Counter(index for _, index in second) == dict.fromkeys(range(1500, 1550), 10)
     assert {epoch for epoch, _ in second} == set(range(10))
@@ -80,7 +80,7 @@ def test_a_clip_is_replaced_by_one_of_its_speaker_and_after_many_in_vain_by_any(
 
 
 def test_a_clip_is_replaced_by_one_of_its_source(tmp_path: Path) -> None:
-    """A source of short clips would lose its share to the others, and one of long clips be heard instead."""
+    """A source of short clips would lose its share to the others, and one of long clips would get it."""
     clips = {f"long{i}": audio_bytes(0.5 + i / 100) for i in range(20)}
     write_parquet(tmp_path / "long.parquet", clips)
     write_parquet(tmp_path / "mostly.parquet", {f"s{i}": audio_bytes(0.5 if i < 3 else 0.1) for i in range(12)})
@@ -109,8 +109,8 @@ def test_a_source_of_one_speaker_can_be_mixed_with_others_by_speaker(tmp_path: P
         (tmp_path / speaker / "clip.wav").write_bytes(audio_bytes(0.5))
     parts = open_sources([Source(str(tmp_path / name)) for name in ("own", "others")])
     order = order_of(parts, [0.5, 0.5], "speakers", seed=0)
-    heard = [order(place)[1] for place in range(1000)]
-    assert [heard.count(index) for index in range(3)] == [500, 250, 250]
+    drawn = [order(place)[1] for place in range(1000)]
+    assert [drawn.count(index) for index in range(3)] == [500, 250, 250]
 
 
 def test_the_corpus_in_its_own_layout_gives_speakers_and_transcripts(tmp_path: Path) -> None:
@@ -154,9 +154,8 @@ def resident() -> int:
     return sum(int(status.partition("RssAnon:")[2].split()[0]) * 1024 for status in statuses)
 
 
-def test_an_epoch_of_the_real_corpus_is_walked_in_constant_memory_interrupted_and_each_clip_heard_once(
-    tmp_path: Path,
-) -> None:
+def test_in_the_real_corpus_an_interrupted_epoch_brings_each_clip_once_in_constant_memory(tmp_path: Path) -> None:
+    """The order is walked whole. The loader walks its beginning, with an interruption, and its end."""
     begin = 0
     for split, (count, speakers) in SPLITS.items():
         numbers = range(begin, begin + count)
@@ -174,35 +173,34 @@ def test_an_epoch_of_the_real_corpus_is_walked_in_constant_memory_interrupted_an
         begin += count
     clips = open_clips([str(tmp_path / "corpus" / split) for split in SPLITS], str(tmp_path / "cache"))
     assert len(clips) == begin == 354_729
-    crops = Crops(clips, Shuffled(len(clips), seed=0), 3, 24000, resample=False, seed=0)
     order = Shuffled(len(clips), seed=0)
-    batch_size, ranks = 512, 2
-    heard = np.zeros(begin, dtype=np.int32)
-    memory: list[list[int]] = []
+    epoch = np.array([order(position)[1] for position in range(len(clips))])
+    assert (np.bincount(epoch, minlength=len(clips)) == 1).all()
 
-    def walk(first_position: int, batches: int) -> int:
-        """What each rank hears from a place on; gives the place after it."""
+    crops = Crops(clips, Shuffled(len(clips), seed=0), 3, 24000, resample=False, seed=0)
+    batch_size, ranks = 512, 2
+    both = batch_size * ranks
+
+    def walk(first_position: int, batches: int) -> None:
+        """The ranks together get the clips of the epoch from a position on, and no memory is lost on the way."""
         streams = [Stream(order, batch_size, first_position, rank, ranks) for rank in range(ranks)]
         loaders = [crop_loader(crops, stream, workers=1, pin_memory=False) for stream in streams]
-        memory.append([])
+        memory = []
         for number in range(batches):
             for rank, loader in enumerate(loaders):
                 batch = next(loader)
                 samples = (batch.waveform[:, 0, :2] * 32768).round().int()
-                places = first_position + (number * ranks + rank) * batch_size + np.arange(batch_size)
                 found = (samples[:, 0] + (samples[:, 1] << 15)).numpy()
-                np.add.at(heard, found[places < begin], 1)
+                place = first_position + number * both + rank * batch_size
+                expected = epoch[place : place + batch_size]
+                assert (found[: len(expected)] == expected).all()
                 assert not batch.skipped
-            if number % 10 == 0:
-                memory[-1].append(resident())
+            if number % 2 == 0:
+                memory.append(resident())
         for loader in loaders:
             loader.close()
-        return first_position + batches * batch_size * ranks
+        assert max(memory[2:]) - memory[2] < 60e6
 
-    place = walk(0, 130)
-    assert 0 < place < begin
-    place = walk(place, -(-(begin - place) // (batch_size * ranks)))
-    assert place >= begin
-    assert (heard == 1).all()
-    for measured in memory:
-        assert max(measured[2:]) - measured[2] < 60e6
+    walk(0, 12)
+    walk(12 * both, 12)
+    walk(len(clips) - 7 * both - 100, 8)  # past the end of the epoch

@@ -110,8 +110,8 @@ def test_resampling_is_the_servers(tmp_path: Path, rate: int) -> None:
 
 def test_resampling_leaves_no_image_of_what_was_above_the_band() -> None:
     tone = 0.5 * np.sin(2 * np.pi * 15000 * np.arange(96000) / 48000).astype(np.float32)
-    heard = prepare([wav(tone + 1e-3 * noise(2, 48000), 48000)]).waveform
-    assert heard.square().mean().sqrt() < 1e-3  # -54 dB
+    prepared = prepare([wav(tone + 1e-3 * noise(2, 48000), 48000)]).waveform
+    assert prepared.square().mean().sqrt() < 1e-3  # -54 dB
 
 
 def test_the_count_is_mistral_commons_with_its_rounding() -> None:

@@ -36,7 +36,7 @@ from training.step_inputs import StepInputs
 ROOT = Path(__file__).parent.parent
 ALONE = Ranks(0, 1, torch.device("cpu"))
 
-KILLS = 30
+KILLS = 18
 STEPS = 6
 ARGUMENTS = [
     *(f"steps={STEPS}", "save_every=1", "keep=1", "validate_every=3", "data.crop_seconds=0.15"),
