@@ -6,5 +6,5 @@ import os
 
 
 def from_environment(name: str) -> str:
-    """The variable's value, or an empty string where it is not set."""
-    return os.environ.get(name, "").strip()
+    """The variable's value, a path in which ~ is the home folder, or an empty string where it is not set."""
+    return os.path.expanduser(os.environ.get(name, "").strip())  # noqa: PTH111 (pathlib raises an error without a home)

@@ -60,6 +60,30 @@ def test_overrides_reach_into_sections_and_keep_their_types(file: Path) -> None:
         ("steps", "expected key=value"),
         ("model_dir=", "set MODEL_DIR"),
         ("data.train=[]", "data.train is empty"),
+        ("data.train=", "data.train is empty"),
+        ("data.train=['']", "expected a path, a hub name, or a section with a path"),
+        ("data.train=[{weight: 1}]", "expected a path, a hub name, or a section with a path"),
+        ("data.train=[[a]]", "data.train has ['a'], expected a path"),
+        ("data.train=[a.parquet", "data.train=[a.parquet is not valid YAML: "),
+        ("data.train.0=a", "data.train.0 is unknown: train is a value, not a section"),
+        ("data.crop_seconds=.inf", "data.crop_seconds is '.inf', expected a number"),
+        ("data.crop_seconds=inf", "data.crop_seconds is 'inf', expected a finite number"),
+        ("losses.mel=nan", "losses.mel is 'nan', expected a finite number"),
+        ("data.crop_seconds=1e9", "data.crop_seconds is 1000000000.0, expected 3600 or less"),
+        (f"seed={10**23}", f"seed is {10**23}, expected {2**63 - 1} or less"),
+        pytest.param(f"steps={'9' * 5000}", "expected a whole number", id="many digits"),
+        ("steps=1e3", "steps is 1e3, expected a whole number"),
+        ("steps=", "steps is '', expected a whole number"),
+        ("batch_size=1000000000", "batch_size is 1000000000, expected 100000 or less"),
+        ("output_dir=", "output_dir is empty, expected a folder: is a variable of the shell not set?"),
+        ("losses.speaker_model=", "losses.speaker_model is empty"),
+        ("model_dir=a\0b", "expected characters that a file name can have"),
+        ("losses=", "losses is empty, expected a section"),
+        ("losses=[1]", "losses is ['1'], expected a section"),
+        ("=1", "is no configuration key"),
+        (".=1", "is no configuration key"),
+        ("losses.=1", "is no configuration key"),
+        pytest.param(f"{'x' * 100_000}=1", "is no configuration key", id="a long key"),
     ],
 )
 def test_what_cannot_be_run_is_refused_with_key_value_and_expectation(file: Path, override: str, message: str) -> None:
@@ -68,12 +92,135 @@ def test_what_cannot_be_run_is_refused_with_key_value_and_expectation(file: Path
     assert message in str(error.value)
 
 
-def test_a_file_that_is_not_there_or_no_yaml_is_named(tmp_path: Path) -> None:
+NO_SETTINGS = {
+    "a bracket is missing": (b"a: [", r"is not valid YAML: .*\(line 1, column 5\)"),
+    "tabs": (b"losses:\n\tmel: 1\n", r"is not valid YAML: .*\(line 2, column 1\)"),
+    "Latin-1": ("output_dir: caf\xe9\n".encode("latin-1"), "is not UTF-8 text .* save it as UTF-8"),
+    "UTF-16": ("steps: 3\n".encode("utf-16"), "is not UTF-8 text"),
+    "a network": (bytes(range(256)) * 1000, "is too large for settings"),
+    "NULs": (b"steps: 3\n\0\0\0", "is not valid YAML: unacceptable character"),
+    "a list": (b"- steps: 3", "holds a list, expected lines of key: value"),
+    "a word": (b"steps", "holds a single value, expected lines of key: value"),
+    "two documents": (b"steps: 3\n---\nsteps: 4\n", "is not valid YAML: .*another document"),
+    "a key twice": (b"steps: 3\nsteps: 4\n", r"the key 'steps' is there twice \(line 2, column 1\)"),
+    "a section as a key": (b"? {steps: 3}\n: 4\n", "a key is a list or a section"),
+    "a million laughs": (
+        b"a: &a [x, x]\nb: &b [*a, *a]\nc: &c [*b, *b]\nsteps: *c",
+        r"aliases \(\*name\) are not supported: write the value out \(line 2, column 8\)",
+    ),
+    "a list in itself": (b"steps: &a [*a]", "aliases"),
+    "deep brackets": (b"steps: " + b"[" * 50_000, "more than 8 levels"),
+    "a character that does not exist": (b'steps: "\\UFFFFFFFF"', "is not valid YAML"),
+    "half a pair": (b'output_dir: "\\ud800"', "output_dir is .*, expected characters that a file name can have"),
+    "a NUL in a path": (b'model_dir: "a\\0b"', "model_dir is .*, expected characters that a file name can have"),
+    "a list for a path": (b"output_dir: [a, b]", r"output_dir is \['a', 'b'\], expected text"),
+    "its own base": (b"base: run.yaml", r"base leads back to .*run\.yaml"),
+    "its own base in a circle": (b"base: ../NAME/run.yaml", r"base leads back to .*run\.yaml"),
+    "a list of bases": (b"base: [a, b]", r"base is \['a', 'b'\], expected the name of a YAML file"),
+    "a folder as its base": (b"base: .", "is a folder: --config takes a YAML file"),
+    "a base that no file can be named": (b'base: "a\\0b"', "cannot be read"),
+}
+
+
+@pytest.mark.parametrize("kind", NO_SETTINGS)
+def test_a_file_that_holds_no_settings_is_named_with_what_is_wrong(tmp_path: Path, kind: str) -> None:
+    content, message = NO_SETTINGS[kind]
+    path = tmp_path / "run.yaml"
+    path.write_bytes(content.replace(b"NAME", tmp_path.name.encode()))
+    with pytest.raises(ConfigError, match=message) as error:
+        load_config(path)
+    assert len(str(error.value)) < 1000
+
+
+def test_a_file_that_cannot_be_read_is_named(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="does not exist"):
         load_config(tmp_path / "none.yaml")
-    (tmp_path / "bad.yaml").write_text("a: [")
-    with pytest.raises(ConfigError, match="not valid YAML"):
-        load_config(tmp_path / "bad.yaml")
+    with pytest.raises(ConfigError, match="is a folder: --config takes a YAML file"):
+        load_config(tmp_path)
+    with pytest.raises(ConfigError, match="is a folder"):
+        load_config("")
+    with pytest.raises(ConfigError, match="cannot be read"):
+        load_config(tmp_path / ("x" * 5000))
+
+
+def test_a_circle_of_bases_is_named(tmp_path: Path) -> None:
+    (tmp_path / "a.yaml").write_text("base: b.yaml\n")
+    (tmp_path / "b.yaml").write_text("base: a.yaml\n")
+    with pytest.raises(ConfigError, match=r"b\.yaml: base leads back to .*a\.yaml"):
+        load_config(tmp_path / "a.yaml")
+
+
+@pytest.mark.parametrize(
+    "typed",
+    [
+        *(
+            "/runs/run #1",
+            "2026",
+            "2026-03-01",
+            "@scratch",
+            "%x",
+            "`x`",
+            "a: b",
+            "- a",
+            "[x",
+            "{x}",
+            "*x",
+            "&x",
+            "!x",
+            "|",
+        ),
+        *("true", "null", "1e3", "'quoted'", '"', "a=b", " blanks ", "café", "声", "caf\udce9", "|"),
+    ],
+)
+def test_a_path_on_the_command_line_is_what_the_user_typed(file: Path, tmp_path: Path, typed: str) -> None:
+    config = load_config(file, [f"output_dir={typed}", f"model_dir={typed}", f"data.validation={typed.lstrip('[{')}"])
+    assert config.output_dir == config.model_dir == typed
+    assert config.data.validation == (Source(typed.lstrip("[{")),)
+    (tmp_path / "resolved.yaml").write_text(dump_config(config))
+    assert load_config(tmp_path / "resolved.yaml") == config
+
+
+@pytest.mark.parametrize("typed", ["2026", "2026-03-01", "1e3", "yes", "0x10", "1_000", "12:30:45"])
+def test_a_path_in_a_file_is_what_the_user_typed(file: Path, typed: str) -> None:
+    file.write_text(f"{file.read_text()}output_dir: {typed}\n")
+    assert load_config(file).output_dir == typed
+
+
+def test_a_folder_with_brackets_in_its_name_is_no_list(
+    file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "[24k] speech").mkdir()
+    assert load_config(file, ["data.train=[24k] speech"]).data.train == (Source("[24k] speech"),)
+
+
+def test_a_tilde_is_the_home_folder_wherever_a_path_is_written(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", "/home/anna")
+    monkeypatch.setenv("OUTPUT_DIR", "~/runs")
+    file.write_text(
+        "model_dir: ~/release\ndata: {train: [~/a, {path: ~/b}], validation: ~/c}\nlosses: {asr_cache: ~/d}\n"
+    )
+    config = load_config(file, ["hf_cache=~/cache", "start_from=~"])
+    assert (config.output_dir, config.model_dir) == ("/home/anna/runs", "/home/anna/release")
+    assert [source.path for source in (*config.data.train, *config.data.validation)] == [
+        f"/home/anna/{name}" for name in "abc"
+    ]
+    assert (config.losses.asr_cache, config.hf_cache) == ("/home/anna/d", "/home/anna/cache")
+    assert config.start_from == "/home/anna"
+
+
+def test_the_projects_configurations_work_from_any_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    project = Path.cwd()
+    monkeypatch.chdir(tmp_path)
+    config = load_config("configs/demo.yaml")
+    assert Path(config.model_dir) == project / "data/demo/release"
+    assert config.data.train == (Source(str(project / "data/demo/seen.parquet")),)
+    assert config.output_dir == "runs/demo"
+    assert load_config("configs/ablations/recipe.yaml", ["model_dir=x"]).steps > 0
+    (tmp_path / "configs").mkdir()
+    (tmp_path / "configs/demo.yaml").write_text("steps: 0\n")
+    with pytest.raises(ConfigError, match="steps is 0"):
+        load_config("configs/demo.yaml")
 
 
 def test_a_written_configuration_reads_back_the_same(file: Path, tmp_path: Path) -> None:

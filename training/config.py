@@ -1,7 +1,7 @@
 """A run's settings with their defaults: a YAML file, then the environment, then `key=value` arguments. The later wins.
 
 An unknown key, a wrong type or a value out of range is a ConfigError that names the key, the value and what was
-expected.
+expected. The value of a text setting is what the user typed: `output_dir=/runs/run #1` and `output_dir=2026` are paths.
 """
 
 from __future__ import annotations
@@ -17,8 +17,9 @@ from typing import Any
 import yaml
 
 from data.sources import Source
-from system.command import UserError
 from system.environment import from_environment
+from training.setting_values import ConfigError, InputPath, OutputPath, convert, exists, shown
+from training.settings_file import parse_yaml, read_settings
 
 # settings of earlier versions, and what they are called now
 RENAMED = {
@@ -27,10 +28,6 @@ RENAMED = {
     "discriminator.from_step": "discriminator.start_step",
     "optimizer.average_decay": "optimizer.ema_decay",
 }
-
-
-class ConfigError(UserError):
-    """A configuration that cannot be run. The message names the key, its value and what was expected."""
 
 
 @dataclass(frozen=True)
@@ -48,7 +45,10 @@ class Data:
     def __post_init__(self) -> None:
         _at_least("data.crop_seconds", self.crop_seconds, 0.1)
         _at_least("data.validation_seconds", self.validation_seconds, 0.1)
+        for name in ("crop_seconds", "validation_seconds"):
+            _at_most(f"data.{name}", getattr(self, name), 3600)
         _at_least("data.workers", self.workers, 0)
+        _at_most("data.workers", self.workers, 1000)
         _one_of("data.band_limited", self.band_limited, ("keep", "drop"))
         _at_least("data.validation_clips", self.validation_clips, 1)
         _one_of("data.sampling", self.sampling, ("clips", "speakers"))
@@ -77,12 +77,12 @@ class Losses:
     mel_offset: float = 0.01  # added to the magnitudes in the mel loss; without it silence owns its gradient
     balanced: bool = True  # false uses the numbers above as fixed weights, for comparison
     balancer_decay: float = 0.999  # of the averaged gradient norms; short runs need 0.99 to forget their start
-    speaker_model: str = "speechbrain/spkrec-ecapa-voxceleb"  # a hub name, or a folder with its two files
-    asr_teacher: str = "base"  # a Whisper by name, downloaded once, or a .pt file in openai-whisper's format
+    speaker_model: InputPath = "speechbrain/spkrec-ecapa-voxceleb"  # a hub name, or a folder with its two files
+    asr_teacher: InputPath = "base"  # a Whisper by name, downloaded once, or a .pt file in openai-whisper's format
     asr_language: str = "en"
     asr_every: int = 1  # the teacher runs in every n-th step; its weight is the same share there
     asr_context_seconds: float = 30.0  # the window that the teacher's clips are padded to: shorter is faster and worse
-    asr_cache: str = ""  # a folder for the teacher's transcripts, for runs that share data and seed
+    asr_cache: OutputPath = ""  # a folder for the teacher's transcripts, for runs that share data and seed
 
     def __post_init__(self) -> None:
         for name, value in asdict(self).items():
@@ -93,6 +93,10 @@ class Losses:
         _above("losses.diversity_temperature", self.diversity_temperature, 0)
         if not (self.mel or self.l1 or self.stft or self.feature_matching or self.speaker):
             raise ConfigError("losses: all on the reconstruction are 0, expected one of them above 0")
+        for name in ("speaker_model", "asr_teacher", "asr_language"):
+            _not_empty(
+                f"losses.{name}", getattr(self, name), "a name, or a path" if name != "asr_language" else "a code"
+            )
         if not 0 < self.l1_stft_decay <= 1:
             raise ConfigError(f"losses.l1_stft_decay is {self.l1_stft_decay}, expected more than 0 and at most 1")
 
@@ -105,6 +109,7 @@ class Discriminator:
 
     def __post_init__(self) -> None:
         _at_least("discriminator.channels", self.channels, 1)
+        _at_most("discriminator.channels", self.channels, 10_000)
         _above("discriminator.lr", self.lr, 0)
         _at_least("discriminator.start_step", self.start_step, 0)
 
@@ -131,13 +136,15 @@ class Optimizer:
 @dataclass(frozen=True)
 class Config:
     train: str = "encoder"  # "encoder" against a frozen release, or "codec": a whole codec from scratch
-    model_dir: str = ""  # MODEL_DIR: the release to train against
-    params: str = ""  # a params.json with the dimensions of a codec from scratch
-    output_dir: str = "runs/latest"  # OUTPUT_DIR: what the run writes
-    hf_cache: str = ""  # HF_CACHE: where data sets are cached; empty is the hub's own default
+    model_dir: InputPath = ""  # MODEL_DIR: the release to train against
+    params: InputPath = ""  # a params.json with the dimensions of a codec from scratch
+    output_dir: OutputPath = "runs/latest"  # OUTPUT_DIR: what the run writes
+    hf_cache: OutputPath = ""  # HF_CACHE: where data sets are cached; empty is the hub's own default
     stochastic: bool = True  # quantizes half of the samples, as the paper does; false quantizes all, for comparison
     init: str = "inverse"  # the encoder starts as the decoder's "inverse", with "mirror"ed layers, or "random"
-    start_from: str = ""  # output_dir of another run of the same kind: start from its weights, with fresh optimizers
+    start_from: InputPath = (
+        ""  # output_dir of another run of the same kind: start from its weights, with fresh optimizers
+    )
     steps: int = 100_000
     batch_size: int = 32  # crops a GPU at a time
     accumulate: int = 1  # batches a step: their gradients are averaged, so more crops fit into the same memory
@@ -161,6 +168,9 @@ class Config:
         _one_of("precision", self.precision, ("bf16", "fp32"))
         for name in ("steps", "batch_size", "accumulate", "log_every", "validate_every", "save_every", "keep"):
             _at_least(name, getattr(self, name), 1)
+        _not_empty("output_dir", self.output_dir, "a folder: is a variable of the shell not set?")
+        _at_most("batch_size", self.batch_size, 100_000)
+        _at_most("accumulate", self.accumulate, 100_000)
         if self.losses.asr and self.data.crop_seconds > self.losses.asr_context_seconds:
             raise ConfigError(
                 f"data.crop_seconds is {self.data.crop_seconds}, expected at most losses.asr_context_seconds, "
@@ -178,7 +188,7 @@ class Config:
 def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
     """Reads `path`, then applies MODEL_DIR, OUTPUT_DIR and HF_CACHE, then `key=value` arguments (`losses.mel=2`). A
     file with `base: OTHER.yaml` changes settings of that file, which lies in the same folder."""
-    values = _read(Path(path))
+    values = read_settings(Path(convert(str(path), InputPath, "--config")))
     for key in ("model_dir", "output_dir", "hf_cache"):
         value = from_environment(key.upper())
         if value:
@@ -186,36 +196,25 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
     for override in overrides:
         key, equals, text = override.partition("=")
         if not equals:
-            raise ConfigError(f"{override!r} is not an override, expected key=value")
+            raise ConfigError(f"{shown(override)} is not an override, expected key=value")
         *sections, last = key.split(".")
         target = values
         for section in sections:
             target = target.setdefault(section, {})
             if not isinstance(target, dict):
                 raise ConfigError(f"{key} is unknown: {section} is a value, not a section")
-        target[last] = yaml.safe_load(text) if text else ""
+        target[last] = _value(text, key)
     return _build(Config, values, "")
 
 
-def _read(path: Path) -> dict[str, Any]:
-    try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
-    except FileNotFoundError:
-        raise ConfigError(f"{path} does not exist: --config takes a YAML file, such as configs/v3.yaml") from None
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{path} is not valid YAML: {error}") from error
-    if not isinstance(values, dict):
-        raise ConfigError(f"{path} holds a {type(values).__name__}, expected keys and values")
-    base = values.pop("base", None)
-    return _merged(_read(path.parent / str(base)), values) if base else values
-
-
-def _merged(base: dict[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
-    """Sections are merged, values replaced."""
-    for key, value in changes.items():
-        inner = base.get(key)
-        base[key] = _merged(inner, value) if isinstance(inner, dict) and isinstance(value, dict) else value
-    return base
+def _value(text: str, key: str) -> Any:
+    """The value of `key=text`: the text itself, but for lists of sources and for sections, in YAML's brackets."""
+    kind: Any = Config
+    for part in key.split("."):
+        kind = typing.get_type_hints(kind).get(part) if is_dataclass(kind) else None
+    is_yaml = is_dataclass(kind) or isinstance(kind, types.GenericAlias)
+    # a folder may be named "[24k] speech"
+    return parse_yaml(text, f"{key}={text[:100]}") if is_yaml and text[:1] in "[{" and not exists(text) else text
 
 
 def dump_config(config: Config) -> str:
@@ -228,55 +227,56 @@ def dump_config(config: Config) -> str:
 
 
 def _build(cls: Any, values: Mapping[str, Any], prefix: str) -> Any:
-    hints = typing.get_type_hints(cls)
+    hints = typing.get_type_hints(cls, include_extras=True)
     known = {f.name for f in fields(cls)}
     arguments = {}
     for key, value in values.items():
         if key not in known:
-            if prefix + str(key) in RENAMED:
-                raise ConfigError(f"{prefix}{key} was renamed: write {RENAMED[prefix + str(key)]}")
-            near = difflib.get_close_matches(str(key), known, n=1, cutoff=0)
-            raise ConfigError(f"{prefix}{key} is no configuration key; the nearest known one is {prefix}{near[0]}")
+            name = prefix + key
+            if name in RENAMED:
+                raise ConfigError(f"{name} was renamed: write {RENAMED[name]}")
+            near = difflib.get_close_matches(key[:100], known, n=1, cutoff=0)
+            raise ConfigError(f"{name[:100]} is no configuration key; the nearest known one is {prefix}{near[0]}")
         kind = hints[key]
         if is_dataclass(kind):
             if not isinstance(value, Mapping):
-                raise ConfigError(f"{prefix}{key} is {value!r}, expected a section of keys and values")
+                raise ConfigError(f"{prefix}{key} is {shown(value)}, expected a section of keys and values")
             arguments[key] = _build(kind, value, f"{prefix}{key}.")
+        elif isinstance(kind, types.GenericAlias):
+            arguments[key] = _sources(value, prefix + key)
         else:
-            arguments[key] = _convert(value, kind, prefix + key)
+            arguments[key] = convert(value, kind, prefix + key)
     return cls(**arguments)
 
 
-def _convert(value: Any, kind: Any, name: str) -> Any:
-    if isinstance(kind, types.GenericAlias):  # tuple[Source, ...]
-        items = value if isinstance(value, list) else [value]
-        if not all(isinstance(item, str | dict) for item in items):
-            raise ConfigError(f"{name} is {value!r}, expected a path, a hub name, or a list of them")
-        sections = [item if isinstance(item, dict) else asdict(Source.parse(item)) for item in items]
-        return tuple(_build(Source, section, f"{name}.") for section in sections)
-    if kind is float and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
-    if kind is float and isinstance(value, str):  # YAML 1.1 reads 3e-4, without a dot, as text
-        try:
-            return float(value)
-        except ValueError:
-            pass
-    if kind is str and value is None:
-        return ""
-    if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
-        expected = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}[kind]
-        raise ConfigError(f"{name} is {value!r}, expected {expected}")
-    return value
+def _sources(value: Any, name: str) -> tuple[Source, ...]:
+    items = value if isinstance(value, list) else [value] if value else []
+    sections = [asdict(Source.parse(item)) if isinstance(item, str) else item for item in items]
+    for section in sections:
+        if not isinstance(section, dict) or not section.get("path"):
+            raise ConfigError(f"{name} has {shown(section)}, expected a path, a hub name, or a section with a path")
+        section["path"] = convert(section["path"], InputPath, f"{name}.path")
+    return tuple(_build(Source, section, f"{name}.") for section in sections)
 
 
 def _one_of(name: str, value: str, allowed: Sequence[str]) -> None:
     if value not in allowed:
-        raise ConfigError(f"{name} is {value!r}, expected {' or '.join(repr(option) for option in allowed)}")
+        raise ConfigError(f"{name} is {shown(value)}, expected {' or '.join(repr(option) for option in allowed)}")
 
 
 def _at_least(name: str, value: float, limit: float) -> None:
     if not value >= limit:
         raise ConfigError(f"{name} is {value}, expected {limit} or more")
+
+
+def _at_most(name: str, value: float, limit: float) -> None:
+    if not value <= limit:
+        raise ConfigError(f"{name} is {value}, expected {limit} or less")
+
+
+def _not_empty(name: str, value: str, expected: str) -> None:
+    if not value:
+        raise ConfigError(f"{name} is empty, expected {expected}")
 
 
 def _above(name: str, value: float, limit: float) -> None:

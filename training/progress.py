@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
+from shlex import quote
 from typing import Any
 
 import torch
@@ -191,7 +192,7 @@ class Progress:
             of = f" of {self.folder / 'release_best'}" if config.train == "codec" else ""
             print(f"  the best was step {best_step}, mel {best_mel:.4g}: {best}{of}")
         release = config.model_dir if config.train == "encoder" else self.folder / "release"
-        print(f"next: python inject_encoder.py --model-dir {release} --encoder {encoder}")
+        print(f"next: python inject_encoder.py --model-dir {quote(str(release))} --encoder {quote(str(encoder))}")
 
 
 def keep_lines(path: Path, last_step: int) -> None:
