@@ -1,15 +1,16 @@
 """Speech, from files on disk and data sets of the hub to batches of crops.
 
-sources.py    what `data.train` names: folders, parquet files, hub names; their shares
-hub.py        downloads data sets of the hub
-clips.py      clips in folders and parquet files, decoded and checked
-bandwidth.py  finds clips with nothing above 8 kHz
-order.py      which clip comes at which position
-crops.py      random crops in batches, and the fixed validation clips
-seeds.py      random seeds derived from numbers
-export.py     writes any source as WAV files
-reference.py  checks and prepares a reference clip for a voice
-demo/         the stand-in: a small release, its withheld encoder, and speech
+sources.py        what `data.train` names: folders, parquet files, hub names; their shares
+hub.py            downloads data sets of the hub
+clips.py          clips in folders and parquet files, decoded and checked
+bandwidth.py      finds clips with nothing above 8 kHz
+order.py          which clip comes at which position
+crops.py          random crops in batches, and the fixed validation clips
+seeds.py          random seeds derived from numbers
+export.py         writes any source as WAV files
+reference.py      checks and prepares a reference clip for a voice
+speech_server.py  asks a server to speak in the voice of a clip
+demo/             the stand-in: a small release, its withheld encoder, and speech
 """
 
 from data.clips import BadClipError, DataError, JoinedClips, decode
