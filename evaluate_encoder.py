@@ -14,6 +14,11 @@ judge cannot score a clip, the output names the clip, and the other judges score
 
 from __future__ import annotations
 
+if __name__ == "__main__":  # Ctrl-C during the imports below, which take seconds
+    from system.signals import end_on_signals
+
+    end_on_signals()
+
 import argparse
 import json
 import os

@@ -15,6 +15,11 @@ old encoder or the new one, whole; the next run deletes half-written files.
 
 from __future__ import annotations
 
+if __name__ == "__main__":  # Ctrl-C during the imports below, which take seconds
+    from system.signals import end_on_signals
+
+    end_on_signals()
+
 import argparse
 import shlex
 import shutil

@@ -15,6 +15,11 @@ moment, the release can still be served, and the next run finishes the change. I
 
 from __future__ import annotations
 
+if __name__ == "__main__":  # Ctrl-C during the imports below, which take seconds
+    from system.signals import end_on_signals
+
+    end_on_signals()
+
 import argparse
 import io
 import math

@@ -18,6 +18,11 @@ balancer turns weights into shares of the gradient there. `Trainer.backward` is 
 
 from __future__ import annotations
 
+if __name__ == "__main__":  # Ctrl-C during the imports below, which take seconds
+    from system.signals import end_on_signals
+
+    end_on_signals()
+
 import argparse
 from contextlib import closing
 from pathlib import Path
@@ -345,7 +350,7 @@ def main() -> int:
             train(config, ranks)
         return 0
 
-    return exit_status(run, "repeat the command to resume", when_refused="")
+    return exit_status(run, "repeat the command to resume", when_refused="", at_once=True)
 
 
 if __name__ == "__main__":

@@ -13,6 +13,13 @@ speech_server.py  asks a server to speak in the voice of a clip
 demo/             the stand-in: a small release, its withheld encoder, and speech
 """
 
+import sys
+
+if sys.argv[:1] == ["-m"]:  # Ctrl-C during the imports of `python -m data.export`
+    from system.signals import end_on_signals
+
+    end_on_signals()
+
 from data.clips import BadClipError, DataError, JoinedClips, decode
 from data.crops import Crops, Stream, crop_loader, fixed_clips
 from data.order import Order, Shuffled

@@ -22,6 +22,7 @@ from data.clips import BadClipError, Clips, read_audio
 from data.sources import open_clips
 from system.command import exit_status
 from system.environment import from_environment
+from system.signals import children_without_ctrl_c
 
 
 class _Writer:
@@ -54,7 +55,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 def export(options: argparse.Namespace) -> int:
     """Writes the clips. Returns the exit status."""
     clips = open_clips(options.sources, from_environment("HF_CACHE"))
-    with multiprocessing.get_context("spawn").Pool(options.workers) as pool:
+    with children_without_ctrl_c():
+        workers = multiprocessing.get_context("spawn").Pool(options.workers)
+    with workers as pool:
         problems = [text for text in pool.imap(_Writer(clips, options.folder), range(len(clips)), chunksize=16) if text]
     for text in problems:
         print(f"left out: {text}", file=sys.stderr)

@@ -18,6 +18,11 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # finds the repository's packages from any folder
 
+if __name__ == "__main__":  # Ctrl-C during the imports below
+    from system.signals import end_on_signals
+
+    end_on_signals()
+
 from data.reference import prepare, read_clip
 from data.speech_server import URL, SpeechError, request_by_clip, request_by_name, speak
 from system.command import exit_status

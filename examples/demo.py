@@ -9,6 +9,11 @@ own class.
 
 from __future__ import annotations
 
+if __name__ == "__main__":  # Ctrl-C during the imports below, which take seconds
+    from system.signals import end_on_signals
+
+    end_on_signals()
+
 import argparse
 import json
 import shutil

@@ -13,6 +13,13 @@ frames.py         averages over the frames inside a padded clip
 resampling.py     resamples to 16 kHz for the frozen networks
 """
 
+import sys
+
+if sys.argv[:1] == ["-m"]:  # Ctrl-C during the imports of `python -m losses.asr.whisper_weights`
+    from system.signals import end_on_signals
+
+    end_on_signals()
+
 from losses.balancer import Balancer, FixedWeights
 from losses.commitment import commitment
 from losses.diversity import Diversity

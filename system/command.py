@@ -2,41 +2,52 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
 
 from system.environment import from_environment
-from system.signals import StoppedError
+from system.signals import EndingSignals, RaisedSignals, StoppedError
 
 
 class UserError(Exception):
     """Something that the user can mend. The message is one sentence: what is wrong, where, and what to do."""
 
 
-def exit_status(command: Callable[[], int], when_interrupted: str, when_refused: str = "nothing was changed") -> int:
-    """Runs `command` and returns its exit status. On UserError, OSError or Ctrl-C it prints one sentence on standard
-    error and returns 2. `when_interrupted` and `when_refused` say what state Ctrl-C or an OSError leaves: they end the
-    sentence. On StoppedError it returns the status that belongs to the signal."""
+def exit_status(
+    command: Callable[[], int], when_interrupted: str, when_refused: str = "nothing was changed", at_once: bool = False
+) -> int:
+    """Runs `command` and returns its exit status. On UserError or OSError it prints one sentence on standard error and
+    returns 2; on Ctrl-C or SIGTERM a sentence and 128 plus the signal's number. `when_interrupted` and `when_refused`
+    say what state a signal or an OSError leaves: they end the sentence. `at_once` is for a command that has nothing to
+    tidy up after a signal: it ends the process where it is, even in a library that would first finish a download."""
+    signals = EndingSignals(when_interrupted) if at_once else RaisedSignals()
     try:
-        return command()
+        with signals:
+            return command()
     except StoppedError as stopped:
         print(f"{stopped}: repeat the command to resume", file=sys.stderr)
         return stopped.status
-    except UserError as error:
-        sentence = str(error)
-    except OSError as error:
-        refusal = f"{error.filename}: {error.strerror}" if error.filename else str(error)
-        sentence = f"{refusal}; {when_refused}" if when_refused else refusal
-    except KeyboardInterrupt:
-        sentence = f"interrupted: {when_interrupted}"
+    except (Exception, KeyboardInterrupt) as failure:
+        status = 2
+        if signals.number or isinstance(failure, KeyboardInterrupt):  # a library may raise an error of its own then
+            sentence, status = f"interrupted: {when_interrupted}", 128 + (signals.number or signal.SIGINT)
+        elif isinstance(failure, UserError):
+            sentence = str(failure)
+        elif isinstance(failure, OSError):
+            refusal = f"{failure.filename}: {failure.strerror}" if failure.filename else str(failure)
+            sentence = f"{refusal}; {when_refused}" if when_refused else refusal
+        else:
+            raise
     print(f"error: {sentence}", file=sys.stderr)
-    return 2
+    return status
 
 
 def model_folder(given: str | None) -> Path:
     """The release's folder: the one given, or else the one that MODEL_DIR names. Raises UserError if there is none."""
-    name = given or from_environment("MODEL_DIR")
+    name = os.path.expanduser(given or "") or from_environment("MODEL_DIR")  # noqa: PTH111 (no error without a home)
     if not name:
         raise UserError("no release given: pass --model-dir DIR, or set MODEL_DIR to the checkpoint's folder")
     if not Path(name).is_dir():

@@ -1,10 +1,19 @@
-"""A run that is asked to stop finishes its step, saves its state, and ends with an exit status that says so."""
+"""Ctrl-C and SIGTERM, at any moment of a program: one sentence, and the exit status 128 plus the signal's number.
+
+While a program imports its libraries, a signal ends it at once (`end_on_signals`). While it works, a signal is an
+exception, so what it has begun is tidied up (`RaisedSignals`). A training run finishes its step and saves its state
+(`StopRequest`). A signal that is ignored, as SIGINT is in a shell's background jobs, stays ignored.
+"""
 
 from __future__ import annotations
 
+import os
 import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import FrameType
-from typing import Any
+from typing import Any, NoReturn, Self
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
@@ -18,23 +27,74 @@ class StoppedError(Exception):
         self.status = 128 + number
 
 
-class StopRequest:
-    """Takes SIGTERM and SIGINT while it is entered. `number` is the number of the signal that came, or 0."""
+def end_on_signals() -> None:
+    """From now on SIGTERM and SIGINT end the process. Programs call this before their imports, which take seconds."""
+    EndingSignals().__enter__()
+
+
+class _Handlers:
+    """Takes SIGTERM and SIGINT while it is entered, unless they are ignored. `number` is that of the signal that came,
+    or 0."""
 
     def __init__(self) -> None:
         self.number = 0
 
-    def __enter__(self) -> StopRequest:
+    def __enter__(self) -> Self:
         self.before: dict[int, Any] = {}  # must exist before the first signal can come
-        for number in SIGNALS:
-            self.before[number] = signal.signal(number, self._note)
+        if threading.current_thread() is threading.main_thread():  # Python sets handlers in no other
+            for number in SIGNALS:
+                if signal.getsignal(number) != signal.SIG_IGN:
+                    self.before[number] = signal.signal(number, self.take)
         return self
 
     def __exit__(self, *failure: object) -> None:
         for number, handler in self.before.items():
             signal.signal(number, handler)
 
-    def _note(self, number: int, frame: FrameType | None) -> None:
+    def take(self, number: int, frame: FrameType | None) -> None:
+        self.number = number
+
+
+class EndingSignals(_Handlers):
+    """A signal ends the process where it is, with a sentence that ends in `left`: what state that leaves."""
+
+    def __init__(self, left: str = ""):
+        super().__init__()
+        self.left = left
+
+    def take(self, number: int, frame: FrameType | None) -> NoReturn:
+        reason = f"interrupted: {self.left}" if self.left else f"interrupted by {signal.Signals(number).name}"
+        os.write(2, f"error: {reason}\n".encode())  # sys.stderr may be in the middle of a write
+        os._exit(128 + number)
+
+
+class RaisedSignals(_Handlers):
+    """A signal raises KeyboardInterrupt. A library may turn that into an error of its own, so look at `number` too."""
+
+    def take(self, number: int, frame: FrameType | None) -> NoReturn:
+        self.number = number
+        raise KeyboardInterrupt
+
+
+class StopRequest(_Handlers):
+    """A signal is only noted in `number`."""
+
+    def take(self, number: int, frame: FrameType | None) -> None:
         self.number = number
         # A signal to the whole process group also ends the loader's workers: from now on their death is no failure.
         self.before.setdefault(signal.SIGCHLD, signal.signal(signal.SIGCHLD, signal.SIG_DFL))
+
+
+@contextmanager
+def children_without_ctrl_c() -> Iterator[None]:
+    """Processes that start in this block never receive Ctrl-C: a terminal sends it to all of them, and only this one
+    answers it. It does so at the end of the block, when all children have received their start-up data."""
+    # the mask alone is not enough: this process's other threads take the signal
+    with StopRequest() as stop:
+        mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+        try:
+            yield
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+    if stop.number:
+        signal.raise_signal(stop.number)

@@ -18,7 +18,7 @@ SENTENCES = {
         2,
     ),
     "[Errno 28] No space left on device; nothing was changed": (OSError(errno.ENOSPC, "No space left on device"), 2),
-    "interrupted: the old file is still there": (KeyboardInterrupt(), 2),
+    "interrupted: the old file is still there": (KeyboardInterrupt(), 128 + signal.SIGINT),
     "stopped by SIGTERM after step 3, which is saved: repeat the command to resume": (
         StoppedError(signal.SIGTERM, 3),
         128 + signal.SIGTERM,

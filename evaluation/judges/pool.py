@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import multiprocessing
 import os
-import signal
 import threading
 from collections import deque
 from collections.abc import Collection, Iterable, Iterator, Sequence
@@ -23,7 +22,7 @@ from evaluation.judges.available import open_judges
 from evaluation.judges.judge import Judge, Measurements, Metric, first_line
 from evaluation.speech import Speech
 from system.command import UserError
-from system.signals import StopRequest
+from system.signals import children_without_ctrl_c
 
 
 class JudgeError(UserError):
@@ -72,19 +71,14 @@ class WorkerPool(JudgePool):
         # spawned, because a forked process cannot use a GPU that its parent has used
         context = multiprocessing.get_context("spawn")
         self.pool = ProcessPoolExecutor(workers, context, _start_worker, (names, options))
-        # Workers inherit a mask that blocks Ctrl-C, because only the parent answers it. The parent answers it after all
-        # workers have received their start-up data. Its own mask is not enough: its other threads take the signal.
-        with StopRequest() as stop:
-            mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-            try:
+        try:
+            with children_without_ctrl_c():
                 for _ in range(workers):  # start all now, so that they open their judges while the codec encodes
                     self.pool.submit(_do_nothing)
                 self.processes = set(multiprocessing.active_children()) - others
-            finally:
-                signal.pthread_sigmask(signal.SIG_SETMASK, mask)
-        if stop.number:
+        except KeyboardInterrupt:
             self.close(terminate=True)
-            signal.raise_signal(stop.number)
+            raise
 
     def score(self, clips: Iterable[ClipVersions]) -> Iterator[list[Measurements]]:
         pending: deque[Future[list[Measurements]]] = deque()
