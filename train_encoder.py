@@ -47,6 +47,7 @@ from training.memory import checkpoint_activations, explain_full_memory
 from training.metrics import RunningMetrics, combine, combine_over_ranks
 from training.monitoring import NonFiniteMonitor, TrainingWarnings, not_finite
 from training.optimization import EMA, adam, learning_rate
+from training.output_lock import sole_run
 from training.progress import Progress
 from training.state import TrainingState, build_codec, newest_checkpoint
 from training.step_inputs import StepInputs, graphed_if_asked, step_inputs
@@ -346,7 +347,11 @@ def main() -> int:
 
     def run() -> int:
         config = load_config(arguments.config, arguments.overrides)
-        with start_ranks() as ranks, explain_full_memory(config, ranks, lambda other: try_steps(other, ranks)):
+        with (
+            start_ranks() as ranks,
+            sole_run(Path(config.output_dir), ranks),
+            explain_full_memory(config, ranks, lambda other: try_steps(other, ranks)),
+        ):
             train(config, ranks)
         return 0
 
