@@ -2,7 +2,8 @@
 
 sources.py        what `data.train` names: folders, parquet files, hub names; their shares
 hub.py            downloads data sets of the hub
-clips.py          clips in folders and parquet files, decoded and checked
+audio.py          audio files, judged by their headers and decoded in bounded memory
+clips.py          clips in folders and parquet files
 bandwidth.py      finds clips with nothing above 8 kHz
 order.py          which clip comes at which position
 crops.py          random crops in batches, and the fixed validation clips
@@ -20,7 +21,8 @@ if sys.argv[:1] == ["-m"]:  # Ctrl-C during the imports of `python -m data.expor
 
     end_on_signals()
 
-from data.clips import BadClipError, DataError, JoinedClips, decode
+from data.audio import BadClipError, decode
+from data.clips import DataError, JoinedClips
 from data.crops import Crops, Stream, crop_loader, fixed_clips
 from data.order import Order, Shuffled
 from data.seeds import derive_seed

@@ -1,52 +1,27 @@
-"""Clips in folders of audio files and in parquet files with LibriTTS-R's schema; decoding and checking them."""
+"""Clips in folders of audio files and in parquet files with LibriTTS-R's schema."""
 
 from __future__ import annotations
 
-import io
 import os
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
-import soundfile
-import soxr
-import torch
-from torch import Tensor
 
+from data.audio import BadClipError, Clip
 from system.command import UserError
+from system.names import printable
 
 if TYPE_CHECKING:
     from pyarrow import Schema
 
 AUDIO_SUFFIXES = (".wav", ".flac", ".ogg", ".mp3")
-UNKNOWN_SIZE = 0x7FFF0000  # bytes; a WAV file written into a pipe claims this size or more
-OGG_END = 4  # the flag of an OGG file's last page
-SILENCE = 1e-4  # peak under which a clip counts as silent (-80 dBFS)
 
 
 class DataError(UserError):
     """Data that cannot be used at all. The message says what, where, and what is accepted."""
-
-
-class BadClipError(UserError):
-    """One clip that cannot be used. The message names it and the reason; a run counts it by `kind` and continues."""
-
-    def __init__(self, name: str, kind: str, detail: str = ""):
-        super().__init__(f"{name} {kind}" + (f" ({detail})" if detail else ""))
-        self.kind = kind
-
-
-@dataclass(frozen=True)
-class Clip:
-    """A clip as it is stored. `audio` is the bytes of a whole file."""
-
-    name: str
-    audio: bytes
-    speaker: str = ""
-    text: str = ""
 
 
 class Clips(Protocol):
@@ -83,21 +58,18 @@ class FolderClips:
 
     def read(self, index: int) -> Clip:
         path = self._path(index)
-        try:
-            audio = path.read_bytes()
-        except OSError as error:
-            raise BadClipError(str(path), "cannot be read", str(error.strerror)) from error
+        name = printable(path)
         if not self.transcribed:
-            return Clip(str(path), audio, path.parent.name)
+            return Clip(name, path, printable(path.parent.name))
         try:
             text = path.with_suffix(self.TRANSCRIPT).read_text(encoding="utf-8").strip()
         except FileNotFoundError:
             if self.needs_text:
-                raise BadClipError(str(path), "has no transcript", f"expected {self.TRANSCRIPT} beside it") from None
+                raise BadClipError(name, "has no transcript", f"expected {self.TRANSCRIPT} beside it") from None
             text = ""
         except (OSError, UnicodeDecodeError) as error:
-            raise BadClipError(str(path), "has a transcript that cannot be read", str(error)) from error
-        return Clip(str(path), audio, path.parent.parent.name, text)
+            raise BadClipError(name, "has a transcript that cannot be read", str(error)) from error
+        return Clip(name, path, printable(path.parent.parent.name), text)
 
     def speakers(self) -> np.ndarray:
         up = 2 if self.transcribed else 1
@@ -158,8 +130,8 @@ class ParquetClips:
 
     def read(self, index: int) -> Clip:
         row = self.rows[index]
-        name, text = str(row["id"] or f"row {index}"), row["text_normalized"]
-        speaker = "" if row["speaker_id"] is None else str(row["speaker_id"])
+        name, text = printable(str(row["id"] or f"row {index}")), row["text_normalized"]
+        speaker = "" if row["speaker_id"] is None else printable(str(row["speaker_id"]))
         audio = row["audio"] and row["audio"]["bytes"]
         if not audio:
             raise BadClipError(name, "holds no audio")
@@ -200,51 +172,3 @@ def _unreadable(error: OSError) -> None:
 
 def _numbered(names: np.ndarray) -> np.ndarray:
     return np.unique(names, return_inverse=True)[1].astype(np.int32)
-
-
-def read_audio(clip: Clip) -> tuple[np.ndarray, int]:
-    """A clip's samples [T, channels], float32, and its sample rate in Hz. Raises BadClipError if the bytes are no
-    audio, or the samples are none, not finite or silent."""
-    if not clip.audio:
-        raise BadClipError(clip.name, "is empty", "it has 0 bytes: copy it again")
-    try:
-        # As mistral-common reads it. `soundfile.read` seeks first, and then an MP3 decodes to other last bits.
-        with soundfile.SoundFile(io.BytesIO(clip.audio)) as file:
-            channels, rate = file.read(dtype="float32", always_2d=True), file.samplerate
-    except soundfile.LibsndfileError as error:
-        reason = error.error_string.rstrip(".")  # without the address of the memory it read from
-        raise BadClipError(clip.name, "cannot be decoded", f"{reason}: give WAV, FLAC, MP3 or OGG") from error
-    if not channels.size:
-        raise BadClipError(clip.name, "is empty", "no samples: record or export it again")
-    if not np.isfinite(channels).all():
-        raise BadClipError(clip.name, "holds values that are not finite", "NaN or infinity: export it again")
-    if np.abs(channels).max() < SILENCE:
-        raise BadClipError(clip.name, "is silent", "no sample reaches -80 dBFS: record it again")
-    return channels, rate
-
-
-def is_cut_short(audio: bytes) -> bool:
-    """Whether a WAV or OGG file is shorter than it claims, as after an interrupted copy; such a file decodes without an
-    error. A WAV file written into a pipe does not know its size."""
-    if audio.startswith(b"RIFF"):
-        size = 8 + int.from_bytes(audio[4:8], "little")
-        return len(audio) + 1 < size < UNKNOWN_SIZE  # not every program pads an odd number of bytes
-    if audio.startswith(b"OggS"):
-        page = audio[audio.rfind(b"OggS") :]  # the last page; its header is 27 bytes and the lengths of its segments
-        segments = page[27 : 27 + page[26]] if len(page) > 26 else b""
-        return not segments or not page[5] & OGG_END or len(page) < 27 + len(segments) + sum(segments)
-    return False
-
-
-def decode(clip: Clip, sample_rate: int, resample: bool = False) -> Tensor:
-    """A clip's waveform [1, T] at `sample_rate`, mixed down to mono, for training. Raises BadClipError as `read_audio`
-    does, for a file that is cut short, and for another sample rate if `resample` is off."""
-    channels, rate = read_audio(clip)
-    if is_cut_short(clip.audio):
-        raise BadClipError(clip.name, "is cut short")
-    samples = channels.mean(axis=1)
-    if rate != sample_rate:
-        if not resample:
-            raise BadClipError(clip.name, f"is not at {sample_rate} Hz", f"{rate} Hz; data.resample=true accepts it")
-        samples = soxr.resample(samples, rate, sample_rate, quality="HQ")
-    return torch.from_numpy(samples)[None]

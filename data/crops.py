@@ -6,6 +6,7 @@ without reading what came before, and batches are always complete.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Generator, Iterator
 from typing import NamedTuple
 
@@ -13,13 +14,17 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler, get_worker_info
 
+from data.audio import BadClipError, Clip, decode_part, open_audio
 from data.bandwidth import is_band_limited
-from data.clips import BadClipError, Clip, Clips, DataError, decode
+from data.clips import Clips, DataError
 from data.order import Order, Shuffled
 from data.seeds import derive_seed
 
 ATTEMPTS = 50  # clips tried in a row before the data is called unusable
 BAND_LIMITED = "has nothing above 8 kHz"
+LONG_SECONDS = 120.0  # of a longer clip only an excerpt is decoded for a crop
+EXCERPT_SECONDS = 30.0
+UNSEEKABLE = "is long and can only be decoded from its beginning"
 
 
 class Fault(NamedTuple):
@@ -68,7 +73,7 @@ class Crops(Dataset[Item]):
         skipped = []
         for attempt in range(ATTEMPTS):
             try:
-                clip, waveform, kept = self.usable(index)
+                clip, waveform, kept = self.usable(index, generator)
             except BadClipError as reason:
                 skipped.append(Fault(reason.kind, str(reason)))
                 index = self.order.replacement(index, attempt, generator)
@@ -77,20 +82,30 @@ class Crops(Dataset[Item]):
             return Item(clip.name, waveform[:, start : start + self.length], tuple(skipped), kept)
         raise DataError(f"no usable clip among {ATTEMPTS} tried; the last one: {skipped[-1].message}")
 
-    def usable(self, index: int) -> tuple[Clip, Tensor, tuple[Fault, ...]]:
-        """A clip, its whole waveform [1, T], and the faults with which it is used. Raises BadClipError for a clip that
-        cannot be used."""
+    def usable(self, index: int, generator: torch.Generator | None = None) -> tuple[Clip, Tensor, tuple[Fault, ...]]:
+        """A clip, its waveform [1, T], and the faults with which it is used. Of a clip longer than LONG_SECONDS the
+        waveform is an excerpt, drawn with the generator; without one it is the clip's beginning. Raises BadClipError
+        for a clip that cannot be used."""
         clip = self.clips.read(index)
-        waveform = decode(clip, self.sample_rate, self.resample)
+        kept: list[Fault] = []
+        with open_audio(clip) as audio:
+            first, frames = 0, audio.frames
+            if audio.seconds > LONG_SECONDS:
+                frames = min(frames, math.ceil(max(EXCERPT_SECONDS, self.length / self.sample_rate) * audio.rate) + 1)
+                if generator:
+                    first = int(torch.rand((), generator=generator, dtype=torch.float64) * (audio.frames - frames))
+                if not audio.seekable:
+                    detail = "decoding it for each crop is slow: data.export writes it as WAV, or cut it into pieces"
+                    kept.append(Fault(UNSEEKABLE, f"{clip.name} {UNSEEKABLE} ({detail})"))
+            waveform = decode_part(audio, self.sample_rate, self.resample, first, frames)
         if waveform.shape[-1] < self.length:
             seconds = waveform.shape[-1] / self.sample_rate
             raise BadClipError(clip.name, "is shorter than a crop", f"{seconds:.2f} s")
-        if not is_band_limited(waveform[0].numpy(), self.sample_rate):
-            return clip, waveform, ()
-        if self.drop_band_limited:
-            raise BadClipError(clip.name, BAND_LIMITED, "data.band_limited=keep uses it")
-        fault = Fault(BAND_LIMITED, f"{clip.name} {BAND_LIMITED} (data.band_limited=drop leaves it out)")
-        return clip, waveform, (fault,)
+        if is_band_limited(waveform[0].numpy(), self.sample_rate):
+            if self.drop_band_limited:
+                raise BadClipError(clip.name, BAND_LIMITED, "data.band_limited=keep uses it")
+            kept.append(Fault(BAND_LIMITED, f"{clip.name} {BAND_LIMITED} (data.band_limited=drop leaves it out)"))
+        return clip, waveform, tuple(kept)
 
 
 class Stream(Sampler[list[tuple[int, int]]]):

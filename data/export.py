@@ -9,6 +9,7 @@ clip that cannot be read is named and left out. The exit status is 2 if none can
 from __future__ import annotations
 
 import argparse
+import errno
 import multiprocessing
 import os
 import re
@@ -18,11 +19,15 @@ from pathlib import Path
 
 import soundfile
 
-from data.clips import BadClipError, Clips, read_audio
+from data.audio import AudioFile, BadClipError, check_level, open_audio, peak_of
+from data.clips import Clips
 from data.sources import open_clips
 from system.command import exit_status
 from system.environment import from_environment
+from system.files import written_whole
 from system.signals import children_without_ctrl_c
+
+LONGEST_NAME = 200  # bytes of a folder's name
 
 
 class _Writer:
@@ -33,13 +38,30 @@ class _Writer:
         """Writes one clip. Returns why it cannot, or an empty string."""
         try:
             clip = self.clips.read(index)
-            samples, rate = read_audio(clip)
+            with open_audio(clip) as audio:
+                self._write(audio, self.folder / folder_name(clip.speaker) / f"{index:07}.wav")
         except BadClipError as error:
             return str(error)
-        speaker = self.folder / (re.sub(r"[^\w.-]", "_", clip.speaker) or "unknown")
-        speaker.mkdir(parents=True, exist_ok=True)
-        soundfile.write(speaker / f"{index:07}.wav", samples.mean(axis=1).clip(-1, 1), rate, subtype="PCM_16")
         return ""
+
+    def _write(self, audio: AudioFile, path: Path) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        peak = 0.0
+        with written_whole(path, durable=False) as partial:
+            try:
+                with soundfile.SoundFile(partial, "w", audio.rate, 1, "PCM_16", format="WAV") as file:
+                    for channels in audio.blocks():
+                        peak = max(peak, peak_of(audio.name, channels))
+                        file.write(channels.mean(axis=1).clip(-1, 1))
+            except soundfile.LibsndfileError as error:
+                raise OSError(errno.EIO, f"cannot be written ({error.error_string})", str(path)) from error
+            check_level(audio.name, peak)
+
+
+def folder_name(speaker: str) -> str:
+    """A speaker's name as that of a folder: a data set's speakers may be called `..` or have very long names."""
+    name = re.sub(r"[^\w.-]", "_", speaker).encode()[:LONGEST_NAME].decode(errors="ignore")
+    return name if name.strip(".") else "unknown"
 
 
 def main(argv: Sequence[str] | None = None) -> int:

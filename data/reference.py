@@ -17,8 +17,8 @@ import torch
 from torch import Tensor
 
 from codec.config import FRAME_SIZE, SAMPLE_RATE
+from data.audio import SILENCE, BadClipError, Clip, read_audio
 from data.bandwidth import is_band_limited
-from data.clips import SILENCE, BadClipError, Clip, read_audio
 
 MODEL_TOKENS = 4096  # prompt, text and speech together: `max_model_len` in vllm-omni's deploy/voxtral_tts.yaml
 NAME = re.compile(r"[a-z0-9_-]{1,64}")

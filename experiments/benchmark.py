@@ -32,7 +32,7 @@ import yaml
 from codec import load_release
 from codec.checkpoint import read_training, with_encoder
 from data import open_clips
-from data.clips import Clip
+from data.audio import Clip
 from experiments.runs import ROOT, experiment_status, run, training_metrics
 from experiments.stand_in.build import add_voices
 

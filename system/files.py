@@ -53,9 +53,10 @@ def folder_written_whole(path: Path) -> Iterator[Path]:
 
 
 def write_whole(path: Path, text: str) -> None:
-    """Writes a text file in UTF-8 by `written_whole`. Raises OSError."""
+    """Writes a text file in UTF-8 by `written_whole`. A path in it that is no UTF-8 is written with escapes. Raises
+    OSError."""
     with written_whole(path) as partial:
-        partial.write_text(text, encoding="utf-8")
+        partial.write_text(text, encoding="utf-8", errors="backslashreplace")
 
 
 def sync(path: Path) -> None:

@@ -16,7 +16,7 @@ import soundfile
 import torch
 
 from data import Crops, DataError, Shuffled, Source, Stream, crop_loader, decode, fixed_clips, open_clips, open_sources
-from data.clips import BadClipError, Clip
+from data.audio import BadClipError, Clip
 from experiments.random_speech import audio_bytes, write_parquet
 
 RATE = 24000

@@ -12,7 +12,7 @@ import soundfile
 import torch
 from mistral_common.tokens.tokenizers.audio import Audio, AudioConfig, AudioEncoder, AudioSpectrogramConfig
 
-from data.clips import BadClipError, Clip
+from data.audio import BadClipError, Clip
 from data.reference import MODEL_TOKENS, NAME, Reference, prepare, read_clip, token_count
 from tests.patching import clip, noise
 

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from data import open_clips
-from data.clips import decode
+from data.audio import decode
 from experiments.stand_in import train_speaker
 from losses.resampling import band_limited_resample
 from losses.speaker import SpeakerDistance, SpeakerModelError, SpeakerNetwork

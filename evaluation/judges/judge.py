@@ -9,7 +9,7 @@ from typing import Any, Literal, NamedTuple, Protocol
 
 from torch import Tensor
 
-from data.clips import SILENCE
+from data.audio import SILENCE
 from data.reference import SAMPLE_RATE
 from evaluation.speech import Speech
 

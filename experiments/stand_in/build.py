@@ -24,7 +24,7 @@ import torch
 from codec import Codec, load_release
 from codec.checkpoint import with_encoder
 from codec.config import SAMPLE_RATE
-from data.clips import Clip, decode
+from data.audio import Clip, decode
 from experiments.runs import DEMO, ExperimentError, experiment_status
 
 SPEECH_FILES = ("train-*.parquet", "test.parquet", "real.parquet", "real_sources.csv")

@@ -22,7 +22,7 @@ import torchaudio
 from torch import Tensor, nn
 
 from data import open_clips
-from data.clips import read_audio
+from data.audio import read_audio
 from experiments.runs import experiment_status
 from experiments.stand_in.speaker_network import SMALL, write_hyperparameters
 from losses.resampling import JUDGE_RATE, band_limited_resample

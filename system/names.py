@@ -1,0 +1,12 @@
+"""Names of files, shown and written: a name on disk is bytes, and need not be text."""
+
+from __future__ import annotations
+
+import os
+
+
+def printable(name: str | os.PathLike[str]) -> str:
+    """A file's name as text that every UTF-8 file and terminal takes. Bytes that are no UTF-8 become `\\xe9`, line ends
+    and other control characters `\\n` and so on. Other names stay as they are."""
+    text = os.fsencode(name).decode("utf-8", errors="backslashreplace")
+    return "".join(c if c.isprintable() or c == "\u3000" else c.encode("unicode_escape").decode() for c in text)
