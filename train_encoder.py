@@ -290,7 +290,7 @@ def train(config: Config, ranks: Ranks) -> None:
     checkpoint, first_step = newest_checkpoint(config, ranks)
     trainer = Trainer(config, ranks, initialize=ranks.main and not checkpoint and not config.start_from)
     data = TrainingData(config, ranks, trainer.codec.sample_rate)
-    trainer.state.restore(checkpoint)
+    trainer.state.restore(checkpoint, len(data.crops))
     progress, warnings = Progress(folder, first_step, config.steps, data.seconds_a_step, ranks), TrainingWarnings()
     if ranks.main:
         write_whole(folder / "config.yaml", dump_config(config))

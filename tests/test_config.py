@@ -9,8 +9,8 @@ import pytest
 import yaml
 
 from data import Source
-from training.checkpoints import check_same_run
 from training.config import RENAMED, ConfigError, dump_config, load_config
+from training.same_run import check_same_run
 
 MINIMAL = {"model_dir": "somewhere", "data": {"train": ["a"], "validation": "b"}}
 
@@ -237,6 +237,48 @@ def test_a_checkpoint_of_another_configuration_is_refused_with_the_keys(file: Pa
     )
     with pytest.raises(ConfigError, match=r"losses\.mel \(4\.0 there, 2\.0 now\), seed \(0 there, 1 now\)"):
         check_same_run(before, dump_config(load_config(file, ["losses.mel=2", "seed=1"])))
+
+
+def test_the_same_run_goes_on_whatever_way_its_paths_are_spelt(
+    file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("release", "a", "b", "elsewhere"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "link").symlink_to("a")
+    monkeypatch.chdir(tmp_path)
+    before = dump_config(load_config(file, ["model_dir=release", "data.train=[a, {path: b}]"]))
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    spellings = (
+        ["model_dir=../release/", "data.train=[../a/, ../b]", "data.validation=../b/../b"],
+        [f"model_dir={tmp_path}/a/../release", f"data.train=[{tmp_path}/a, {tmp_path}/./b]", "data.validation=../b"],
+        ["model_dir=../release", "data.train=[../link, ../elsewhere/../b]", f"data.validation={tmp_path}//b"],
+    )
+    for spelt in spellings:
+        check_same_run(before, dump_config(load_config(file, spelt)), str(tmp_path))
+    others = (
+        (["data.train=[../a]"], "data.train"),
+        (["data.train=[../b, ../a]"], "data.train"),
+        (["data.train=[{path: ../a, weight: 1}, {path: ../b, weight: 1}]"], "data.train"),
+        (["data.validation=../a"], "data.validation"),
+        (["model_dir=../a"], "model_dir"),
+    )
+    for spelt, named in others:
+        with pytest.raises(ConfigError, match=rf"another configuration: {named} \(.*add moved=true"):
+            check_same_run(before, dump_config(load_config(file, [*spellings[0], *spelt])), str(tmp_path))
+
+
+def test_moved_data_is_named_by_a_setting(file: Path) -> None:
+    before = dump_config(load_config(file, ["data.train=[/old/a, {path: /old/b}]", "losses.asr_teacher=/old/small.pt"]))
+    now = ["data.train=[/new/a, /new/b]", "losses.asr_teacher=/new/small.pt", "model_dir=/new/release"]
+    with pytest.raises(ConfigError, match="add moved=true"):
+        check_same_run(before, dump_config(load_config(file, now)))
+    check_same_run(before, dump_config(load_config(file, [*now, "moved=true"])))
+    with pytest.raises(ConfigError, match=r"data\.train \("):
+        check_same_run(before, dump_config(load_config(file, [*now, "moved=true", "data.train=[/new/a]"])))
+    with pytest.raises(
+        ConfigError, match=r"configuration: seed \(0 there, 1 now\); choose another output_dir, or the same v"
+    ):
+        check_same_run(before, dump_config(load_config(file, [*now, "moved=true", "seed=1"])))
 
 
 @pytest.mark.parametrize(("old", "new"), RENAMED.items())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 import time
@@ -22,7 +23,7 @@ from codec.tensors import ENCODER_PREFIXES, expected_encoder
 from experiments.random_release import TINY, params_json, random_codec, write_release
 from experiments.random_speech import audio_bytes
 from tests.rank_processes import start, statuses
-from training.checkpoints import RENAMED_STATE, STATE, checkpoints, load_newest
+from training.checkpoints import RENAMED_STATE, STATE, CheckpointError, checkpoints, load_newest
 from training.config import Config, ConfigError, load_config
 from training.distributed import Ranks
 from training.state import TrainingState
@@ -154,14 +155,64 @@ def test_what_was_seen_up_to_a_checkpoint_is_on_the_disk_with_it(
 
 
 @pytest.mark.parametrize("file", ["metrics.jsonl", "skipped_clips.txt"])
-def test_a_line_that_a_killed_run_left_unfinished_is_taken_away(settings: Path, file: str) -> None:
+def test_damaged_lines_that_a_kill_or_a_power_cut_left_are_dropped(settings: Path, file: str) -> None:
     config = run(settings, "steps=2")
     path = Path(config.output_dir) / file
     before = path.read_text()
-    path.write_bytes(path.read_bytes() + "{half a line é".encode()[:-1])
+    half = "{half a line é".encode()[:-1]
+    damaged = [b"\n", b"\0" * 50 + b"\n", b"  \n"]
+    if file == "metrics.jsonl":
+        damaged += [half + b"\n", b"[1]\n", b'{"mel": 1}\n', b'{"step": "1"}\n', b"[" * 5000 + b"\n", b"null\n"]
+    path.write_bytes(b"".join(damaged) + path.read_bytes() + b"".join(damaged) + half)
     run(settings, "steps=3")
     assert path.read_text().startswith(before)
-    assert "half" not in path.read_text()
+    left = path.read_text()[len(before) :].splitlines()
+    assert [json.loads(line)["step"] for line in left] == [3, 3] if file == "metrics.jsonl" else not left
+
+
+def test_a_run_goes_on_with_its_release_and_its_data_at_other_places(
+    settings: Path, tmp_path: Path, tiny_release: Path, speech_folder: Path
+) -> None:
+    run(settings, "steps=1", "save_every=1")
+    shutil.copytree(tiny_release, tmp_path / "release")
+    shutil.copytree(speech_folder, tmp_path / "speech")
+    (tmp_path / "link").symlink_to(speech_folder)
+    at = (f"model_dir={tmp_path}/../{tmp_path.name}/release/", f"data.train={tmp_path}/link", "save_every=1")
+    config = run(settings, *at, "steps=2")
+    assert torch.load(newest(config), weights_only=True)["step"] == 2
+    moved = (*at, f"data.train={tmp_path / 'speech'}", f"data.validation={tmp_path / 'speech'}", "steps=3")
+    with pytest.raises(ConfigError, match=r"data\.train \(.*, data\.validation \(.*; if the files .* add moved=true"):
+        run(settings, *moved)
+    run(settings, *moved, "moved=true")
+    run(settings, *moved, "steps=4")  # from here on these are the run's paths
+    (tmp_path / "speech/0.wav").unlink()
+    with pytest.raises(ConfigError, match=r"data\.train has 12 clips, 13 when the run began: moved=true needs"):
+        run(settings, *moved, "moved=true", "steps=5")
+    other = write_release(tmp_path / "other", random_codec(TINY, seed=7))
+    with pytest.raises(ConfigError, match=r"of a run with another codec than that of model_dir .*other: choose"):
+        run(settings, *moved, f"model_dir={other}")
+
+
+@pytest.mark.parametrize(
+    "state",
+    [[], "text", {}, {"step": 1}, {"step": "1", "config": "steps: 2"}, {1: 2}, torch.ones(3), b"bytes"],
+    ids=str,
+)
+def test_a_file_of_torch_that_is_no_checkpoint_is_named(settings: Path, state: Any) -> None:
+    path = Path(load_config(settings).output_dir) / "checkpoints/step_0000001" / STATE
+    path.parent.mkdir(parents=True)
+    torch.save(state, path)
+    with pytest.raises(CheckpointError, match=r"step_0000001 cannot be read \(it .*delete this folder"):
+        run(settings)
+
+
+def test_a_checkpoint_with_the_weights_of_something_else_is_named(settings: Path) -> None:
+    config = run(settings, "steps=1", "save_every=1")
+    state = torch.load(newest(config), weights_only=True)
+    for part, content in (("trained", {}), ("ema", {"a": 1}), ("best", {}), ("optimizer", {1: 2})):
+        torch.save(state | {part: content}, newest(config))
+        with pytest.raises(CheckpointError, match=r"networks cannot take .*: choose another output_dir"):
+            run(settings, "steps=2")
 
 
 def test_a_run_can_start_from_the_weights_of_another(settings: Path, tmp_path: Path) -> None:

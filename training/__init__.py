@@ -1,12 +1,15 @@
 """What a training run needs around its step, which is in train_encoder.py.
 
 config.py        the settings: YAML, environment, command line
+settings_file.py, setting_values.py   a YAML file as text values; a text as a number, a switch or a path
 dataset.py       batches of crops, and the validation clips
 step_inputs.py   what differs from step to step, and the CUDA graph of a step
 auxiliary.py     the discriminator and the ASR projection, which learn beside the codec
 optimization.py  Adam, the learning-rate schedule, the EMA of the weights
 state.py         everything that learns: start, resume, save
 checkpoints.py   checkpoint folders, written whole and checked when read
+same_run.py      whether a checkpoint is of the run that is started
+output_lock.py   one run at a time in an OUTPUT_DIR
 validation.py    metrics of the EMA encoder on fixed clips
 metrics.py       metrics of parts and ranks, combined
 monitoring.py    gradients that are not finite, and warnings

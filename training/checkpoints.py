@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import pickle
 import shutil
 from pathlib import Path
 from typing import Any
 from zipfile import BadZipFile, ZipFile
 
 import torch
-import yaml
 
+from codec.voices import LOAD_ERRORS
 from system.command import UserError
 from system.files import folder_written_whole, sync
-from training.config import RENAMED, ConfigError
 
 
 class CheckpointError(UserError):
@@ -23,11 +21,8 @@ class CheckpointError(UserError):
 STATE = "state.pt"
 # state keys of earlier versions
 RENAMED_STATE = {"average": "ema", "companions": "auxiliary", "place": "clips_seen"}
-# a resumed run may change how long it runs, where, on how many GPUs, and what it reports
-FREE_TO_CHANGE = (
-    *("steps", "output_dir", "hf_cache", "log_every", "validate_every", "save_every", "keep", "compile", "cuda_graph"),
-    *("batch_size", "accumulate", "activation_checkpointing", "data.workers", "losses.asr_cache"),
-)
+# what a checkpoint holds at least
+PARTS = {"step": int, "config": str, "clips_seen": int, **dict.fromkeys(("trained", "ema", "quantizer", "best"), dict)}
 
 
 def save_checkpoint(folder: Path, step: int, state: dict[str, Any], keep: int, best: int = 0) -> None:
@@ -66,38 +61,18 @@ def load_newest(folder: Path) -> dict[str, Any] | None:
             if damaged := archive.testzip():
                 raise BadZipFile(f"the checksum of {damaged} is wrong")
         state = torch.load(found[-1] / STATE, map_location="cpu", weights_only=True)
-    except (OSError, RuntimeError, EOFError, ValueError, BadZipFile, pickle.UnpicklingError) as error:
+        if not isinstance(state, dict):
+            raise ValueError(f"it holds a {type(state).__name__}")
+        state = {RENAMED_STATE.get(key, key): value for key, value in state.items()}
+        if wrong := [name for name, kind in PARTS.items() if not isinstance(state.get(name), kind)]:
+            raise ValueError(f"it has no {' or '.join(wrong)}")
+    except (*LOAD_ERRORS, BadZipFile) as error:
         raise CheckpointError(
             f"{found[-1]} cannot be read ({error}): delete this folder to resume from the checkpoint before it"
         ) from error
-    return {RENAMED_STATE.get(key, key): value for key, value in state.items()}
+    return state
 
 
 def checkpoints(folder: Path) -> list[Path]:
     """The complete checkpoints in `folder`, oldest first."""
     return sorted(state.parent for state in folder.glob(f"step_*/{STATE}"))
-
-
-def check_same_run(before: str, now: str) -> None:
-    """Raises ConfigError that names the keys in which a checkpoint's configuration and this run's differ, both YAML.
-    Keys in FREE_TO_CHANGE may differ; the checkpoint may have the keys of an earlier version."""
-    old, new = (
-        {RENAMED.get(key, key): value for key, value in _flat(yaml.safe_load(text)).items()} for text in (before, now)
-    )
-    differing = [
-        f"{key} ({old.get(key)!r} there, {new.get(key)!r} now)"
-        for key in sorted(old.keys() | new.keys())
-        if old.get(key) != new.get(key) and key not in FREE_TO_CHANGE
-    ]
-    if differing:
-        raise ConfigError(
-            f"output_dir {new['output_dir']} has checkpoints of another configuration: {', '.join(differing)}; "
-            "choose another output_dir, or the same values"
-        )
-
-
-def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, value in values.items():
-        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
-    return flat

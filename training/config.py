@@ -145,6 +145,7 @@ class Config:
     start_from: InputPath = (
         ""  # output_dir of another run of the same kind: start from its weights, with fresh optimizers
     )
+    moved: bool = False  # true: the files of the run that resumes are the same, at other paths
     steps: int = 100_000
     batch_size: int = 32  # crops a GPU at a time
     accumulate: int = 1  # batches a step: their gradients are averaged, so more crops fit into the same memory

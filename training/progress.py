@@ -196,15 +196,26 @@ class Progress:
 
 
 def keep_lines(path: Path, last_step: int) -> None:
-    """Removes from a metrics file the lines of steps after `last_step`, and an unfinished last line."""
+    """Removes from a metrics file the lines of steps after `last_step`, and damaged lines."""
     if path.exists():
-        lines = whole_lines(path)
-        write_whole(path, "".join(line for line in lines if json.loads(line)["step"] <= last_step))
+        write_whole(path, "".join(line for line in whole_lines(path) if 0 <= step_of(line) <= last_step))
+
+
+def step_of(line: str) -> int:
+    """The step of a line of metrics, or -1 if the line is damaged."""
+    try:
+        found = json.loads(line)
+    except (ValueError, RecursionError):
+        return -1
+    step = found.get("step") if isinstance(found, dict) else None
+    return step if isinstance(step, int) else -1
 
 
 def whole_lines(path: Path) -> list[str]:
-    """The lines of a text file, without a last one that a full disk or a killed run left unfinished."""
-    return [line + "\n" for line in path.read_text(encoding="utf-8", errors="replace").split("\n")[:-1]]
+    """The lines of a text file, without those that a full disk, a killed run or a power cut left: an unfinished last
+    line, empty ones, and ones with NULs."""
+    lines = path.read_text(encoding="utf-8", errors="replace").split("\n")[:-1]
+    return [line + "\n" for line in lines if line.strip() and "\0" not in line]
 
 
 @contextmanager

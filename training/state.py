@@ -2,24 +2,28 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
-from codec.checkpoint import load_release, save_encoder, save_release
+from codec.checkpoint import checkpoint_tensors, codec_fingerprint, load_release, save_encoder, save_release
 from codec.codec import Codec
 from codec.config import CodecConfig, read_params_file
 from losses import Balancer
 from training.auxiliary import AuxiliaryNetwork
-from training.checkpoints import check_same_run, delete_old, load_newest, save_checkpoint
+from training.checkpoints import CheckpointError, delete_old, load_newest, save_checkpoint
 from training.config import Config, ConfigError, dump_config
 from training.distributed import Ranks
 from training.optimization import EMA, load_optimizer
+from training.same_run import check_same_run
 
 
 @dataclass
@@ -36,6 +40,7 @@ class TrainingState:
     auxiliary: Mapping[str, AuxiliaryNetwork]
     waveform_balancer: Balancer
     latent_balancer: Balancer
+    clips: int = 0  # of the training data
     clips_seen: int = 0  # by all ranks together: the position in the stream of clips
     best_step: int = 0  # of all validations
     best_mel: float = math.inf
@@ -65,17 +70,48 @@ class TrainingState:
         self.clips_seen = state["clips_seen"]
         self.best_step, self.best_mel = state["best"]["step"], state["best"]["mel"]
 
-    def restore(self, checkpoint: Mapping[str, Any] | None) -> None:
+    def restore(self, checkpoint: Mapping[str, Any] | None, clips: int) -> None:
         """Resumes from rank 0's checkpoint, or starts from `config.start_from`, or from the weights as they are. All
-        ranks get rank 0's state."""
+        ranks get rank 0's state. `clips` is the number of training clips. Raises ConfigError if the checkpoint is of a
+        run with another codec or, where the data was moved, with another number of clips."""
+        self.clips = clips
         if checkpoint:
-            self.load_state_dict(checkpoint)
+            self.check_same_data(checkpoint)
+            try:
+                self.load_state_dict(checkpoint)
+            except (RuntimeError, KeyError, ValueError, TypeError, AttributeError) as error:
+                if isinstance(error, torch.OutOfMemoryError):
+                    raise
+                raise CheckpointError(
+                    f"output_dir {self.config.output_dir} has checkpoints that this run's networks cannot take "
+                    f"({str(error).strip().splitlines()[-1].strip()}): choose another output_dir"
+                ) from error
             # the run may have been killed after its last save and before it deleted older checkpoints
             delete_old(Path(self.config.output_dir) / "checkpoints", self.config.keep, self.best_step)
         elif self.config.start_from and self.ranks.main:
             self.start_from(Path(self.config.start_from))
         if self.ranks.world_size > 1:
             self.load_state_dict(self.ranks.broadcast(self.state_dict()))
+
+    @cached_property
+    def codec_identity(self) -> dict[str, str]:
+        """What tells the codec from others, wherever its release lies: dimensions, and for a frozen codec its hash."""
+        fingerprint = codec_fingerprint(checkpoint_tensors(self.codec)) if self.config.train == "encoder" else ""
+        return {"dimensions": json.dumps(asdict(self.codec.config)), "fingerprint": fingerprint}
+
+    def check_same_data(self, checkpoint: Mapping[str, Any]) -> None:
+        config = self.config
+        if checkpoint.get("codec", self.codec_identity) != self.codec_identity:
+            setting = "model_dir" if config.train == "encoder" else "params"
+            raise ConfigError(
+                f"output_dir {config.output_dir} has checkpoints of a run with another codec than that of {setting} "
+                f"{getattr(config, setting)}: choose another output_dir, or the codec that the run began with"
+            )
+        before = checkpoint.get("clips", self.clips)
+        if config.moved and before != self.clips:
+            raise ConfigError(
+                f"data.train has {self.clips} clips, {before} when the run began: moved=true needs the same clips"
+            )
 
     def start_from(self, folder: Path) -> None:
         """Takes the EMA weights of another run's newest checkpoint; with `train=codec` its codebook too."""
@@ -103,7 +139,8 @@ class TrainingState:
             if self.config.train == "codec":
                 save_release(folder / f"release{kind}", codec, Path(self.config.params))
             save_encoder(folder / f"encoder{kind}.safetensors", codec, about)
-        state = {"step": step, "config": dump_config(self.config), **self.state_dict()}
+        about_run = {"step": step, "config": dump_config(self.config), "folder": _current_folder(), "clips": self.clips}
+        state = {**about_run, "codec": self.codec_identity, **self.state_dict()}
         save_checkpoint(folder / "checkpoints", step, state, self.config.keep, self.best_step)
 
     def networks(self) -> dict[str, tuple[nn.Module, int]]:
@@ -118,8 +155,15 @@ def newest_checkpoint(config: Config, ranks: Ranks) -> tuple[dict[str, Any] | No
     state = load_newest(Path(config.output_dir) / "checkpoints") if ranks.main else None
     first_step = ranks.largest(state["step"] if state else 0)
     if state:
-        check_same_run(state["config"], dump_config(config))
+        check_same_run(state["config"], dump_config(config), state.get("folder", ""), "codec" in state)
     return state, first_step
+
+
+def _current_folder() -> str:
+    """Where relative paths start: empty if somebody has deleted that folder."""
+    with suppress(OSError):
+        return str(Path.cwd())
+    return ""
 
 
 def build_codec(config: Config, init: str, device: torch.device) -> Codec:
