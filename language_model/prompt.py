@@ -11,15 +11,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
-from mistral_common.tokens.tokenizers.tekken import Tekkenizer
 from torch import Tensor
 
 from codec.config import SPECIAL_TOKENS, ReleaseError
 from codec.voices import END_OF_AUDIO
 from language_model.config import LanguageModelConfig
+
+if TYPE_CHECKING:
+    from mistral_common.tokens.tokenizers.tekken import Tekkenizer
 
 
 class Prompt(NamedTuple):
@@ -57,6 +59,8 @@ class Batch(NamedTuple):
 
 def text_tokenizer(folder: Path) -> Tekkenizer:
     """The release's tokenizer: `text_tokenizer(folder).encode(text, bos=False, eos=False)` are a prompt's ids."""
+    from mistral_common.tokens.tokenizers.tekken import Tekkenizer  # all else here does without it
+
     path = folder / "tekken.json"
     if not path.is_file():
         raise ReleaseError(f"{folder} holds no tekken.json: it is not the folder of a Voxtral TTS release")

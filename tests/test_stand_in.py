@@ -19,8 +19,9 @@ from experiments.stand_in.code_statistics import Codes, encode, followers, phone
 from experiments.stand_in.labelled_speech import NO_CLASS, UNIT, LabelledSpeech, without_marks
 from experiments.stand_in.plan_speech import NEAREST, Speaker, add_mixes, dealt
 from experiments.stand_in.sentences import sentences, vocabulary
+from experiments.stand_in.settings import read_settings
 from experiments.stand_in.speak import LAG, MARGIN, Clip, batches, finished, write
-from experiments.stand_in.train_codec import Settings, Trainer, beyond_unit_ball, read_settings
+from experiments.stand_in.train_codec import Settings, Trainer, beyond_unit_ball
 
 CPU = torch.device("cpu")
 A, B, SPACE, STRESS, LONG = 43, 44, 16, 156, 158
@@ -108,9 +109,9 @@ def test_only_long_latents_are_shortened() -> None:
 
 
 def test_settings_have_the_type_of_their_default() -> None:
-    assert read_settings(["steps=7", "lr=1e-4"]) == replace(Settings(), steps=7, lr=1e-4)
+    assert read_settings(Settings, ["steps=7", "lr=1e-4"]) == replace(Settings(), steps=7, lr=1e-4)
     with pytest.raises(ValueError, match="speed is no setting"):
-        read_settings(["speed=3"])
+        read_settings(Settings, ["speed=3"])
 
 
 def test_the_parameters_of_the_stand_in_are_a_codecs() -> None:

@@ -6,7 +6,9 @@
 PLAN is a .jsonl.gz file for speak.py: first all speakers by name, then a row for each clip: [split, kind, speaker,
 text, phonemes]. `--text` is a folder with train-*.parquet, dev.parquet and test.parquet in LibriTTS-R's schema: their
 sentences are the open-vocabulary part, and each of the train split is spoken twice. Sentences of sentences.py are the
-closed-vocabulary part.
+closed-vocabulary part. A second plan with other sentences and more speakers:
+
+    ... PLAN_2 ... --total 3000 --skip 24000 --closed 72000 --seed 1
 
 A speaker is a mix of Kokoro's voices. `--speakers` is a CSV file with speaker_id, split, voices (a+b), weights
 (0.6+0.4), accent and speed. Random mixes are added to the train split until it has `--total` speakers. A mix whose mean
@@ -131,6 +133,11 @@ def main() -> None:
     parser.add_argument("--speakers", type=Path, required=True)
     parser.add_argument("--text", type=Path, required=True)
     parser.add_argument("--total", type=int, default=600, help="speakers of the train split (default: %(default)s)")
+    parser.add_argument(
+        "--closed", type=int, default=CLOSED["train"], help="closed-vocabulary sentences to train on (%(default)s)"
+    )
+    parser.add_argument("--skip", type=int, default=0, help="leave out the first so many: another plan has them")
+    parser.add_argument("--seed", type=int, default=0, help="who of the train split says what (default: %(default)s)")
     arguments = parser.parse_args()
 
     means = {name: voice.astype(np.float32).mean(axis=0) for name, voice in np.load(arguments.voices).items()}
@@ -138,10 +145,11 @@ def main() -> None:
     add_mixes(speakers["train"], arguments.total, speakers["dev"] + speakers["test"], means, seed=18)
     jobs: list[tuple[str, str, str, Speaker]] = []
     open_texts = texts(arguments.text, "train-*.parquet")
+    closed = sentences("train", arguments.skip + arguments.closed, 1)
     for split, kind, items, seed in (
-        ("train", "open", open_texts, 1),
-        ("train", "open", open_texts, 2),
-        ("train", "closed", sentences("train", CLOSED["train"], 1), 3),
+        ("train", "open", open_texts, 10 * arguments.seed + 1),
+        ("train", "open", open_texts, 10 * arguments.seed + 2),
+        ("train", "closed", closed[arguments.skip :], 10 * arguments.seed + 3),
         ("dev", "closed", sentences("dev", CLOSED["dev"], 1), 4),
         ("dev", "open", texts(arguments.text, "dev.parquet")[: OPEN["dev"]], 5),
         ("test", "closed", sentences("test", CLOSED["test"], 1), 6),

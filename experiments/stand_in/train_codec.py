@@ -37,6 +37,7 @@ from codec.checkpoint import save_encoder, save_release
 from codec.codec import Codec
 from codec.config import CodecConfig, read_params_file
 from experiments.stand_in.labelled_speech import NO_CLASS, UNIT, LabelledSpeech
+from experiments.stand_in.settings import read_settings
 from losses import Balancer, MelDistance, STFTDistance, commitment
 from losses.discriminator import STFTDiscriminator, feature_matching, hinge_loss
 
@@ -351,18 +352,6 @@ def beyond_unit_ball(semantic: Tensor) -> Tensor:
     return F.relu(size - 1) * semantic / (size * semantic.shape[1] ** 0.5 + 1e-6)
 
 
-def read_settings(overrides: list[str]) -> Settings:
-    """`key=value` arguments to settings. Raises ValueError for an unknown key or a value of another type."""
-    kinds = {name: type(value) for name, value in asdict(Settings()).items()}
-    values = {}
-    for override in overrides:
-        key, _, text = override.partition("=")
-        if key not in kinds:
-            raise ValueError(f"{key} is no setting, expected one of {', '.join(kinds)}")
-        values[key] = kinds[key](text)
-    return Settings(**values)
-
-
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("speech", type=Path)
@@ -371,7 +360,7 @@ def main() -> int:
     parser.add_argument("overrides", nargs="*", metavar="key=value")
     arguments = parser.parse_args()
     try:
-        settings = read_settings(arguments.overrides)
+        settings = read_settings(Settings, arguments.overrides)
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

@@ -1,0 +1,80 @@
+"""Letters as tokens: the tokenizer of a release whose language model is small.
+
+Each byte of the text, in UTF-8, is a token. So the text table has 1256 rows: a thousand special tokens, which
+mistral-common puts first, and 256 bytes. The server reads `tekken.json` as it reads the release's.
+"""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Mapping
+from typing import Any
+
+SPECIAL_TOKENS = 1000
+VOCABULARY = SPECIAL_TOKENS + 256
+_SPECIAL = {
+    0: "<unk>",
+    1: "<s>",
+    2: "</s>",
+    3: "[INST]",
+    4: "[/INST]",
+    5: "[AVAILABLE_TOOLS]",
+    6: "[/AVAILABLE_TOOLS]",
+    7: "[TOOL_RESULTS]",
+    8: "[/TOOL_RESULTS]",
+    9: "[TOOL_CALLS]",
+    10: "[IMG]",
+    11: "<pad>",
+    12: "[IMG_BREAK]",
+    13: "[IMG_END]",
+    14: "[PREFIX]",
+    15: "[MIDDLE]",
+    16: "[SUFFIX]",
+    17: "[SYSTEM_PROMPT]",
+    18: "[/SYSTEM_PROMPT]",
+    19: "[TOOL_CONTENT]",
+    24: "[AUDIO]",
+    25: "[BEGIN_AUDIO]",
+    32: "[STREAMING_PAD]",
+    33: "[STREAMING_WORD]",
+    34: "[TRANSCRIBE]",
+    35: "[REPEAT_AUDIO_TEXT]",
+    36: "[NEXT_AUDIO_TEXT]",
+}
+
+
+def letter_ids(text: str) -> list[int]:
+    """What mistral-common makes of `text` with the tokenizer below."""
+    return [SPECIAL_TOKENS + byte for byte in text.encode()]
+
+
+def tekken(voices: Mapping[str, int]) -> dict[str, Any]:
+    """The content of `tekken.json`. `voices` gives the number of rows of each preset voice, end of audio included."""
+    letters = [bytes([byte]) for byte in range(256)]
+    return {
+        "config": {
+            "pattern": r"(?s:.)",  # every character by itself
+            "num_vocab_tokens": 256,
+            "default_vocab_size": VOCABULARY,
+            "default_num_special_tokens": SPECIAL_TOKENS,
+            "version": "v7",
+        },
+        "vocab": [
+            {
+                "rank": rank,
+                "token_bytes": base64.b64encode(letter).decode(),
+                "token_str": letter.decode() if letter.isascii() else None,
+            }
+            for rank, letter in enumerate(letters)
+        ],
+        "special_tokens": [
+            {"rank": rank, "token_str": _SPECIAL.get(rank, f"<SPECIAL_{rank}>"), "is_control": True}
+            for rank in range(SPECIAL_TOKENS)
+        ],
+        "audio": {
+            "sampling_rate": 24000,
+            "frame_rate": 12.5,
+            "audio_encoding_config": {"num_mel_bins": 128, "hop_length": 160, "window_size": 400},
+            "voice_num_audio_tokens": dict(voices),
+        },
+    }
