@@ -11,7 +11,7 @@ Settings = TypeVar("Settings")
 
 def read_settings(kind: type[Settings], overrides: Iterable[str]) -> Settings:
     """Raises ValueError for an unknown key or a value of another type."""
-    defaults = {field.name: field.default for field in fields(kind)}  # type: ignore[arg-type]
+    defaults: dict[str, Any] = {field.name: field.default for field in fields(kind)}  # type: ignore[arg-type]
     values: dict[str, Any] = {}
     for override in overrides:
         key, _, text = override.partition("=")

@@ -41,7 +41,7 @@ from torch.nn import functional as F
 from codec.checkpoint import read_tensors, write_tensors
 from codec.config import SPECIAL_TOKENS, read_params
 from codec.files import tensor_files
-from codec.tensors import EMBEDDING_NAME
+from codec.tensors import CODEC_PREFIX, EMBEDDING_NAME
 from codec.voices import END_OF_AUDIO, embed_codes
 from experiments.stand_in.alignment import WORD_PHONEMES
 from experiments.stand_in.labelled_speech import NO_CLASS
@@ -78,7 +78,7 @@ class Settings:
     warmup_steps: int = 300
     weight_decay: float = 0.05
     dropout: float = 0.1
-    corruption: float = 0.3
+    corruption: float = 0.4
     draws: int = 4  # of noise and time a frame
     condition_dropout: float = 0.1
     ema_decay: float = 0.999
@@ -364,9 +364,7 @@ class Trainer:
         """Writes a release that can be served."""
         self.average()
         (folder / "voice_embedding").mkdir(parents=True, exist_ok=True)
-        tensors = read_tensors(tensor_files(codec))
-        own = {name: tensor.clone() for name, tensor in tensors.items() if name != EMBEDDING_NAME}
-        write_tensors(folder / "consolidated.safetensors", own, {"format": "pt"})
+        write_codec(folder / "consolidated.safetensors", codec)
         learned = checkpoint_tensors(self.averaged.model)
         write_tensors(folder / LANGUAGE_MODEL_FILE, learned, {"format": "pt"})
         voices = self.preset_voices(learned[EMBEDDING_NAME])
@@ -390,6 +388,13 @@ class Trainer:
             codes = self.speech.codes(self.speech.speech(clip))
             voices[f"preset_{number}"] = embed_codes(codes[None], table, self.config.codebook_sizes)[0].clone()
         return voices
+
+
+def write_codec(path: Path, codec: Path) -> None:
+    """The tensors of a codec's release but for the audio embedding table, which is the language model's."""
+    tensors = read_tensors(tensor_files(codec))
+    own = {name: tensor.clone() for name, tensor in tensors.items() if name.startswith(CODEC_PREFIX)}
+    write_tensors(path, own, {"format": "pt"})
 
 
 def learning_rate(progress: float, step: int, settings: Settings) -> float:
