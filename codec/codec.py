@@ -10,8 +10,9 @@ from codec.decoder import Decoder
 from codec.encoder import Encoder
 from codec.inverse import start_as_inverse
 from codec.quantizer import Quantizer
-from codec.voices import embed_codes
+from codec.voices import dtype_name, embed_codes
 
+LOUDEST = 100.0  # a sample may be a little above 1; in the range of int16, speech reaches thousands
 SERVER_CHUNK = 375  # frames (30 s): the server decodes longer sequences in independent pieces of this length
 
 
@@ -74,17 +75,19 @@ class Codec(nn.Module):
 
     @torch.no_grad()
     def latent(self, waveform: Tensor) -> Tensor:
-        """What is quantized: [B, 1, T] in [-1, 1] -> [B, semantic + acoustic, F]. Raises ValueError without encoder."""
+        """What is quantized: [B, 1, T] in [-1, 1] -> [B, semantic + acoustic, F]. Raises ValueError without encoder and
+        for a waveform of another shape, of integers, or with values that no waveform in [-1, 1] has."""
         if self.encoder is None:
             raise ValueError("this release has no encoder: inject one with inject_encoder.py")
-        if waveform.ndim != 3 or waveform.shape[1] != 1 or waveform.shape[2] == 0:
-            raise ValueError(f"waveform has shape {list(waveform.shape)}, expected [B, 1, T] with T of 1 or more")
+        _check_waveform(waveform)
         with torch.autocast(waveform.device.type, torch.bfloat16, enabled=self.dtype == torch.bfloat16):
             return self.encoder(waveform.to(self.dtype))
 
     @torch.no_grad()
     def encode(self, waveform: Tensor) -> Tensor:
-        """Waveform [B, 1, T] in [-1, 1] at 24 kHz to codes [B, 37, ceil(T / 1920)], int64."""
+        """Waveform [B, 1, T] in [-1, 1] at 24 kHz to codes [B, 37, ceil(T / 1920)], int64. Raises ValueError as
+        `latent` does."""
+        _check_waveform(waveform)
         clips = waveform.split(1) if self.dtype == torch.bfloat16 else (waveform,)
         return torch.cat([self.quantizer.encode(self.latent(clip)) for clip in clips])
 
@@ -108,7 +111,19 @@ class Codec(nn.Module):
     def _check(self, codes: Tensor) -> None:
         if codes.ndim != 3 or codes.shape[1] != self.num_codebooks:
             raise ValueError(f"codes have shape {list(codes.shape)}, expected [B, {self.num_codebooks}, F]")
+        if codes.is_floating_point() or codes.is_complex():
+            raise ValueError(f"codes are {dtype_name(codes)}, expected integers, such as int64")
         limits = (self.config.semantic_codebook_size, *[self.config.acoustic_codebook_size] * self.config.acoustic_dim)
         limit = torch.tensor(limits, device=codes.device)[:, None]
         if codes.numel() and bool(((codes < 0) | (codes >= limit)).any()):
             raise ValueError("codes out of range: give the quantizer's codes, without the offset of special tokens")
+
+
+def _check_waveform(waveform: Tensor) -> None:
+    if waveform.ndim != 3 or waveform.shape[1] != 1 or 0 in waveform.shape:
+        raise ValueError(f"waveform has shape {list(waveform.shape)}, expected [B, 1, T] with B and T of 1 or more")
+    if not waveform.is_floating_point():
+        raise ValueError(f"waveform is {dtype_name(waveform)}, expected floats in [-1, 1]: divide int16 by 32768")
+    largest = float(waveform.abs().max())
+    if not largest <= LOUDEST:
+        raise ValueError(f"waveform has the value {largest:g}, expected finite values in [-1, 1]: int16 is not scaled")

@@ -24,6 +24,13 @@ from experiments.random_release import REAL, SMALL, TINY, params_json, random_co
 MISCOUNTED = {13440, 26880, 53760}
 
 
+@pytest.fixture(scope="module")
+def codecs(tiny_release: Path) -> dict[torch.dtype, Codec]:
+    return {
+        dtype: load_release(tiny_release, dtype).with_new_encoder("random") for dtype in (torch.float32, torch.bfloat16)
+    }
+
+
 @pytest.mark.parametrize(
     "config",
     [
@@ -134,6 +141,42 @@ def test_codes_out_of_range_are_refused(small_release: Path) -> None:
         codec.decode(codes)
     with pytest.raises(ValueError, match=r"expected \[B, 37, F\]"):
         codec.embed(codes[:, :36])
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(
+    ("waveform", "message"),
+    [
+        ((9000 * torch.ones(1, 1, 1920)).short(), "waveform is int16, expected floats .* divide int16 by 32768"),
+        (torch.ones(1, 1, 1920, dtype=torch.int64), "waveform is int64, expected floats"),
+        (torch.ones(1, 1, 1920, dtype=torch.bool), "waveform is bool, expected floats"),
+        (torch.ones(1, 1, 1920, dtype=torch.complex64), "waveform is complex64, expected floats"),
+        (9000 * torch.ones(1, 1, 1920), r"has the value 9000, expected finite values in \[-1, 1\]"),
+        (torch.tensor([0.1, torch.nan]).expand(1, 1, 2), "has the value nan, expected finite values"),
+        (torch.tensor([0.1, -torch.inf]).expand(1, 1, 2), "has the value inf, expected finite values"),
+        (torch.zeros(0, 1, 1920), r"has shape \[0, 1, 1920\], expected \[B, 1, T\]"),
+        (torch.zeros(1, 1, 0), r"has shape \[1, 1, 0\], expected \[B, 1, T\]"),
+        (torch.zeros(1920), r"has shape \[1920\], expected \[B, 1, T\]"),
+        (torch.zeros(1, 2, 1920), r"has shape \[1, 2, 1920\], expected \[B, 1, T\]"),
+    ],
+    ids=["int16", "int64", "bool", "complex", "not scaled", "NaN", "infinite", "no clip", "no sample", "1-D", "stereo"],
+)
+def test_what_is_no_waveform_is_refused_with_what_was_expected(
+    codecs: dict[torch.dtype, Codec], dtype: torch.dtype, waveform: Tensor, message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        codecs[dtype].encode(waveform)
+
+
+@pytest.mark.parametrize("given", [torch.float16, torch.float32, torch.float64])
+def test_a_waveform_of_any_floats_is_encoded(codecs: dict[torch.dtype, Codec], given: torch.dtype) -> None:
+    waveform = 0.5 * torch.ones(1, 1, 1920)
+    assert torch.equal(codecs[torch.float32].encode(waveform.to(given)), codecs[torch.float32].encode(waveform))
+
+
+def test_codes_that_are_no_integers_are_refused(codecs: dict[torch.dtype, Codec]) -> None:
+    with pytest.raises(ValueError, match="codes are float32, expected integers"):
+        codecs[torch.float32].decode(torch.zeros(1, 37, 2))
 
 
 def test_a_release_without_encoder_decodes_and_says_why_it_cannot_encode(tmp_path: Path) -> None:
