@@ -174,7 +174,7 @@ class Packer:
         self.speech, self.config, self.rows, self.length = speech, config, rows, length
         self.rng = np.random.default_rng(seed)
         self.voice_frames, self.corruption, self.varied = voice_frames, corruption, varied
-        self.places = rows * length * 3 // 8 // 64 * 64
+        self.places = max(64, rows * length * 3 // 8 // 64 * 64)
         self.word_places = rows * length // 12
         self.deck: list[int] = []
         self.letters = [speech.letters[clip] for clip in (range(len(speech)) if texts is None else texts)]

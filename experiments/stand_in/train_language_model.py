@@ -89,7 +89,8 @@ class Settings:
     acoustic: float = 1.0
     seed: int = 0
     clips: int = 0  # train on so few only, to try it
-    compile: int = 1  # on a GPU
+    compile: int = 1  # on a GPU; 0 to do without
+    cuda_graph: int = 1  # likewise
     workers: int = 6  # processes that make batches, on a GPU
     log_every: int = 200
     validate_every: int = 1000
@@ -188,7 +189,7 @@ class Trainer:
             for group in self.optimizer.param_groups:
                 group["lr"] = rate
         inputs = inputs.to(self.device)
-        if not self.on_gpu or step < WARM_UP:
+        if not self.on_gpu or not self.settings.cuda_graph or step < WARM_UP:
             return self.compute(inputs)
         if self.graph is None:
             torch.cuda.synchronize()
