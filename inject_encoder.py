@@ -21,6 +21,7 @@ if __name__ == "__main__":  # Ctrl-C during the imports below, which take second
     end_on_signals()
 
 import argparse
+import os
 import shlex
 import shutil
 import sys
@@ -42,18 +43,22 @@ from release.injection import (
     read_release,
     removal,
 )
+from release.links import leads_out
 from release.splice import (
     CHUNK,
     CONVERTIBLE,
+    Relink,
     Step,
     TensorFile,
     Write,
     apply,
     apply_to_copy,
+    carried_files,
     clear_partials,
+    locked,
     read_tensor_file,
     readable,
-    sole_use,
+    relinked,
 )
 from system.command import exit_status, model_folder
 from system.environment import from_environment
@@ -83,8 +88,10 @@ def run(arguments: argparse.Namespace) -> int:
     output = output_folder(arguments.output, folder) if arguments.output else None
     if output and not arguments.merge:
         raise ReleaseError("--output needs --merge: only a merged encoder goes to a new folder")
-    with sole_use(folder):
+    with locked(folder, to_change=not (arguments.check or arguments.dry_run)):
         release = read_release(folder)
+        if release.copies:
+            print(f"note: {release.copies}: move a copy out of the folder")
         if arguments.check:
             return check(release)
         if arguments.remove:
@@ -92,6 +99,10 @@ def run(arguments: argparse.Namespace) -> int:
         else:
             encoder = trained_encoder(encoder_file(arguments.encoder), release, arguments.any_codec)
             steps = merged(release, encoder) if arguments.merge else beside(release, encoder)
+        if output:
+            note_foreign_links(folder)
+        else:
+            steps = [relinked(step) for step in steps]
         if arguments.dry_run:
             return foretell(steps, output or folder)
         started = time.monotonic()
@@ -106,14 +117,21 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def output_folder(given: str, folder: Path) -> Path:
-    output = Path(given).resolve()
-    if output.is_relative_to(folder.resolve()):
+    output = Path(os.path.realpath(given))
+    if output.is_relative_to(os.path.realpath(folder)):
         raise ReleaseError(f"{output} is inside the release: give --output a folder outside of {folder}")
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
         raise ReleaseError(f"{output} exists and is not an empty folder: give --output a new one")
     if not output.parent.is_dir():
         raise ReleaseError(f"{output.parent} is not a folder: create it first, or give another --output")
     return output
+
+
+def note_foreign_links(folder: Path) -> None:
+    """Prints which files a copy of the release would get from elsewhere. Whoever made the release chose the links."""
+    foreign = [str(name) for name in carried_files(folder, set()) if leads_out(folder, folder / name)]
+    if foreign:
+        print(f"note: {listed(foreign)} of {folder} are links to files outside of it; the new folder has their content")
 
 
 def encoder_file(given: str | None) -> Path:
@@ -184,8 +202,11 @@ def check(release: Release) -> int:
 def foretell(steps: Sequence[Step], folder: Path) -> int:
     """Prints what would be done, for --dry-run. Returns the exit status."""
     for step in steps:
-        size = f" ({step.nbytes} bytes)" if isinstance(step, Write) else ""
-        print(f"would {'write' if size else 'delete'} {folder / step.target.name}{size}")
+        target = folder / step.target.name
+        if isinstance(step, Write):
+            print(f"would write {target} ({step.nbytes} bytes)")
+        else:
+            print(f"would {'make it a link again: ' if isinstance(step, Relink) else 'delete '}{target}")
     needed = sum(step.nbytes for step in steps if isinstance(step, Write))
     disk = folder if folder.is_dir() else folder.parent
     free = shutil.disk_usage(disk).free
@@ -198,6 +219,8 @@ def report(steps: Sequence[Step], folder: Path, seconds: float) -> None:
     for step in {step.target: step for step in steps}.values():
         if isinstance(step, Write):
             print(f"wrote {folder / step.target.name}: {readable(step.nbytes)}, read back and compared")
+        elif isinstance(step, Relink):
+            print(f"{folder / step.target.name} is the link again that it was")
         else:
             print(f"deleted {folder / step.target.name}")
     print(f"done in {seconds:.1f} s" if steps else f"nothing to do: {folder} has no encoder")

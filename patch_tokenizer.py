@@ -35,13 +35,14 @@ import torch
 from codec import load_release
 from codec.codec import Codec
 from codec.config import CodecConfig, ReleaseError, read_params
-from codec.files import listed
+from codec.files import listed, shortened
 from data.reference import NAME, SAMPLE_RATE, Reference, prepare, read_clip
 from release import changes
-from release.named_voices import NamedVoices, embedding_files, read_named_voices, restored, steps
-from release.splice import sole_use
+from release.named_voices import MAX_INDEX, NamedVoices, embedding_files, read_named_voices, restored, steps
+from release.splice import locked
 from release.voice_checks import (
     Finding,
+    copy_findings,
     embedding,
     end_of_audio_row,
     has_encoder,
@@ -80,7 +81,7 @@ def run(arguments: argparse.Namespace) -> int:
     folder = model_folder(arguments.model_dir)
     wanted = named_clips(arguments.voice or [])
     references = {name: prepare([read_clip(path) for path in clips], arguments.trim) for name, clips in wanted.items()}
-    with sole_use(folder):
+    with locked(folder, to_change=not (arguments.check or arguments.list)):
         if arguments.check or arguments.list:
             if changes.interrupted(folder):
                 print("note: a change was interrupted; the next run without --check or --list finishes it")
@@ -146,7 +147,7 @@ def examine(folder: Path) -> CheckedRelease:
     judged = {name: embedding(path, end_row) for name, path in files.items()}
     sound = {name: rows for name, (rows, faults) in judged.items() if rows is not None and not faults}
     repaired, repairs = voices.repaired(config, sound)
-    unrepairable = [*tensor_findings(config, tensors)]
+    unrepairable = [*copy_findings(folder), *tensor_findings(config, tensors)]
     # mistral-common loads the file itself, unless keys are added to it: counts of voices do not matter here
     unrepairable += tokenizer_findings(repaired, config, folder / "tekken.json" if repaired is voices else None)
     findings = [*unrepairable, *key_findings(voices, config), *voice_findings(voices, files, end_row)]
@@ -196,9 +197,10 @@ def show(release: CheckedRelease) -> int:
     for name in voices.indices | voices.counts:
         source = f"from {listed(voices.added[name])}" if name in voices.added else "preset"
         count = voices.counts.get(name)
-        seconds = f"{(count - 1) / release.config.frame_rate:.1f} s" if isinstance(count, int) else "?"
+        known = count if isinstance(count, int) and 0 < count < MAX_INDEX else None
+        seconds = f"{(known - 1) / release.config.frame_rate:.1f} s" if known else "?"
         problems = [str(finding) for finding in release.findings if finding.voice == name and not finding.harmless]
-        print("  ".join([f"{name:24}", f"{seconds:>7}", source, *problems]))
+        print("  ".join([f"{shortened(name):24}", f"{seconds:>7}", source, *problems]))
     return 0
 
 

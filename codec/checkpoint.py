@@ -27,7 +27,7 @@ from torch.overrides import TorchFunctionMode
 from codec.codec import Codec
 from codec.config import CodecConfig, ReleaseError, read_params
 from codec.encoder import Encoder
-from codec.files import listed, open_tensors, tensor_files
+from codec.files import listed, open_tensors, shortened, tensor_files, tensor_names
 from codec.tensors import (
     CODEC_PREFIX,
     EMBEDDING_NAME,
@@ -70,11 +70,11 @@ def read_expected(folder: Path, files: Mapping[str, Path], expected: Shapes, par
     missing = sorted(set(expected) - set(files))
     if missing:
         raise ReleaseError(f"{folder} lacks {len(missing)} tensors of {part}, among them {listed(missing)}")
-    tensors = read_tensors({name: files[name] for name in expected})
-    wrong = wrong_shapes(tensors, expected)
+    needed = {name: files[name] for name in expected}
+    wrong = wrong_shapes(tensor_shapes(needed), expected)
     if wrong:
         raise ReleaseError(f"{folder}: tensors do not have the shapes params.json gives: {listed(wrong)}")
-    return tensors
+    return read_tensors(needed)
 
 
 @contextmanager
@@ -95,21 +95,37 @@ class _GainWithoutValue(TorchFunctionMode):
 
 
 def read_tensors(files: Mapping[str, Path]) -> dict[str, Tensor]:
-    """Reads tensor `name` from `files[name]`, every file opened once."""
+    """Reads tensor `name` from `files[name]`, every file opened once. Raises ReleaseError for a dtype that torch has
+    not."""
     tensors = {}
     for path in sorted(set(files.values())):
         with open_tensors(path, "pt") as file:
             for name in (name for name, where in files.items() if where == path):
-                tensors[name] = file.get_tensor(name)
+                try:
+                    tensors[name] = file.get_tensor(name)
+                except (SafetensorError, RuntimeError) as error:
+                    raise ReleaseError(
+                        f"{path}: {shortened(name)} cannot be read ({error}): get this file again"
+                    ) from error
     return tensors
 
 
-def wrong_shapes(tensors: Mapping[str, Tensor], expected: Mapping[str, tuple[int, ...]]) -> list[str]:
+def tensor_shapes(files: Mapping[str, Path]) -> Shapes:
+    """The shape of tensor `name` in `files[name]`, from the files' headers."""
+    shapes = {}
+    for path in sorted(set(files.values())):
+        with open_tensors(path) as file:
+            for name in (name for name, where in files.items() if where == path):
+                shapes[name] = tuple(file.get_slice(name).get_shape())
+    return shapes
+
+
+def wrong_shapes(shapes: Shapes, expected: Shapes) -> list[str]:
     """A line for each tensor whose shape is not the expected one."""
     return [
-        f"{name} is {list(tensors[name].shape)}, expected {list(shape)}"
+        f"{name} is {list(shapes[name])}, expected {list(shape)}"
         for name, shape in expected.items()
-        if name in tensors and tuple(tensors[name].shape) != shape
+        if name in shapes and shapes[name] != shape
     ]
 
 
@@ -154,14 +170,15 @@ def save_release(folder: Path, codec: Codec, params: Path) -> None:
 
 def read_encoder(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     """An encoder file's tensors and metadata. Raises ReleaseError where it is no safetensors file."""
-    with open_tensors(path, "pt") as file:
-        return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118
+    with open_tensors(path) as file:
+        metadata = file.metadata() or {}
+    return read_tensors(dict.fromkeys(tensor_names(path), path)), metadata
 
 
 def read_training(path: Path) -> dict[str, float]:
     """How long an encoder was trained, where its file says so: `step`, and `audio_seconds` of training audio. Raises
     ReleaseError where what it says is no number."""
-    with open_tensors(path, "pt") as file:
+    with open_tensors(path) as file:
         stated = file.metadata() or {}
     try:
         return {name: float(stated[name]) for name in ("step", "audio_seconds") if name in stated}
@@ -172,14 +189,15 @@ def read_training(path: Path) -> dict[str, float]:
 def with_encoder(codec: Codec, path: Path) -> Codec:
     """Gives a codec the encoder in a file, in the codec's dtype and on its device. Raises ReleaseError where the file
     holds none for these dimensions, or says that it was trained against another codec."""
-    tensors, metadata = read_encoder(path)
+    files = dict.fromkeys(tensor_names(path), path)
     expected = expected_encoder(codec.config)
-    missing = sorted(set(expected) - set(tensors))
+    missing = sorted(set(expected) - set(files))
     if missing:
         raise ReleaseError(f"{path} lacks {len(missing)} tensors of an encoder, among them {listed(missing)}")
-    wrong = wrong_shapes(tensors, expected)
+    wrong = wrong_shapes(tensor_shapes(files), expected)
     if wrong:
         raise ReleaseError(f"{path} is no encoder for this release: {listed(wrong)}")
+    tensors, metadata = read_encoder(path)
     stated, actual = metadata.get("codec_fingerprint"), codec_fingerprint(checkpoint_tensors(codec))
     if stated is not None and stated != actual:
         raise ReleaseError(f"{path} was trained against another codec (fingerprint {stated}, the release's {actual})")

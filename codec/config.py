@@ -4,16 +4,25 @@ from __future__ import annotations
 
 import json
 import math
+import sys
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any, get_type_hints
+from typing import Any
 
 from system.command import UserError
+from system.untrusted import parse_json, read_file
 
 SAMPLE_RATE = 24000  # Hz, of every Voxtral TTS release
 FRAME_SIZE = 1920  # samples of one codec frame: 12.5 frames per second
 SPECIAL_TOKENS = 2  # rows 0 (empty audio) and 1 (end of audio) stand before the codes of every codebook
 TABLE_ROW_MULTIPLE = 128  # the audio embedding table's row count is rounded up to this
+
+# Whoever writes params.json decides how much memory and time reading a release takes, so there are limits.
+MAX_SIZE = 1 << 24  # of any whole number; the largest in the release is 131,072
+MAX_STAGES, MAX_LAYERS, MAX_KERNEL = 32, 256, 64  # of one half of the codec; the release has 4, 8 and 4
+MAX_CODEBOOKS = 1024  # the release has 37
+MAX_FRAME = 1 << 20  # samples; the release has 1920
+MAX_BYTES = 8 << 20  # of params.json; the release has 3 kB
 
 
 class ReleaseError(UserError):
@@ -74,7 +83,10 @@ class CodecConfig:
 
     def __post_init__(self) -> None:
         for field in fields(self):
-            _check_type(field.name, getattr(self, field.name))
+            where = "dim" if field.name == "embedding_dim" else _ARGS + field.name
+            check_value(where, getattr(self, field.name), str(field.type))
+        if self.acoustic_dim > MAX_CODEBOOKS:
+            raise _wrong("acoustic_dim", self.acoustic_dim, f"at most {MAX_CODEBOOKS}")
         for name, required in _FIXED.items():
             if getattr(self, name) != required:
                 raise _wrong(
@@ -92,6 +104,11 @@ class CodecConfig:
                 raise _wrong(
                     f"{side}_convs_strides_str", strides, f"{len(lengths)} numbers, as many as the other lists"
                 )
+            if len(lengths) > MAX_STAGES or sum(lengths) > MAX_LAYERS:
+                expected = f"at most {MAX_STAGES} stages of at most {MAX_LAYERS} layers together"
+                raise _wrong(f"{side}_transformer_lengths_str", lengths, expected)
+            if max(kernels) > MAX_KERNEL:
+                raise _wrong(f"{side}_convs_kernels_str", kernels, f"kernels of at most {MAX_KERNEL}")
             for kernel, stride in zip(kernels, strides, strict=True):
                 if stride > kernel:
                     raise _wrong(f"{side}_convs_strides_str", strides, f"no stride above its kernel in {kernels}")
@@ -101,6 +118,10 @@ class CodecConfig:
         if up != down:
             raise _wrong(
                 "decoder_convs_strides_str", self.decoder_convs_strides_str, f"strides whose product is {down}"
+            )
+        if self.frame_size > MAX_FRAME:
+            raise _wrong(
+                "pretransform_patch_size", self.pretransform_patch_size, f"frames of at most {MAX_FRAME} samples"
             )
         if self._numbers("decoder_convs_strides_str")[0] != 1:
             raise _wrong("decoder_convs_strides_str", self.decoder_convs_strides_str, "a first stride of 1")
@@ -112,9 +133,8 @@ class CodecConfig:
         """Reads the parsed `params.json`. Raises ReleaseError with key, value and expectation."""
         args = _section(params, "multimodal", "audio_tokenizer_args")
         model_args = _section(params, "multimodal", "audio_model_args")
-        known = {field.name for field in fields(cls)} - {"embedding_dim"}
-        values = {key: value for key, value in args.items() if key in known and value is not None}
-        config = cls(**values, embedding_dim=params.get("dim", "missing"))
+        given = args | {"embedding_dim": params.get("dim", "missing")}
+        config = cls(**given_values(given, {field.name: str(field.type) for field in fields(cls)}))
         expected: dict[str, Any] = {
             "semantic_codebook_size": config.semantic_codebook_size,
             "acoustic_codebook_size": config.acoustic_codebook_size,
@@ -123,11 +143,15 @@ class CodecConfig:
         for key, value in expected.items():
             if model_args.get(key) != value:
                 where = f"multimodal.audio_model_args.{key}"
-                raise _wrong(where, model_args.get(key), f"{value}, as in audio_tokenizer_args", prefix="")
-        frame_rate = (model_args.get("audio_encoding_args") or {}).get("frame_rate", config.frame_rate)
+                raise wrong_value(where, model_args.get(key), f"{value}, as in audio_tokenizer_args")
+        encoding_args = model_args.get("audio_encoding_args") or {}
+        where = "multimodal.audio_model_args.audio_encoding_args"
+        if not isinstance(encoding_args, dict):
+            raise wrong_value(where, encoding_args, "an object")
+        frame_rate = encoding_args.get("frame_rate", config.frame_rate)
         if frame_rate != config.frame_rate:
-            where = "multimodal.audio_model_args.audio_encoding_args.frame_rate"
-            raise _wrong(where, frame_rate, f"{config.frame_rate} Hz, what the strides give", prefix="")
+            where += ".frame_rate"
+            raise wrong_value(where, frame_rate, f"{config.frame_rate} Hz, what the strides give")
         return config
 
     def to_args(self) -> dict[str, Any]:
@@ -202,6 +226,7 @@ class CodecConfig:
         return math.ceil(sum(self.codebook_sizes) / TABLE_ROW_MULTIPLE) * TABLE_ROW_MULTIPLE
 
 
+_ARGS = "multimodal.audio_tokenizer_args."
 _STAGE_KEYS = ("transformer_lengths", "convs_kernels", "convs_strides")
 _FIXED = {"channels": 1, "causal": True, "qk_norm": True, "use_biases": False, "layer_scale": True}
 
@@ -219,10 +244,10 @@ def read_params(folder: Path) -> dict[str, Any]:
 def read_params_file(path: Path) -> dict[str, Any]:
     """A parsed `params.json`, wherever it lies. Raises ReleaseError where it is not there or no JSON object."""
     try:
-        params = json.loads(path.read_text(encoding="utf-8"))
+        params = parse_json(read_file(path, MAX_BYTES))
     except OSError as error:
         raise ReleaseError(f"{path} cannot be read: {error.strerror}") from error
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    except ValueError as error:
         raise ReleaseError(f"{path} is not valid JSON ({error}): download it again") from error
     if not isinstance(params, dict):
         raise ReleaseError(f"{path} holds a {type(params).__name__}, expected an object with the model's arguments")
@@ -234,23 +259,38 @@ def _section(params: dict[str, Any], *keys: str) -> dict[str, Any]:
     for depth, key in enumerate(keys, 1):
         value = value.get(key)
         if not isinstance(value, dict):
-            raise _wrong(".".join(keys[:depth]), value, "an object: this is not a Voxtral TTS release", prefix="")
+            raise wrong_value(".".join(keys[:depth]), value, "an object: this is not a Voxtral TTS release")
     return value
 
 
-def _check_type(name: str, value: Any) -> None:
-    kind = get_type_hints(CodecConfig)[name]
-    if kind is bool and not isinstance(value, bool):
-        raise _wrong(name, value, "true or false")
-    if kind is str and not isinstance(value, str):
-        raise _wrong(name, value, 'a string such as "2,2,2,2"')
+def given_values(args: dict[str, Any], kinds: dict[str, str]) -> dict[str, Any]:
+    """What of `args` is in `kinds` (name -> "int", "float", "bool" or "str") and not null. A whole number that is
+    written as 24000.0 becomes an int where an int is wanted."""
+    given = {key: value for key, value in args.items() if key in kinds and value is not None}
+    whole = {key for key, value in given.items() if isinstance(value, float) and value.is_integer()}
+    return {key: int(value) if key in whole and kinds[key] == "int" else value for key, value in given.items()}
+
+
+def check_value(where: str, value: Any, kind: str) -> None:
+    """Raises ReleaseError if the value of the key `where` is not of a `kind` as in `given_values`. Numbers must be
+    positive, finite, and at most MAX_SIZE if they are whole."""
     number = isinstance(value, int | float) and not isinstance(value, bool)
-    if kind is int and not (number and value == int(value) and value > 0):
-        raise _wrong(name, value, "a positive whole number")
-    if kind is float and not (number and math.isfinite(value) and value > 0):
-        raise _wrong(name, value, "a positive number")
+    if kind == "bool" and not isinstance(value, bool):
+        raise wrong_value(where, value, "true or false")
+    if kind == "str" and not isinstance(value, str):
+        raise wrong_value(where, value, 'a string such as "2,2,2,2"')
+    if kind == "int" and not (isinstance(value, int) and number and 0 < value <= MAX_SIZE):
+        raise wrong_value(where, value, f"a positive whole number of at most {MAX_SIZE}")
+    if kind == "float" and not (number and 0 < value < sys.float_info.max):
+        raise wrong_value(where, value, "a positive number")
 
 
-def _wrong(name: str, value: Any, expected: str, prefix: str = "multimodal.audio_tokenizer_args.") -> ReleaseError:
-    where = "dim" if name == "embedding_dim" else prefix + name
-    return ReleaseError(f"params.json: {where} is {value!r}, expected {expected}")
+def wrong_value(where: str, value: Any, expected: str) -> ReleaseError:
+    """The error for a value of params.json."""
+    text = json.dumps(value, default=str)
+    shown = text if len(text) <= 100 else f"{text[:100]}..."
+    return ReleaseError(f"params.json: {where} is {shown}, expected {expected}")
+
+
+def _wrong(name: str, value: Any, expected: str) -> ReleaseError:
+    return wrong_value(_ARGS + name, value, expected)

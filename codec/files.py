@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError, safe_open
 
 from codec.config import ReleaseError
+from system.untrusted import parse_json, read_file, require_regular
 
+CHECKPOINT_NAME = "consolidated.safetensors"
 INDEX_NAME = "consolidated.safetensors.index.json"
+MAX_INDEX = 16 << 20  # bytes; an index of 386 tensors has 40 kB
+MAX_HEADER = 16 << 20  # bytes of a safetensors file's header; that of 386 tensors has 60 kB
 
 
 def tensor_files(folder: Path) -> dict[str, Path]:
@@ -45,8 +48,10 @@ def read_index(folder: Path) -> dict[str, Any] | None:
     if not path.is_file():
         return None
     try:
-        index = json.loads(path.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        index = parse_json(read_file(path, MAX_INDEX))
+    except OSError as error:
+        raise ReleaseError(f"{path} cannot be read: {error.strerror}") from error
+    except ValueError as error:
         raise ReleaseError(f"{path} is not valid JSON ({error}): download it again") from error
     weight_map = index.get("weight_map") if isinstance(index, dict) else None
     if not isinstance(weight_map, dict) or not all(isinstance(name, str) for name in weight_map.values()):
@@ -63,15 +68,43 @@ def tensor_names(path: Path) -> list[str]:
 def open_tensors(path: Path, framework: str = "np") -> Any:
     """A safetensors file opened by the library: a context. Raises ReleaseError where it is truncated or none."""
     try:
+        require_regular(path)
+        with path.open("rb") as file:
+            length = int.from_bytes(file.read(8), "little")
+        if length > MAX_HEADER:
+            raise ReleaseError(f"{path} is truncated or no safetensors file (a header of {length} bytes): get it again")
         return safe_open(path, framework=framework)
     except FileNotFoundError:
         raise ReleaseError(f"{path} does not exist") from None
+    except OSError as error:
+        raise ReleaseError(f"{path} cannot be read: {error.strerror}") from error
     except SafetensorError as error:
         raise ReleaseError(f"{path} is truncated or no safetensors file ({error}): get it again") from error
+
+
+def held_twice(files: Mapping[Path, Iterable[str]]) -> str:
+    """A sentence about tensors that several files hold, empty if there are none. `files`: the names in each file, in
+    the order in which the server reads them."""
+    holders: dict[str, list[str]] = {}
+    for path, names in files.items():
+        for name in names:
+            holders.setdefault(name, []).append(path.name)
+    twice = [tuple(paths) for paths in holders.values() if len(paths) > 1]
+    if not twice:
+        return ""
+    paths = twice[0]
+    return f"{' and '.join(paths)} hold the same {twice.count(paths)} tensors, and the server uses those of {paths[-1]}"
 
 
 def listed(items: Iterable[str], limit: int = 5) -> str:
     """The first few of a list, and how many more there are."""
     items = list(items)
     more = f", and {len(items) - limit} more" if len(items) > limit else ""
-    return ", ".join(items[:limit]) + more
+    return ", ".join(shortened(item) for item in items[:limit]) + more
+
+
+def shortened(text: str, limit: int = 200) -> str:
+    """The text to be printed, or its beginning if it is long: names in a release may have any length, and hold
+    characters that would control a terminal."""
+    shown = "".join(letter if letter.isprintable() else repr(letter)[1:-1] for letter in text[:limit])
+    return shown if len(text) <= limit else f"{shown}..."

@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
-import json
 import math
 from dataclasses import dataclass, field, fields
 from itertools import accumulate
 from typing import Any
 
-from codec.config import SPECIAL_TOKENS, TABLE_ROW_MULTIPLE, ReleaseError
+from codec.config import (
+    MAX_CODEBOOKS,
+    MAX_LAYERS,
+    SPECIAL_TOKENS,
+    TABLE_ROW_MULTIPLE,
+    check_value,
+    given_values,
+    wrong_value,
+)
 
 _MODEL_ARGS = "multimodal.audio_model_args."
 _ACOUSTIC_ARGS = _MODEL_ARGS + "acoustic_transformer_args."
+_MAX_STEPS = 1000  # Euler steps a frame; the release takes 7
 # with any of these vLLM would compute something that is not built here
 _UNSUPPORTED = ("moe", "quantization", "sliding_window", "yarn")
 
@@ -37,9 +45,12 @@ class AcousticConfig:
         _check(self, _ACOUSTIC_ARGS)
         _check_heads(self.n_heads, self.n_kv_heads, _ACOUSTIC_ARGS)
         if self.use_biases:
-            raise _wrong(_ACOUSTIC_ARGS + "use_biases", True, "false, the only value this model is built for")
+            raise wrong_value(_ACOUSTIC_ARGS + "use_biases", True, "false, the only value this model is built for")
         if self.dim % 2:
-            raise _wrong(_ACOUSTIC_ARGS + "dim", self.dim, "an even number, half of it cosines of the time")
+            raise wrong_value(_ACOUSTIC_ARGS + "dim", self.dim, "an even number, half of it cosines of the time")
+        _check_layers(self.n_layers, _ACOUSTIC_ARGS)
+        if self.n_decoding_steps > _MAX_STEPS:
+            raise wrong_value(_ACOUSTIC_ARGS + "n_decoding_steps", self.n_decoding_steps, f"at most {_MAX_STEPS}")
 
 
 @dataclass(frozen=True)
@@ -72,42 +83,45 @@ class LanguageModelConfig:
 
     def __post_init__(self) -> None:
         for name in _CODES_AND_TOKENS:
-            _check_value(_MODEL_ARGS + name, getattr(self, name), "int")
+            check_value(_MODEL_ARGS + name, getattr(self, name), "int")
         _check(self, "")
         _check_heads(self.n_heads, self.n_kv_heads, "")
+        _check_layers(self.n_layers, "")
+        if self.n_acoustic_codebook > MAX_CODEBOOKS:
+            raise wrong_value(_MODEL_ARGS + "n_acoustic_codebook", self.n_acoustic_codebook, f"at most {MAX_CODEBOOKS}")
         if self.head_dim % 2:
-            raise _wrong("head_dim", self.head_dim, "an even number: rotary positions turn pairs")
+            raise wrong_value("head_dim", self.head_dim, "an even number: rotary positions turn pairs")
         if self.acoustic_codebook_size < 2:
-            raise _wrong(_MODEL_ARGS + "acoustic_codebook_size", self.acoustic_codebook_size, "at least 2 levels")
+            raise wrong_value(_MODEL_ARGS + "acoustic_codebook_size", self.acoustic_codebook_size, "at least 2 levels")
         # the server applies the semantic head, declared with `dim` inputs, to the language model's hidden state
         for name in ("input_dim", "dim"):
             if getattr(self.acoustic, name) != self.dim:
-                raise _wrong(_ACOUSTIC_ARGS + name, getattr(self.acoustic, name), f"{self.dim}, the top-level dim")
+                raise wrong_value(_ACOUSTIC_ARGS + name, getattr(self.acoustic, name), f"{self.dim}, the top-level dim")
         special = max(getattr(self, f.name) for f in fields(self) if f.name.endswith("_token_id"))
         if self.vocab_size <= special:
-            raise _wrong("vocab_size", self.vocab_size, f"more than {special}, the largest special token's id")
+            raise wrong_value("vocab_size", self.vocab_size, f"more than {special}, the largest special token's id")
 
     @classmethod
     def from_params(cls, params: dict[str, Any]) -> LanguageModelConfig:
         """Reads the parsed `params.json`. Raises ReleaseError with key, value and expectation."""
         for key in _UNSUPPORTED:
             if params.get(key):
-                raise _wrong(key, params[key], "none: this model is not built for it")
+                raise wrong_value(key, params[key], "none: this model is not built for it")
         multimodal = _object(params.get("multimodal"), "multimodal")
         model_args = _object(multimodal.get("audio_model_args"), _MODEL_ARGS[:-1])
         acoustic_args = _object(model_args.get("acoustic_transformer_args"), _ACOUSTIC_ARGS[:-1])
         if acoustic_args.get("input_dim") is None:
-            raise _wrong(_ACOUSTIC_ARGS + "input_dim", None, "the top-level dim")
+            raise wrong_value(_ACOUSTIC_ARGS + "input_dim", None, "the top-level dim")
         values: dict[str, Any] = {"acoustic": AcousticConfig(**_given(AcousticConfig, acoustic_args))}
         for key in ("semantic_codebook_size", "acoustic_codebook_size", "n_acoustic_codebook"):
             if model_args.get(key) is None:
-                raise _wrong(_MODEL_ARGS + key, None, "a positive whole number")
+                raise wrong_value(_MODEL_ARGS + key, None, "a positive whole number")
         values |= {key: value for key, value in _given(cls, model_args).items() if key in _CODES_AND_TOKENS}
         values |= {key: value for key, value in _given(cls, multimodal).items() if key == "bos_token_id"}
         values |= {key: value for key, value in _given(cls, params).items() if key not in _CODES_AND_TOKENS}
         for name, attribute in cls.__dataclass_fields__.items():
             if name not in values and name not in _DEFAULTS:
-                raise _wrong(name, None, f"a positive {'number' if attribute.type == 'float' else 'whole number'}")
+                raise wrong_value(name, None, f"a positive {'number' if attribute.type == 'float' else 'whole number'}")
         return cls(**values)
 
     @property
@@ -164,36 +178,27 @@ def _padded(rows: int) -> int:
 
 def _given(kind: type, args: dict[str, Any]) -> dict[str, Any]:
     """What of `args` are fields of the dataclass `kind` and not null."""
-    names = {f.name for f in fields(kind) if f.metadata.get("in_params", True)} - {"acoustic"}
-    return {key: value for key, value in args.items() if key in names and value is not None}
+    kinds = {f.name: str(f.type) for f in fields(kind) if f.metadata.get("in_params", True)}
+    return given_values(args, {name: its for name, its in kinds.items() if name != "acoustic"})
 
 
 def _object(value: Any, where: str) -> dict[str, Any]:
     if not isinstance(value, dict):
-        raise _wrong(where, value, "an object: this is not a Voxtral TTS release")
+        raise wrong_value(where, value, "an object: this is not a Voxtral TTS release")
     return value
 
 
 def _check(config: AcousticConfig | LanguageModelConfig, prefix: str) -> None:
     for attribute in fields(config):
         if attribute.name not in _CODES_AND_TOKENS:
-            _check_value(prefix + attribute.name, getattr(config, attribute.name), str(attribute.type))
+            check_value(prefix + attribute.name, getattr(config, attribute.name), str(attribute.type))
 
 
-def _check_value(where: str, value: Any, kind: str) -> None:
-    number = isinstance(value, int | float) and not isinstance(value, bool)
-    if kind == "bool" and not isinstance(value, bool):
-        raise _wrong(where, value, "true or false")
-    if kind == "int" and not (number and value == int(value) and value > 0):
-        raise _wrong(where, value, "a positive whole number")
-    if kind == "float" and not (number and math.isfinite(value) and value > 0):
-        raise _wrong(where, value, "a positive number")
+def _check_layers(layers: int, prefix: str) -> None:
+    if layers > MAX_LAYERS:
+        raise wrong_value(prefix + "n_layers", layers, f"at most {MAX_LAYERS}")
 
 
 def _check_heads(heads: int, kv_heads: int, prefix: str) -> None:
     if heads % kv_heads:
-        raise _wrong(prefix + "n_kv_heads", kv_heads, f"a divisor of n_heads, {heads}")
-
-
-def _wrong(where: str, value: Any, expected: str) -> ReleaseError:
-    return ReleaseError(f"params.json: {where} is {json.dumps(value, default=str)}, expected {expected}")
+        raise wrong_value(prefix + "n_kv_heads", kv_heads, f"a divisor of n_heads, {heads}")

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from codec.config import CodecConfig, ReleaseError, read_params
-from codec.files import INDEX_NAME, listed, read_index, served_files
+from codec.files import CHECKPOINT_NAME, INDEX_NAME, held_twice, listed, read_index, served_files
 from codec.tensors import ENCODER_PREFIXES, LAST_PROJECTION, expected_codec, expected_encoder
 from release.splice import CHUNK, Delete, Step, Stored, TensorFile, Write, index_text, read_tensor_file
 
@@ -53,11 +53,30 @@ class Release:
         return self.own is not None and (self.index is None or OWN_NAME in self.index["weight_map"].values())
 
     @property
+    def codec_files(self) -> list[Path]:
+        """The files that hold one and the same tensor of the codec's last projection: several if there are copies."""
+        every = (name for file in self.files.values() for name in file.tensors)
+        last = next(name for name in every if name.startswith(LAST_PROJECTION))
+        return [path for path, file in self.files.items() if last in file.tensors]
+
+    @property
     def home(self) -> Path:
-        """The file that a merged encoder is written into: the one with the codec's last projection."""
-        return next(
-            path for path, file in self.files.items() if any(name.startswith(LAST_PROJECTION) for name in file.tensors)
-        )
+        """The file that a merged encoder is written into: consolidated.safetensors, or the shard with the codec's last
+        projection. Raises ReleaseError if it is unclear which file that is."""
+        found = self.codec_files
+        if self.folder / CHECKPOINT_NAME in found:
+            return self.folder / CHECKPOINT_NAME
+        if len(found) > 1:
+            names = listed(path.name for path in found)
+            raise ReleaseError(
+                f"{names} all hold the codec: move all but one out of {self.folder}; nothing was changed"
+            )
+        return found[0]
+
+    @property
+    def copies(self) -> str:
+        """A sentence about tensors that two of the checkpoint's files hold, empty if there are none."""
+        return held_twice({path: file.tensors for path, file in self.files.items()})
 
     @property
     def merged(self) -> dict[Path, dict[str, Stored]]:
@@ -148,7 +167,10 @@ def _exchange(
     release: Release, rewritten: Mapping[Path, TensorFile], meanwhile: TensorFile, home: str | None
 ) -> list[Step]:
     """The steps that rewrite files of the checkpoint and delete the encoder's own file. `home` is the name of the file
-    that has the encoder then, None for none. `meanwhile` is served while several files change."""
+    that has the encoder then, None for none. `meanwhile` is served while several files change. Raises
+    ReleaseError if a copy would be rewritten: nobody wants a backup changed."""
+    if release.copies and set(rewritten) - {release.home}:
+        raise ReleaseError(f"{release.copies}: move the copy out of the folder; nothing was changed")
     steps = _own_steps(release, meanwhile) if len(rewritten) > 1 else []
     steps += [Write(path, content, like=path) for path, content in rewritten.items()]
     steps += _index_steps(release, home)
@@ -158,7 +180,7 @@ def _exchange(
 
 
 def _own_steps(release: Release, encoder: TensorFile) -> list[Step]:
-    return [Write(release.own_path, encoder, like=release.home), *_index_steps(release, OWN_NAME)]
+    return [Write(release.own_path, encoder, like=release.codec_files[0]), *_index_steps(release, OWN_NAME)]
 
 
 def _index_steps(release: Release, home: str | None) -> list[Step]:

@@ -20,12 +20,25 @@ from pathlib import Path
 from typing import Any
 
 from codec.config import CodecConfig, ReleaseError
-from release.changes import STATE, Content, Replacement, read
+from codec.files import shortened
+from release.changes import (
+    ADDED,
+    EMBEDDINGS,
+    PARAMS,
+    TEKKEN,
+    Content,
+    Replacement,
+    embedding_path,
+    is_file_name,
+    read,
+)
 from release.json_text import with_entry, without_entry
+from system.untrusted import parse_json
 
-PARAMS, TEKKEN, EMBEDDINGS, ADDED = "params.json", "tekken.json", "voice_embedding", f"{STATE}/voices.json"
 INDEX = ("multimodal", "audio_tokenizer_args", "voice")
 COUNT = ("audio", "voice_num_audio_tokens")
+MAX_JSON = 24 << 20  # bytes of a text; a tokenizer has 19 MB
+MAX_INDEX = 1 << 31  # of a voice; indices from here on are not counted further
 
 
 @dataclass(frozen=True)
@@ -45,11 +58,8 @@ class NamedVoices:
 
     @cached_property
     def tokenizer(self) -> dict[str, Any]:
-        """tekken.json parsed, without its vocabulary."""
-        parsed = json.loads(self.tekken)
-        if not isinstance(parsed, dict):
-            raise ReleaseError(f"{TEKKEN} is no JSON object: download it again")
-        return {key: value for key, value in parsed.items() if key != "vocab"}
+        """The part of tekken.json that concerns speech: without its vocabulary."""
+        return {key: value for key, value in json.loads(self.tekken).items() if key == "audio"}
 
     @property
     def counts(self) -> dict[str, Any]:
@@ -58,7 +68,7 @@ class NamedVoices:
 
     def with_voice(self, name: str, rows: int, file: bytes, clips: list[str]) -> NamedVoices:
         """With a new voice, or with another one under the same name."""
-        numbers = [index for index in self.indices.values() if isinstance(index, int)]
+        numbers = [index for index in self.indices.values() if isinstance(index, int) and 0 <= index < MAX_INDEX]
         index = self.indices.get(name, max(numbers, default=-1) + 1)
         return replace(
             self,
@@ -115,10 +125,7 @@ class NamedVoices:
 
 def read_named_voices(folder: Path) -> NamedVoices:
     """Raises ReleaseError if a file is missing, unreadable or not the expected JSON."""
-    inside = (folder / EMBEDDINGS).resolve().is_relative_to(folder.resolve())
-    if not inside:
-        raise ReleaseError(f"{folder / EMBEDDINGS} is a link to a folder outside of {folder}: replace it by a copy")
-    added = json.loads(_text(folder, ADDED)) if (folder / ADDED).exists() else {}
+    added = _added(read(folder, ADDED), folder / ADDED)
     voices = NamedVoices(_text(folder, PARAMS), _text(folder, TEKKEN), added)
     _ = voices.indices, voices.counts
     return voices
@@ -127,15 +134,6 @@ def read_named_voices(folder: Path) -> NamedVoices:
 def embedding_files(folder: Path) -> dict[str, Path]:
     """Name -> file of every embedding in the folder."""
     return {path.stem: path for path in sorted((folder / EMBEDDINGS).glob("*.pt"))}
-
-
-def embedding_path(name: str) -> str:
-    return f"{EMBEDDINGS}/{name}.pt"
-
-
-def is_file_name(name: str) -> bool:
-    """Whether a name, which may come from anyone, is a file name and so stays in its folder."""
-    return name not in ("", ".", "..") and not set(name) & {"/", "\\", "\0"}
 
 
 def steps(now: NamedVoices, then: NamedVoices) -> list[Replacement]:
@@ -157,11 +155,11 @@ def steps(now: NamedVoices, then: NamedVoices) -> list[Replacement]:
 
 def restored(now: NamedVoices, before: Mapping[str, Content]) -> NamedVoices:
     """The voices as they were when the files had the content `before`."""
-    added = before.get(ADDED, _record(now))
+    record = "the record of the last change"
     return NamedVoices(
-        (before.get(PARAMS) or now.params.encode()).decode(),
-        (before.get(TEKKEN) or now.tekken.encode()).decode(),
-        json.loads(added) if added else {},
+        _object(before.get(PARAMS) or now.params.encode(), f"{PARAMS} in {record}"),
+        _object(before.get(TEKKEN) or now.tekken.encode(), f"{TEKKEN} in {record}"),
+        _added(before.get(ADDED, _record(now)), f"{ADDED} in {record}"),
         {target: content for target, content in before.items() if target.startswith(EMBEDDINGS)},
     )
 
@@ -176,12 +174,33 @@ def _text(folder: Path, name: str) -> str:
         raise ReleaseError(
             f"{folder} holds no {name}: give the folder of a Voxtral TTS release, or download that file again"
         )
+    return _object(content, folder / name)
+
+
+def _object(content: bytes, where: str | Path) -> str:
+    """The text of a JSON object. Raises ReleaseError for anything else."""
+    if not isinstance(_parsed(content, where), dict):
+        raise ReleaseError(f"{where} is no JSON object: download it again")
+    return content.decode()
+
+
+def _added(content: Content, where: str | Path) -> dict[str, list[str]]:
+    """What `_record` wrote. Raises ReleaseError for anything else."""
+    added = _parsed(content, where) if content is not None else {}
+    if not isinstance(added, dict) or not all(
+        isinstance(clips, list) and all(isinstance(clip, str) for clip in clips) for clips in added.values()
+    ):
+        raise ReleaseError(f"{where} does not name voices and their clips: delete it, then every voice is a preset")
+    return added
+
+
+def _parsed(content: bytes, where: str | Path) -> Any:
+    if len(content) > MAX_JSON:
+        raise ReleaseError(f"{where} has more than {MAX_JSON >> 20} MB: download it again")
     try:
-        text = content.decode()
-        json.loads(text)
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ReleaseError(f"{folder / name} is not valid JSON ({error}): download it again") from error
-    return text
+        return parse_json(content)
+    except ValueError as error:
+        raise ReleaseError(f"{where} is not valid JSON ({error}): download it again") from error
 
 
 def _section(parsed: Any, path: tuple[str, ...]) -> dict[str, Any]:
@@ -191,7 +210,8 @@ def _section(parsed: Any, path: tuple[str, ...]) -> dict[str, Any]:
         if parsed is None:
             return {}
         if not isinstance(parsed, dict):
-            raise ReleaseError(f"{'.'.join(path[:depth])} is {parsed!r}, expected an object: download that file again")
+            where = ".".join(path[:depth])
+            raise ReleaseError(f"{where} is {shortened(repr(parsed))}, expected an object: download that file again")
     return parsed
 
 

@@ -17,6 +17,8 @@ import json
 import os
 import shutil
 import struct
+import sys
+import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -27,11 +29,13 @@ import numpy as np
 
 from codec.config import ReleaseError
 from codec.files import tensor_names
+from release.links import files_below, keep_link, kept_link
 from system.files import folder_written_whole, sync
 
 CHUNK = 1 << 20  # bytes; a multiple of every dtype's size. Writing 4 MB at a time took four times as long
 WRITE_OUT = 64 << 20  # bytes, after which we ask the kernel to begin writing them out
 LINK_FROM = 32 << 20  # bytes: larger files are linked, not copied. The tokenizer has 15 MB, weights have more
+LOCK_SECONDS = 60  # how long a run waits for others that use the release
 _PARTIALS = ".consolidated*.partial"
 CONVERTIBLE = {"F32": 4, "F16": 2, "BF16": 2}  # dtypes that can become BF16, and their bytes per value
 
@@ -125,8 +129,8 @@ class TensorFile:
 
 def read_tensor_file(path: Path) -> TensorFile:
     """Where each tensor of a safetensors file is. Raises ReleaseError if it is truncated or no such file."""
+    tensor_names(path)  # the safetensors library checks the whole header
     with path.open("rb") as file:
-        tensor_names(path)  # the safetensors library checks the whole header
         (length,) = struct.unpack("<Q", file.read(8))
         entries = json.loads(file.read(length))
     metadata = entries.pop("__metadata__", None)
@@ -157,7 +161,21 @@ class Delete:
     target: Path
 
 
-Step = Write | Delete
+@dataclass(frozen=True)
+class Relink:
+    """Put the link back that stood at `target`: what it leads to is what `target` is to hold."""
+
+    target: Path
+
+
+Step = Write | Delete | Relink
+
+
+def relinked(step: Step) -> Step:
+    """The step; but `Relink` instead of writing what the file at the kept link holds already."""
+    if isinstance(step, Write) and kept_link(step.target).is_file() and holds(kept_link(step.target), step.content):
+        return Relink(step.target)
+    return step
 
 
 def apply(folder: Path, steps: Sequence[Step]) -> None:
@@ -174,10 +192,14 @@ def apply(folder: Path, steps: Sequence[Step]) -> None:
                 write_verified(partials[number], step.content, step.like)
         for number, step in enumerate(steps):
             outcome = "run the same command again to finish: the release can be served meanwhile" if number else None
-            with explain_os_error("replace" if number in partials else "delete", step.target, outcome):
-                if number in partials:
-                    partials[number].replace(step.target)
+            with explain_os_error("delete" if isinstance(step, Delete) else "replace", step.target, outcome):
+                if isinstance(step, Relink):
+                    kept_link(step.target).replace(step.target)
                 else:
+                    keep_link(step.target)
+                if isinstance(step, Write):
+                    partials[number].replace(step.target)
+                if isinstance(step, Delete):
                     step.target.unlink(missing_ok=True)
                 # Before the next step, so that a power cut cannot keep a later step and lose an earlier one.
                 sync(folder)
@@ -189,7 +211,7 @@ def apply(folder: Path, steps: Sequence[Step]) -> None:
 
 def write_verified(path: Path, content: TensorFile | bytes, like: Path) -> None:
     """Writes a new file, forces it to the disk, reads it back and compares it with its sources. Raises ReleaseError."""
-    buffer, read = bytearray(CHUNK), bytearray(CHUNK)
+    buffer = bytearray(CHUNK)
     with explain_os_error("write", path):
         owner = like.stat()
         with path.open("xb") as file:
@@ -208,12 +230,21 @@ def write_verified(path: Path, content: TensorFile | bytes, like: Path) -> None:
                     begun = written
             file.flush()
             os.fsync(file.fileno())
-        with path.open("rb") as file:
-            # This reads the page cache, not the disk, which could take longer than the copy. That the disk has the
-            # bytes is the promise of fsync.
-            equal = all(_next_equals(file, piece, read) for piece in _pieces(content, buffer)) and not file.read(1)
+        # This reads the page cache, not the disk, which could take longer than the copy. That the disk has the bytes is
+        # the promise of fsync.
+        equal = holds(path, content)
     if not equal:
         raise ReleaseError(f"{path} read back differs from what was written: check the disk; nothing was changed")
+
+
+def holds(path: Path, content: TensorFile | bytes) -> bool:
+    """Whether a file has exactly this content. Raises OSError."""
+    size = len(content) if isinstance(content, bytes) else content.nbytes
+    if path.stat().st_size != size:
+        return False
+    buffer, read = bytearray(CHUNK), bytearray(CHUNK)
+    with path.open("rb") as file:
+        return all(_next_equals(file, piece, read) for piece in _pieces(content, buffer)) and not file.read(1)
 
 
 def _pieces(content: TensorFile | bytes, buffer: bytearray) -> Iterable[bytes | memoryview]:
@@ -247,20 +278,39 @@ def require_room(folder: Path, needed: int) -> None:
 
 
 @contextmanager
-def sole_use(folder: Path) -> Iterator[None]:
-    """Locks `folder`. Raises ReleaseError if another run has locked it."""
+def locked(folder: Path, to_change: bool) -> Iterator[None]:
+    """Locks `folder` for a run that changes it, or for one that only reads it. Many runs may read at once. A run that
+    changes is refused while another one changes; runs that read and a run that changes wait for one another. Raises
+    ReleaseError if another run changes the folder, or if waiting takes longer than LOCK_SECONDS."""
     handle = os.open(folder, os.O_RDONLY)
     try:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise ReleaseError(f"another run is changing {folder}: wait until it ends") from None
-        except OSError as error:
-            if error.errno not in (errno.EBADF, errno.ENOLCK, errno.ENOTSUP):  # a network disk without locks
-                raise
+        begun = 0.0
+        while not _lock(handle, fcntl.LOCK_EX if to_change else fcntl.LOCK_SH):
+            busy = f"another run is {'reading' if to_change else 'changing'} {folder}"
+            if to_change and not _lock(handle, fcntl.LOCK_SH):  # not only readers have it
+                raise ReleaseError(f"another run is changing {folder}: wait until it ends")
+            if not begun:
+                begun = time.monotonic()
+                print(f"note: {busy}: waiting up to {LOCK_SECONDS} s", file=sys.stderr)
+            if time.monotonic() - begun > LOCK_SECONDS:
+                raise ReleaseError(f"{busy}: wait until it ends")
+            fcntl.flock(handle, fcntl.LOCK_UN)
+            time.sleep(0.1)
         yield
     finally:
         os.close(handle)
+
+
+def _lock(handle: int, kind: int) -> bool:
+    """Whether the lock was taken, or there are no locks on this disk."""
+    try:
+        fcntl.flock(handle, kind | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError as error:
+        if error.errno not in (errno.EBADF, errno.ENOLCK, errno.ENOTSUP):  # a network disk without locks
+            raise
+    return True
 
 
 def clear_partials(folder: Path) -> None:
@@ -275,29 +325,43 @@ def apply_to_copy(folder: Path, steps: Sequence[Step], output: Path, leave_out: 
     there whole or not at all. Raises ReleaseError if that fails."""
     final = {step.target.name: step for step in steps}  # a file's last step counts
     writes = [step for step in final.values() if isinstance(step, Write)]
+    carried = carried_files(folder, leave_out | set(final))
     require_room(output.parent, sum(step.nbytes for step in writes))
     with explain_os_error("write", output), folder_written_whole(output) as partial:
         for step in writes:
             write_verified(partial / step.target.name, step.content, step.like)
-        _carry_over(folder, partial, leave_out | set(final))
+        for name in carried:
+            with explain_os_error("copy", folder / name):
+                (partial / name).parent.mkdir(exist_ok=True, parents=True)
+                _carry_over(folder / name, partial / name)
+        for made in {partial / parent for name in carried for parent in name.parents}:
+            sync(made)
 
 
-def _carry_over(source: Path, target: Path, leave_out: set[str]) -> None:
-    """Copies all of `source` except the named files. Follows links: a hub's cache holds links to its files."""
-    leave_out = leave_out | {path.name for path in source.glob(_PARTIALS)}
-    for parent, _, names in os.walk(source, followlinks=True):
-        folder = target / Path(parent).relative_to(source)
-        with explain_os_error("write", folder):
-            folder.mkdir(exist_ok=True)
-            for name in sorted(names):
-                if Path(parent) == source and name in leave_out:
-                    continue
-                file = (Path(parent) / name).resolve()
-                # People edit small files, and editing a linked file would change the release too.
-                if file.stat().st_size < LINK_FROM or not _linked(file, folder / name):
-                    shutil.copy(file, folder / name)
-                    sync(folder / name)
-            sync(folder)
+def carried_files(folder: Path, leave_out: set[str]) -> list[Path]:
+    """The files below a release, relative to it, that a complete copy of it has, except those named and the traces of
+    changes. Raises ReleaseError, naming it, if there is something that cannot be copied."""
+    try:
+        found = files_below(folder)
+    except OSError as error:
+        raise ReleaseError(f"{error.filename} cannot be read ({error.strerror}); nothing was changed") from error
+    except ValueError as error:
+        raise ReleaseError(f"{error}: delete it, or replace it by a copy; nothing was changed") from error
+    left = leave_out | {path.name for path in folder.glob(_PARTIALS)}
+    return [name for name in found if str(name) not in left and not _is_kept_link(folder / name)]
+
+
+def _is_kept_link(path: Path) -> bool:
+    return path.is_symlink() and path.name.startswith(".") and path.name.endswith(".link")
+
+
+def _carry_over(source: Path, target: Path) -> None:
+    """Copies a file, or links it if it is large. Follows links: a hub's cache holds links to its files."""
+    file = Path(os.path.realpath(source))
+    # People edit small files, and editing a linked file would change the release too.
+    if file.stat().st_size < LINK_FROM or not _linked(file, target):
+        shutil.copy(file, target)
+        sync(target)
 
 
 def _linked(file: Path, target: Path) -> bool:
@@ -313,9 +377,10 @@ def _linked(file: Path, target: Path) -> bool:
 @contextmanager
 def explain_os_error(doing: str, path: Path, outcome: str | None = None) -> Iterator[None]:
     """Raises ReleaseError for an OSError in the block: what failed, why, what to do, and the outcome."""
+    allow = f"make {path} readable" if doing in ("read", "copy") else f"make {path.parent} writable"
     advice = {
         **dict.fromkeys((errno.ENOSPC, errno.EDQUOT, errno.EFBIG), "free some space or raise the limit"),
-        **dict.fromkeys((errno.EACCES, errno.EPERM, errno.EROFS), f"make {path.parent} writable"),
+        **dict.fromkeys((errno.EACCES, errno.EPERM, errno.EROFS), allow),
     }
     try:
         yield

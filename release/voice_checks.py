@@ -18,10 +18,11 @@ from torch import Tensor
 
 from codec.checkpoint import read_tensors
 from codec.config import CodecConfig, ReleaseError
-from codec.files import listed, served_files
+from codec.files import held_twice, listed, served_files, shortened, tensor_names
 from codec.tensors import EMBEDDING_NAME, ENCODER_PREFIXES, QUANTIZER_PREFIX, expected_codec, expected_encoder
 from codec.voices import NOT_FINITE, VoiceFileError, dtype_name, embed_codes, load_voice
-from release.named_voices import COUNT, TEKKEN, NamedVoices, embedding_path, is_file_name
+from release.changes import TEKKEN, embedding_path, is_file_name
+from release.named_voices import COUNT, NamedVoices
 from release.splice import Stored, read_tensor_file
 
 KILLS = "kills the engine at the first request for it"
@@ -60,6 +61,13 @@ def release_tensors(folder: Path) -> dict[str, Stored]:
     return {name: tensor for file in files for name, tensor in file.tensors.items()}
 
 
+def copy_findings(folder: Path) -> Iterator[Finding]:
+    """Tensors that several files hold, usually because one is a backup of the other."""
+    twice = held_twice({path: tensor_names(path) for path in served_files(folder)})
+    if twice:
+        yield Finding(twice, f"{SERVED}; move a copy out of the folder")
+
+
 def has_encoder(tensors: Mapping[str, Stored]) -> bool:
     return any(name.startswith(ENCODER_PREFIXES) for name in tensors)
 
@@ -95,19 +103,18 @@ def tokenizer_findings(voices: NamedVoices, config: CodecConfig, path: Path | No
             yield Finding(f"{TEKKEN} has no audio section", STOPS)
             return
         audio = tokenizer.audio_encoder.audio_config
+        if (audio.sampling_rate, audio.frame_rate) != (config.sampling_rate, config.frame_rate):
+            found = f"{audio.sampling_rate} Hz, {audio.frame_rate}"
+            right = f"{config.sampling_rate} Hz, {config.frame_rate}"
+            effect = "kills the engine at ref_audio"
+            yield Finding(f"{TEKKEN} counts {found} frames a second instead of {right}", effect)
+            return
         silence = _silence(config.frame_size, audio.sampling_rate)
         prompt = tokenizer.encode_speech_request(SpeechRequest(input="a", ref_audio=silence)).tokens
         text = tokenizer.tokenizer.encode("a", bos=False, eos=False)
     except (MistralCommonException, AssertionError, ValueError, KeyError, TypeError, AttributeError) as error:
         reason = str(error)[:200] or type(error).__name__
         yield Finding(f"mistral-common cannot make a speech prompt with {TEKKEN} ({reason})", STOPS)
-        return
-    if (audio.sampling_rate, audio.frame_rate) != (config.sampling_rate, config.frame_rate):
-        found, right = (
-            f"{audio.sampling_rate} Hz, {audio.frame_rate}",
-            f"{config.sampling_rate} Hz, {config.frame_rate}",
-        )
-        yield Finding(f"{TEKKEN} counts {found} frames a second instead of {right}", "kills the engine at ref_audio")
         return
     wanted = [BOS, BEGIN_AUDIO, AUDIO, AUDIO, BEGIN_TEXT, *text, END_TEXT, BEGIN_AUDIO]
     if prompt != wanted:
@@ -127,6 +134,10 @@ def end_of_audio_row(folder: Path, config: CodecConfig, tensors: Mapping[str, St
     """The row [dim] that every voice's embedding ends with. Raises ReleaseError if the embedding table is missing."""
     if EMBEDDING_NAME not in tensors:
         raise ReleaseError(f"no consolidated*.safetensors of {folder} holds {EMBEDDING_NAME}: download them again")
+    expected = expected_codec(config)[EMBEDDING_NAME]
+    if tensors[EMBEDDING_NAME].shape != expected:
+        found = list(tensors[EMBEDDING_NAME].shape)
+        raise ReleaseError(f"{folder}: {EMBEDDING_NAME} is {found}, params.json gives {list(expected)}: get both again")
     table = read_tensors({EMBEDDING_NAME: tensors[EMBEDDING_NAME].path})[EMBEDDING_NAME].to(torch.bfloat16)
     nothing = torch.zeros(1, config.num_codebooks, 0, dtype=torch.long)
     return embed_codes(nothing, table, config.codebook_sizes)[0, 0]
@@ -146,14 +157,16 @@ def voice_findings(voices: NamedVoices, files: Mapping[str, Path], end_row: Tens
         for fault, effect in faults:
             unread = name not in voices.indices
             effect = f"{SERVED}, params.json does not name it" if unread else effect
-            yield Finding(f"{embedding_path(name)} {fault}", effect, name)
+            yield Finding(f"{shortened(embedding_path(name))} {fault}", effect, name)
         yield from _disagreements(name, rows, voices, sound=not faults, there=name in files)
 
 
 def _disagreements(name: str, rows: int | None, voices: NamedVoices, sound: bool, there: bool) -> Iterator[Finding]:
     indexed, count = name in voices.indices, voices.counts.get(name)
     if not indexed and count is None:
-        yield Finding(f"{embedding_path(name)} belongs to no voice", f"{SERVED}, the server does not read it", name)
+        yield Finding(
+            f"{shortened(embedding_path(name))} belongs to no voice", f"{SERVED}, the server does not read it", name
+        )
         return
     if not indexed:
         yield Finding(f"voice {name!r} is missing in params.json", STATUS_400, name)
@@ -168,9 +181,12 @@ def _disagreements(name: str, rows: int | None, voices: NamedVoices, sound: bool
     if count is None:
         yield Finding(f"voice {name!r} is missing in tekken.json", STATUS_500, name, repairable=sound and there)
     if not there:
-        yield Finding(f"{embedding_path(name)} is missing", KILLS, name)
+        yield Finding(f"{shortened(embedding_path(name))} is missing", KILLS, name)
     elif rows is not None and count is not None and count != rows:
-        fault = f"voice {name!r} has {count} tokens in tekken.json and {rows} rows in {embedding_path(name)}"
+        counted = shortened(str(count))
+        fault = (
+            f"voice {name!r} has {counted} tokens in tekken.json and {rows} rows in {shortened(embedding_path(name))}"
+        )
         yield Finding(fault, KILLS, name, repairable=sound)
 
 

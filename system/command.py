@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import signal
 import sys
@@ -22,7 +23,13 @@ def exit_status(
     """Runs `command` and returns its exit status. On UserError or OSError it prints one sentence on standard error and
     returns 2; on Ctrl-C or SIGTERM a sentence and 128 plus the signal's number. `when_interrupted` and `when_refused`
     say what state a signal or an OSError leaves: they end the sentence. `at_once` is for a command that has nothing to
-    tidy up after a signal: it ends the process where it is, even in a library that would first finish a download."""
+    tidy up after a signal: it ends the process where it is, even in a library that would first finish a download.
+
+    Printing never fails: what standard output and standard error cannot encode is printed as `\\udce9` or `\\u58f0`.
+    Names of files and voices may hold bytes that are no UTF-8, and the locale may know nothing but ASCII."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     signals = EndingSignals(when_interrupted) if at_once else RaisedSignals()
     try:
         with signals:

@@ -232,7 +232,7 @@ def test_a_wrong_value_names_key_value_and_expectation(key: str, value: Any, exp
     ("key", "value"), [("semantic_codebook_size", 4096), ("n_acoustic_codebook", 35), ("acoustic_codebook_size", None)]
 )
 def test_codebooks_must_agree_with_the_model(key: str, value: Any) -> None:
-    with pytest.raises(ReleaseError, match=rf"audio_model_args\.{key} is {value}, expected"):
+    with pytest.raises(ReleaseError, match=rf"audio_model_args\.{key} is {json.dumps(value)}, expected"):
         CodecConfig.from_params(_changed(key, value, "audio_model_args"))
 
 

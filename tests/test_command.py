@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import errno
+import io
 import signal
+import sys
 from pathlib import Path
 
 import pytest
@@ -56,3 +58,26 @@ def test_the_release_is_the_folder_given_or_that_of_the_environment(
         model_folder(None)
     with pytest.raises(UserError, match="is not a folder"):
         model_folder(str(tmp_path / "missing"))
+
+
+NAMES = {"caf\udce9.wav": r"caf\udce9.wav", "声.wav": r"\u58f0.wav", "Grüße\n": "Gr\\xfc\\xdfe\n"}
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("fails", [False, True])
+def test_a_name_that_the_terminal_cannot_show_never_ends_a_program(
+    name: str, fails: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As under LANG=C, and in a UTF-8 locale for a file name whose bytes are no UTF-8."""
+    shown = io.BytesIO()
+    for stream in ("stdout", "stderr"):
+        monkeypatch.setattr(sys, stream, io.TextIOWrapper(shown, encoding="ascii", errors="strict", write_through=True))
+
+    def command() -> int:
+        if fails:
+            raise UserError(name)
+        print(name)
+        return 0
+
+    assert exit_status(command, "") == (2 if fails else 0)
+    assert shown.getvalue().decode("ascii").removeprefix("error: ").rstrip("\n") == NAMES[name].rstrip("\n")

@@ -22,6 +22,11 @@ def test_a_file_is_replaced_by_a_whole_one_and_nothing_is_left_beside_it(tmp_pat
     assert list(tmp_path.iterdir()) == [path]
 
 
+def test_a_name_that_is_no_utf8_can_be_written(tmp_path: Path) -> None:
+    write_whole(tmp_path / "names", "caf\udce9.wav")
+    assert (tmp_path / "names").read_text(encoding="utf-8") == r"caf\udce9.wav"
+
+
 @pytest.mark.parametrize("shared", [False, True])
 def test_a_file_whose_writing_fails_is_as_it_was(tmp_path: Path, shared: bool) -> None:
     path = tmp_path / "file"

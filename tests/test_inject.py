@@ -7,6 +7,7 @@ import json
 import os
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
@@ -19,6 +20,8 @@ import inject_encoder
 from codec.checkpoint import checkpoint_tensors, read_encoder
 from codec.tensors import ENCODER_PREFIXES
 from experiments.random_release import TINY, random_codec, write_release
+from release import splice
+from release.injection import encoder_part
 from release.splice import LINK_FROM, read_tensor_file
 from tests.injecting import (
     INDEX,
@@ -285,6 +288,97 @@ def test_a_hubs_cache_keeps_the_file_its_links_point_to(single: Case, tmp_path: 
     assert blob.read_bytes() == before
     assert_has(single.release, single.encoder)
     assert not link.is_symlink()
+    assert inject(single.release, "--remove", "--dry-run") == 0
+    assert not link.is_symlink()
+    assert inject(single.release, "--remove") == 0
+    assert link.readlink() == blob, "the 8 GB are there twice"
+    assert not list(single.release.glob(".*"))
+    assert blob.read_bytes() == before
+
+
+def test_links_come_back_in_a_hubs_cache_of_shards_with_an_index(tmp_path: Path) -> None:
+    case = make_case(tmp_path, shards=3)
+    (tmp_path / "blobs").mkdir()
+    for path in [path for path in case.release.iterdir() if path.is_file()]:
+        blob = path.rename(tmp_path / "blobs" / path.name)
+        path.symlink_to(os.path.relpath(blob, case.release))
+    links = {path.name: path.readlink() for path in case.release.iterdir() if path.is_symlink()}
+    blobs = snapshot(tmp_path / "blobs")
+    for form in [("--merge",), ()]:
+        assert inject(case.release, "--encoder", case.encoder, *form) == 0
+        assert_has(case.release, case.encoder)
+        assert inject(case.release, "--encoder", case.other, *form) == 0
+        assert inject(case.release, "--remove") == 0
+        found = {path.name: path.readlink() for path in case.release.iterdir() if path.name in links}
+        assert found == links
+    assert snapshot(tmp_path / "blobs") == blobs
+    assert inject(case.release, "--merge", "--output", tmp_path / "new", "--encoder", case.encoder) == 0
+    assert {path.name for path in (tmp_path / "new").iterdir()} == {*links, "voice_embedding"}
+    assert not any(path.is_symlink() for path in (tmp_path / "new").iterdir())
+
+
+@pytest.mark.parametrize("name", ["consolidated-backup", "consolidated (copy)", "consolidated_old", "consolidated"])
+@pytest.mark.parametrize("link", [False, True])
+def test_a_copy_beside_the_checkpoint_is_named_and_never_written_to(
+    single: Case, name: str, link: bool, capsys: pytest.CaptureFixture[str]
+) -> None:
+    checkpoint, copy = single.release / "consolidated.safetensors", single.release / f"{name}.copy.safetensors"
+    copy.hardlink_to(checkpoint) if link else copy.write_bytes(checkpoint.read_bytes())
+    before = copy.read_bytes()
+    assert inject(single.release, "--merge", "--encoder", single.encoder) == 0
+    both = " and ".join(sorted([copy.name, checkpoint.name]))
+    assert f"note: {both} hold the same" in capsys.readouterr().out
+    assert same(encoder_part(read_encoder(checkpoint)[0]), read_encoder(single.encoder)[0])
+    assert_has(single.release, single.encoder)
+    assert copy.read_bytes() == before
+    assert inject(single.release, "--remove") == 0
+    assert (checkpoint.read_bytes(), copy.read_bytes()) == (before, before)
+
+
+def test_a_backup_that_has_an_encoder_keeps_it(single: Case, capsys: pytest.CaptureFixture[str]) -> None:
+    checkpoint, copy = single.release / "consolidated.safetensors", single.release / "consolidated-backup.safetensors"
+    assert inject(single.release, "--merge", "--encoder", single.encoder) == 0
+    copy.write_bytes(checkpoint.read_bytes())
+    before = snapshot(single.release)
+    for form in [("--merge",), ("--remove",)]:
+        assert inject(single.release, "--encoder", single.other, *form) == 2
+        assert "consolidated-backup.safetensors and consolidated.safetensors hold the same" in capsys.readouterr().err
+        assert snapshot(single.release) == before
+
+
+def test_of_two_copies_without_the_usual_name_none_is_chosen(single: Case, capsys: pytest.CaptureFixture[str]) -> None:
+    checkpoint = single.release / "consolidated.safetensors"
+    for name in ("consolidated-a.safetensors", "consolidated-b.safetensors"):
+        (single.release / name).write_bytes(checkpoint.read_bytes())
+    checkpoint.unlink()
+    before = snapshot(single.release)
+    assert inject(single.release, "--merge", "--encoder", single.encoder) == 2
+    assert "consolidated-a.safetensors, consolidated-b.safetensors all hold the codec" in capsys.readouterr().err
+    assert snapshot(single.release) == before
+    assert inject(single.release, "--encoder", single.encoder) == 0
+
+
+def test_runs_that_only_read_do_not_disturb_one_another(
+    single: Case, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    handle = os.open(single.release, os.O_RDONLY)
+    fcntl.flock(handle, fcntl.LOCK_SH)
+    assert inject(single.release, "--check") == 1
+    assert inject(single.release, "--encoder", single.encoder, "--dry-run") == 0
+    monkeypatch.setattr(splice, "LOCK_SECONDS", 0.2)
+    assert inject(single.release, "--encoder", single.encoder) == 2
+    assert f"another run is reading {single.release}: wait" in capsys.readouterr().err
+    os.close(handle)
+
+
+def test_a_run_waits_for_one_that_only_reads(single: Case, capsys: pytest.CaptureFixture[str]) -> None:
+    handle = os.open(single.release, os.O_RDONLY)
+    fcntl.flock(handle, fcntl.LOCK_SH)
+    reader = threading.Timer(0.3, lambda: os.close(handle))
+    reader.start()
+    assert inject(single.release, "--encoder", single.encoder) == 0
+    assert "waiting up to" in capsys.readouterr().err
+    reader.join()
 
 
 def test_two_runs_do_not_change_a_release_at_once(single: Case, capsys: pytest.CaptureFixture[str]) -> None:

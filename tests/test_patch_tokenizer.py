@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import io
 import json
+import os
+import sys
 from pathlib import Path
 
 import pytest
@@ -201,8 +203,17 @@ def test_a_hubs_cache_of_links_is_patched_and_its_blobs_are_not(release: Path, t
         blob = (release / name).rename(tmp_path / "blobs" / Path(name).name)
         (release / name).symlink_to(blob)
     before = snapshot(tmp_path / "blobs")
-    assert patch(release, "--voice", f"anna={clip(tmp_path / 'a.wav')}") == 0
-    assert served_voices(release) == {PRESET, "anna"}
+    for undo in (["--undo"], ["--remove", "anna"]):
+        assert patch(release, "--voice", f"anna={clip(tmp_path / 'a.wav', 1)}") == 0
+        assert served_voices(release) == {PRESET, "anna"}
+        assert snapshot(tmp_path / "blobs") == before
+        assert patch(release, *undo) == 0
+        for name in ("params.json", "tekken.json"):
+            assert (release / name).readlink() == tmp_path / "blobs" / name
+    assert patch(release, "--remove", PRESET, "--force") == 0
+    assert patch(release, "--undo") == 0
+    assert (release / "voice_embedding" / f"{PRESET}.pt").is_symlink()
+    assert served_voices(release) == {PRESET}
     assert snapshot(tmp_path / "blobs") == before
 
 
@@ -233,6 +244,27 @@ def test_the_list_tells_presets_from_what_was_added(
     lines = [line.split() for line in capsys.readouterr().out.splitlines()]
     assert lines == [[PRESET, "0.3", "s", "preset"], ["anna", "4.0", "s", "from", "a.wav"]]
     assert str(tmp_path) not in (release / STATE / "voices.json").read_text(), "a release may be given to others"
+
+
+@pytest.mark.parametrize("name", [b"caf\xe9.wav", "声.wav".encode(), b"new\nline.wav"])
+def test_a_clip_may_have_any_name(release: Path, tmp_path: Path, name: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where the terminal shows nothing but ASCII."""
+    path = tmp_path / os.fsdecode(name)
+    clip(tmp_path / "a.wav").rename(path)
+    shown = io.TextIOWrapper(io.BytesIO(), encoding="ascii", errors="strict", write_through=True)
+    monkeypatch.setattr(sys, "stdout", shown)
+    assert patch(release, "--voice", f"anna={path}") == 0
+    assert patch(release, "--list") == 0
+    listed = shown.buffer.getvalue().decode("ascii").splitlines()[-1]  # type: ignore[attr-defined]
+    assert listed.startswith("anna ")
+    assert listed.endswith(".wav")
+
+
+def test_a_copy_of_the_checkpoint_in_the_folder_is_named(release: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (release / "consolidated-1.safetensors").hardlink_to(release / "consolidated.safetensors")
+    assert patch(release, "--check") == 0
+    said = capsys.readouterr().out
+    assert "note: consolidated-1.safetensors and consolidated.safetensors hold the same" in said
 
 
 def test_nothing_is_undone_over_what_somebody_else_changed(
