@@ -9,6 +9,7 @@ from typing import Any
 from safetensors import SafetensorError, safe_open
 
 from codec.config import ReleaseError
+from system.names import printable
 from system.untrusted import parse_json, read_file, require_regular
 
 CHECKPOINT_NAME = "consolidated.safetensors"
@@ -106,5 +107,5 @@ def listed(items: Iterable[str], limit: int = 5) -> str:
 def shortened(text: str, limit: int = 200) -> str:
     """The text to be printed, or its beginning if it is long: names in a release may have any length, and hold
     characters that would control a terminal."""
-    shown = "".join(letter if letter.isprintable() else repr(letter)[1:-1] for letter in text[:limit])
+    shown = printable(text[:limit])
     return shown if len(text) <= limit else f"{shown}..."

@@ -8,5 +8,9 @@ import os
 def printable(name: str | os.PathLike[str]) -> str:
     """A file's name as text that every UTF-8 file and terminal takes. Bytes that are no UTF-8 become `\\xe9`, line ends
     and other control characters `\\n` and so on. Other names stay as they are."""
-    text = os.fsencode(name).decode("utf-8", errors="backslashreplace")
+    text = os.fsdecode(name)
+    try:
+        text = text.encode("utf-8", errors="surrogateescape").decode("utf-8", errors="backslashreplace")
+    except UnicodeEncodeError:  # half a character, which JSON can hold and a name on disk cannot
+        pass
     return "".join(c if c.isprintable() or c == "\u3000" else c.encode("unicode_escape").decode() for c in text)
