@@ -17,17 +17,25 @@ import torch
 from torch import Tensor
 
 from codec.config import FRAME_SIZE, SAMPLE_RATE
-from data.audio import SILENCE, BadClipError, Clip, read_audio
+from data.audio import SILENCE, BadClipError, Clip, open_audio, read_audio
 from data.bandwidth import is_band_limited
+from system.names import printable
 
 MODEL_TOKENS = 4096  # prompt, text and speech together: `max_model_len` in vllm-omni's deploy/voxtral_tts.yaml
+MODEL_SECONDS = (MODEL_TOKENS // 2 - 1) * FRAME_SIZE / SAMPLE_RATE  # a clip's; half of the tokens are for the speech
 NAME = re.compile(r"[a-z0-9_-]{1,64}")
 
 MIN_SECONDS, BEST_SECONDS, MAX_SECONDS = 1.0, (3.0, 25.0), 30.0  # best: 3 to 25 s, from the model's paper
 MAX_PEAK = 100.0  # full scale is 1. At 32768 the stand-in's encoder had 4 semantic codes for a clip instead of 58
+# What quiet and shifted clips lose, by the demo's codec, for eight clips that reach -6 dBFS (RMS -18 to -27 dBFS):
+# 24 dB quieter they have 83 % of their distinct semantic codes, 36 dB quieter 56 %, 48 dB quieter 28 %.
+# With an offset of 0.01, 47 % of the frames have another semantic code; with 0.3 half of the distinct codes are gone.
+QUIET = -45.0  # dBFS, RMS
+OFFSET = 0.01  # mean of the samples; speech in `data/demo` has at most 0.00004
 FLAT_SHARE = 1e-4  # of the samples; a clip with more counts as clipped
 TRIM_BELOW = 40  # dB below the loudest window
 TRIM_WINDOW, TRIM_MARGIN = 480, 2400  # samples: 20 ms, 100 ms
+MAX_UNTRIMMED = 600.0  # seconds that are decoded in order to cut the silence
 
 
 @dataclass(frozen=True)
@@ -57,28 +65,23 @@ class Reference:
 
 
 def read_clip(path: str | Path) -> Clip:
-    """A whole audio file. Raises BadClipError if it cannot be read."""
-    try:
-        return Clip(str(path), Path(path).read_bytes())
-    except OSError as error:
-        raise BadClipError(str(path), "cannot be read", str(error.strerror)) from error
+    """An audio file, judged by its header; `prepare` decodes it. Raises BadClipError if it cannot be read."""
+    clip = Clip(printable(path), Path(path))
+    with open_audio(clip):
+        return clip
 
 
 def prepare(clips: Sequence[Clip], trim: bool = False) -> Reference:
     """Checks and joins one speaker's clips; `trim` cuts the silence at both ends of each. Raises BadClipError for a
     clip that is empty, silent, not finite, far over full scale or no audio, and for clips that together are too long
-    for the model."""
+    for the model. Clips whose headers say so are not decoded."""
+    name = " + ".join(clip.name for clip in clips)
+    _check_length(name, sum(_claimed_seconds(clip) for clip in clips), MAX_UNTRIMMED if trim else MODEL_SECONDS)
     notes: list[Note] = []
     parts = [_prepared(clip, trim, notes) for clip in clips]
     samples = np.concatenate(parts)
-    name = " + ".join(clip.name for clip in clips)
     seconds = len(samples) / SAMPLE_RATE
-    if token_count(len(samples)) > MODEL_TOKENS // 2:
-        limit = (MODEL_TOKENS // 2 - 1) * FRAME_SIZE // SAMPLE_RATE
-        detail = (
-            f"{seconds:.0f} s, expected {limit} s or less: half of the model's {MODEL_TOKENS} tokens are for its speech"
-        )
-        raise BadClipError(name, "is too long", detail)
+    _check_length(name, seconds, MODEL_SECONDS)
     best = f"the model works best with {BEST_SECONDS[0]:.0f} to {BEST_SECONDS[1]:.0f} s"
     if seconds < MIN_SECONDS:
         notes.append(Note("short", f"{name} has only {seconds:.2f} s of sound; {best}"))
@@ -92,6 +95,18 @@ def prepare(clips: Sequence[Clip], trim: bool = False) -> Reference:
         )
         samples = samples[:-1]
     return Reference(torch.from_numpy(samples)[None], tuple(notes))
+
+
+def _claimed_seconds(clip: Clip) -> float:
+    with open_audio(clip) as audio:
+        return audio.seconds
+
+
+def _check_length(name: str, seconds: float, most: float) -> None:
+    """Raises BadClipError for more than `most` seconds."""
+    if seconds > most:
+        why = f"half of the model's {MODEL_TOKENS} tokens are for its speech"
+        raise BadClipError(name, "is too long", f"{seconds:.0f} s, expected {int(MODEL_SECONDS)} s or less: {why}")
 
 
 def token_count(samples: int) -> int:
@@ -112,8 +127,15 @@ def _prepared(clip: Clip, trim: bool, notes: list[Note]) -> np.ndarray:
     peak = np.abs(samples).max()
     if peak > MAX_PEAK:
         raise BadClipError(clip.name, "is far over full scale", f"its peak is {peak:.3g} instead of 1: export it again")
-    if _flat_share(samples) > FLAT_SHARE or peak > 1:
+    offset = float(samples.mean(dtype=np.float64))
+    level = 20 * math.log10(max(float(samples.std(dtype=np.float64)), 1e-9))
+    if _flat_share(samples - np.float32(offset)) > FLAT_SHARE or peak > 1:
         notes.append(Note("clipped", f"{clip.name} is clipped: the voice will sound distorted, record it more quietly"))
+    if len(samples) >= MIN_SECONDS * rate and abs(offset) > OFFSET:
+        notes.append(Note("offset", f"{clip.name} has an offset of {offset:.3f}: remove it with a high-pass filter"))
+    if len(samples) >= MIN_SECONDS * rate and level < QUIET:
+        why = "its voice has little detail, record it at a higher level"
+        notes.append(Note("quiet", f"{clip.name} is quiet ({level:.0f} dBFS): {why}"))
     if is_band_limited(samples, rate):
         notes.append(Note("band-limited", f"{clip.name} has no energy above 8 kHz: the voice will sound dull"))
     if rate != SAMPLE_RATE:
@@ -132,7 +154,8 @@ def _prepared(clip: Clip, trim: bool, notes: list[Note]) -> np.ndarray:
 
 
 def _flat_share(samples: np.ndarray) -> float:
-    """The share of samples that equal both neighbours at the clip's peak. Unclipped speech has single points there."""
+    """The share of samples [T], whose mean is 0, that equal both neighbours at the clip's peak. Unclipped speech has
+    single points there."""
     peak = np.abs(samples).max()
     level = np.abs(np.diff(samples)) < 1e-4 * peak
     flat = level[:-1] & level[1:] & (np.abs(samples[1:-1]) > 0.98 * peak)

@@ -12,6 +12,7 @@ import soundfile
 import torch
 from mistral_common.tokens.tokenizers.audio import Audio, AudioConfig, AudioEncoder, AudioSpectrogramConfig
 
+from data import audio
 from data.audio import BadClipError, Clip
 from data.reference import MODEL_TOKENS, NAME, Reference, prepare, read_clip, token_count
 from tests.patching import clip, noise
@@ -63,6 +64,45 @@ def test_a_file_that_cannot_be_read_is_an_error(tmp_path: Path) -> None:
             read_clip(path)
 
 
+def claiming_six_hours() -> bytes:
+    """A FLAC file of a second whose header says six hours."""
+    audio = bytearray(wav(noise(1), subtype="PCM_16", form="FLAC").audio)
+    frames = 6 * 3600 * 24000
+    audio[21] = (audio[21] & 0xF0) | frames >> 32
+    audio[22:26] = (frames & 0xFFFFFFFF).to_bytes(4, "big")
+    return bytes(audio)
+
+
+LONG = {
+    "FLAC": claiming_six_hours,
+    "MP3": lambda: wav(np.zeros(170 * 8000), 8000, "MPEG_LAYER_III", "MP3").audio,
+    "OGG": lambda: wav(np.zeros(170 * 8000), 8000, "VORBIS", "OGG").audio,
+    "WAV at 1 Hz": lambda: wav(noise(1), 1).audio,
+    "WAV at 4 kHz": lambda: wav(noise(30), 4000).audio,
+}
+
+
+@pytest.mark.parametrize("name", LONG)
+def test_a_long_or_lying_clip_is_refused_by_its_header_before_it_is_decoded(
+    tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "long"
+    path.write_bytes(LONG[name]())
+
+    def decoded(*arguments: object, **options: object) -> None:
+        raise AssertionError("it was decoded")
+
+    monkeypatch.setattr(audio._Decoder, "read", decoded)
+    with pytest.raises(BadClipError, match=r"is too long|impossible sample rate"):
+        prepare([read_clip(path)])
+
+
+def test_clips_that_are_too_long_together_are_not_decoded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(audio._Decoder, "read", None)
+    with pytest.raises(BadClipError, match="400 s, expected 163 s or less"):
+        prepare([wav(noise(100, 8000), 8000)] * 4)
+
+
 def high_cut(samples: np.ndarray, rate: int) -> np.ndarray:
     spectrum = np.fft.rfft(samples)
     spectrum[np.fft.rfftfreq(len(samples), 1 / rate) > 7500] = 0
@@ -83,6 +123,12 @@ NOTED = {
     "clipped and made quieter": (wav(0.3 * np.clip(10 * noise(4), -1, 1)), {"clipped"}),
     "clipped, over full scale": (wav(np.where(np.arange(96000) == 5, 1.5, noise(4))), {"clipped"}),
     "clipped, in 16 bits": (wav(np.clip(10 * noise(4), -1, 1), subtype="PCM_16"), {"clipped"}),
+    "quiet": (wav(0.01 * noise(4)), {"quiet"}),
+    "quiet, but for a click": (wav(np.where(np.arange(96000) == 5, 0.9, 0.01 * noise(4))), {"quiet"}),
+    "offset": (wav(noise(4) + 0.02), {"offset"}),
+    "offset, downwards": (wav(noise(4) - 0.3), {"offset"}),
+    "offset and quiet": (wav(0.01 * noise(4) + 0.3), {"offset", "quiet"}),
+    "offset and quiet, in 16 bits": (wav(0.01 * noise(4) + 0.3, subtype="PCM_16"), {"offset", "quiet"}),
     "miscounted": (wav(noise(105600 / 24000)), {"miscounted"}),
 }
 
