@@ -31,7 +31,8 @@ from typing import TypeVar
 import torch
 from torch import Tensor, nn
 
-from losses import Balancer, Diversity, FixedWeights, MelDistance, STFTDistance, commitment
+from data.pairs import PairBatch
+from losses import Balancer, Diversity, FixedWeights, Inversion, MelDistance, STFTDistance, commitment
 from losses.discriminator import feature_matching, hinge_loss
 from losses.diversity import codebook_spacing
 from losses.shaping import Shaping, target_as_json, voices_target
@@ -45,17 +46,18 @@ from training.dataset import TrainingData
 from training.distributed import Ranks, exit_process, start_ranks
 from training.memory import checkpoint_activations, explain_full_memory
 from training.metrics import RunningMetrics, combine, combine_over_ranks
-from training.monitoring import NonFiniteMonitor, TrainingWarnings, not_finite
+from training.monitoring import NonFiniteMonitor, TrainingWarnings, in_parts, not_finite
 from training.optimization import EMA, adam, learning_rate
 from training.output_lock import sole_run
+from training.pairs import PairDecoder
 from training.progress import Progress
 from training.state import TrainingState, build_codec, newest_checkpoint
-from training.step_inputs import StepInputs, graphed_if_asked, step_inputs
+from training.step_inputs import StepInputs, graphed_if_asked, noise_for, step_inputs
 from training.validation import validate
 
 Compilable = TypeVar("Compilable")
 ON_RECONSTRUCTION = ("mel", "l1", "stft", "feature_matching", "speaker")
-ON_LATENT = ("commitment", "asr", "diversity", "shaping")
+ON_LATENT = ("commitment", "asr", "diversity", "shaping", "inversion")
 
 
 class TrainingError(UserError):
@@ -101,6 +103,10 @@ class Trainer:
         if weights.shaping:
             self.shaping_target = voices_target(self.codec, Path(config.model_dir) / "voice_embedding")
             self.shaping = Shaping(self.shaping_target).to(ranks.device)
+        if weights.inversion:
+            samples = round(config.data.crop_seconds * self.codec.sample_rate)
+            self.pair_decoder = PairDecoder(self.codec, samples, self.bf16)
+            self.inversion = Inversion(self.quantizer, weights.inversion_temperature)
         # losses on the reconstruction
         if weights.mel:
             self.mel = self.compiled(MelDistance(self.codec.sample_rate, weights.mel_offset).to(ranks.device))
@@ -134,10 +140,11 @@ class Trainer:
     def autocast(self) -> torch.autocast:
         return torch.autocast(self.ranks.device.type, torch.bfloat16, enabled=self.bf16)
 
-    def step(self, waveform: Tensor, step: int) -> dict[str, Tensor]:
-        """One step on this rank's crops [B, 1, T], in `accumulate` parts. Returns metrics, on the device."""
+    def step(self, waveform: Tensor, step: int, pairs: PairBatch | None = None) -> dict[str, Tensor]:
+        """One step on this rank's crops [B, 1, T] and crops of pairs, in `accumulate` parts. Returns metrics, on the
+        device."""
         losses = self.losses_of(step)
-        inputs = step_inputs(self.config, self.ranks, self.codec, waveform, step)
+        inputs = step_inputs(self.config, self.ranks, self.codec, waveform, step, pairs)
         metrics, flags = self.graphed_compute(inputs, losses)
         self.monitor.observe(step, flags)
         self.ema.update(step)
@@ -172,7 +179,8 @@ class Trainer:
         auxiliary = {f"gradient_norm/{name}": network.update() for name, network in self.auxiliary.items()}
         norms |= {name: norm for name, norm in auxiliary.items() if norm is not None}
         # a network's gradient can overflow where all losses are finite; nobody knows for which crop
-        overflown = not_finite({name: norm.expand(len(inputs.waveform), 1) for name, norm in norms.items()})
+        items = len(inputs.waveform) + len(inputs.pair_codes)
+        overflown = not_finite({name: norm.expand(items, 1) for name, norm in norms.items()})
         return combine(metrics) | norms, {n: torch.cat([flag[n] for flag in flags]) for n in flags[0]} | overflown
 
     def backward(
@@ -180,16 +188,22 @@ class Trainer:
     ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """Adds the gradients of one part of a step's crops to every network. Returns its metrics and flags."""
         weights = self.config.losses
-        batch, waveform = len(inputs.waveform), inputs.waveform.chunk(self.config.accumulate)[part]
+        parts = self.config.accumulate
+        batch, waveform = len(inputs.waveform), inputs.waveform.chunk(parts)[part]
         samples, semantic_dim = waveform.shape[-1], self.codec.config.semantic_dim
 
         # encoder -> quantizer -> decoder; the graph is cut at the latent and at the reconstruction
+        heard = waveform
+        if weights.inversion:  # behind the speech, the decoder's sound of codes that the encoder has to find again
+            pairs = self.pair_decoder(inputs.pair_codes.chunk(parts)[part], inputs.pair_begins.chunk(parts)[part])
+            heard = torch.cat([waveform, pairs.waveform])
         with self.autocast():
-            encoded = self.encoder(waveform)
+            encoded = self.encoder(heard)
         latent = encoded.detach().float().requires_grad_()  # [B, 292, F]
-        semantic, acoustic = latent[:, :semantic_dim], latent[:, semantic_dim:]
-        draw = inputs.draw.part(part, self.config.accumulate) if self.config.stochastic else None
-        quantized = self.quantizer(latent, draw)
+        of_speech, of_pairs = latent[: len(waveform)], latent[len(waveform) :]
+        semantic, acoustic = of_speech[:, :semantic_dim], of_speech[:, semantic_dim:]
+        draw = inputs.draw.part(part, parts) if self.config.stochastic else None
+        quantized = self.quantizer(of_speech, draw)
         with self.autocast():
             decoded = self.decoder(quantized.latent)
         reconstruction = decoded.detach().float()[..., :samples].requires_grad_()  # [B, 1, T]
@@ -236,13 +250,16 @@ class Trainer:
             values["diversity"] = self.diversity(semantic, entries, self.codebook_spacing)
         if weights.shaping:
             values["shaping"] = self.shaping(acoustic)
+        if weights.inversion:
+            values["inversion"], found = self.inversion(of_pairs[..., : pairs.codes.shape[-1]], pairs.codes)
+            metrics |= found
         at_latent = {**gradients(values, latent), "reconstruction": latent.grad}
         if "asr" in losses:  # the projection learns here, from the same loss as the encoder
             self.asr_projection.backward(values["asr"])
         metrics |= detach_all(values)
 
         # one backward through the encoder
-        encoded.backward(self.latent_balancer.combine(at_latent).to(encoded.dtype) / batch)
+        encoded.backward(self.latent_balancer.combine(at_latent).to(encoded.dtype) / (len(latent) * parts))
 
         if self.config.train == "codec":
             self.quantizer.semantic_codebook.learn(semantic.detach(), quantized.codes[:, :1], inputs.seeds)
@@ -251,7 +268,7 @@ class Trainer:
         metrics |= {f"share/{name}": share for name, share in self.waveform_balancer.shares.items()}
         metrics |= {f"share_latent/{name}": share for name, share in self.latent_balancer.shares.items()}
         metrics |= {"acoustic_min": levels.min(), "acoustic_mean": levels.mean(), "acoustic_max": levels.max()}
-        return metrics, not_finite(at_waveform | at_latent)
+        return metrics, not_finite(at_waveform | at_latent, len(latent))
 
     def validate(self, clips: Tensor, step: int, progress: Progress) -> bool:
         """Reports the EMA encoder's metrics on clips [N, 1, T]. Returns whether it is the best so far."""
@@ -278,18 +295,18 @@ def detach_all(values: dict[str, Tensor]) -> dict[str, Tensor]:
 def try_steps(config: Config, ranks: Ranks) -> None:
     """Two steps on noise with every loss; from the second on the optimizers have their memory too."""
     trainer = Trainer(config, ranks)
-    samples = round(config.data.crop_seconds * trainer.codec.sample_rate)
+    waveform, pairs = noise_for(config, trainer.codec)
     every = config.losses.asr_every
     first = -(-config.discriminator.start_step // every) * every
     for step in (first, first + every):
-        trainer.step(0.1 * torch.randn(config.batch_size * config.accumulate, 1, samples, device=ranks.device), step)
+        trainer.step(waveform, step, pairs)
 
 
 def train(config: Config, ranks: Ranks) -> None:
     folder = Path(config.output_dir)
     checkpoint, first_step = newest_checkpoint(config, ranks)
     trainer = Trainer(config, ranks, initialize=ranks.main and not checkpoint and not config.start_from)
-    data = TrainingData(config, ranks, trainer.codec.sample_rate)
+    data = TrainingData(config, ranks, trainer.codec)
     trainer.state.restore(checkpoint, len(data.crops))
     progress, warnings = Progress(folder, first_step, config.steps, data.seconds_a_step, ranks), TrainingWarnings()
     if ranks.main:
@@ -303,11 +320,12 @@ def train(config: Config, ranks: Ranks) -> None:
     with StopRequest() as stop, closing(data.batches(trainer.state.clips_seen)) as batches:
         for step in range(first_step, config.steps):
             with progress.waiting():
-                batch = next(batches)
+                batch, pairs = next(batches), data.pairs(step)
             progress.count("skipped", batch.skipped)
             progress.count("kept", batch.kept)
-            trainer.monitor.note_clips(step, batch.names)
-            on_device = trainer.step(batch.waveform.to(ranks.device, non_blocking=True), step)
+            names = in_parts(batch.names, pairs.names if pairs else (), config.accumulate)
+            trainer.monitor.note_clips(step, names)
+            on_device = trainer.step(batch.waveform.to(ranks.device, non_blocking=True), step, pairs)
             progress.advance()
             done = step + 1
             stopped = ranks.largest(stop.number)

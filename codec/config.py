@@ -216,6 +216,20 @@ class CodecConfig:
         return math.ceil(samples / self.frame_size)
 
     @property
+    def decoder_context(self) -> int:
+        """Frames before a frame that its sound depends on: 21 in the release. Counted back from the output: causal
+        convolutions see kernel − 1 steps back, a transformer layer its window, and a transposed convolution turns n
+        steps of its output into at most ⌊(n + kernel − 1) / stride⌋ of its input."""
+        steps = self.patch_proj_kernel_size - 1
+        for i, stage in reversed(list(enumerate(self.decoder_stages))):
+            steps += stage.layers * stage.window
+            if i == 0:
+                steps += stage.kernel - 1
+            elif stage.resamples:
+                steps = (steps + stage.kernel - 1) // stage.stride
+        return steps
+
+    @property
     def codebook_sizes(self) -> list[int]:
         """Rows each codebook has in the embedding table, the special tokens included."""
         codes = [self.semantic_codebook_size] + [self.acoustic_codebook_size] * self.acoustic_dim

@@ -7,6 +7,7 @@ clips.py          clips in folders and parquet files
 bandwidth.py      finds clips with nothing above 8 kHz
 order.py          which clip comes at which position
 crops.py          random crops in batches, and the fixed validation clips
+pairs.py          pairs of codes and text that a release's language model spoke, and crops of them
 seeds.py          random seeds derived from numbers
 export.py         writes any source as WAV files
 reference.py      checks and prepares a reference clip for a voice

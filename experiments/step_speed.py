@@ -19,7 +19,7 @@ from experiments.runs import experiment_status, require_gpu, spread
 from train_encoder import Trainer
 from training.config import load_config
 from training.distributed import Ranks, start_ranks
-from training.step_inputs import WARM_UP
+from training.step_inputs import WARM_UP, noise_for
 
 ROUNDS, STEPS = 5, 10
 
@@ -44,22 +44,20 @@ def measure(path: str, overrides: list[str], ranks: Ranks) -> None:
     """Times ROUNDS of STEPS steps and prints a line."""
     config = load_config(path, ["data.train=x", "data.validation=x", *overrides])
     trainer = Trainer(config, ranks)
-    crops = config.batch_size * config.accumulate
-    samples = round(config.data.crop_seconds * trainer.codec.sample_rate)
-    waveform = 0.1 * torch.randn(crops, 1, samples, device="cuda")
+    waveform, pairs = noise_for(config, trainer.codec)
     first = config.discriminator.start_step
     steps = (step for step in range(first, sys.maxsize) if "asr" not in trainer.losses_of(step))
     for _ in range(WARM_UP + 2):
-        trainer.step(waveform, next(steps))
+        trainer.step(waveform, next(steps), pairs)
     taken = []
     for _ in range(ROUNDS):
         torch.cuda.synchronize()
         started = time.perf_counter()
         for _ in range(STEPS):
-            trainer.step(waveform, next(steps))
+            trainer.step(waveform, next(steps), pairs)
         torch.cuda.synchronize()
         taken.append((time.perf_counter() - started) / STEPS)
-    speeds = [crops * config.data.crop_seconds / seconds for seconds in taken]
+    speeds = [len(waveform) * config.data.crop_seconds / seconds for seconds in taken]
     print(
         f"cuda_graph={str(config.cuda_graph).lower()}: {spread([1e3 * seconds for seconds in taken], 'ms', 1)} a step, "
         f"{spread(speeds)} s of audio per second, {torch.cuda.max_memory_reserved() / 1e9:.1f} GB",

@@ -7,6 +7,7 @@ discriminator.py  multi-resolution STFT discriminator, hinge loss and feature ma
 speaker.py        cosine distance of speaker embeddings (ECAPA-TDNN)
 commitment.py     keeps semantic latents near their codebook entries
 diversity.py      keeps many codebook entries in use
+inversion.py      finds again the codes that the decoder was given
 shaping.py        gives acoustic codes the distribution of the release's preset voices
 asr/              ASR distillation from a frozen Whisper
 frames.py         averages over the frames inside a padded clip
@@ -23,7 +24,8 @@ if sys.argv[:1] == ["-m"]:  # Ctrl-C during the imports of `python -m losses.asr
 from losses.balancer import Balancer, FixedWeights
 from losses.commitment import commitment
 from losses.diversity import Diversity
+from losses.inversion import Inversion
 from losses.mel import MelDistance
 from losses.stft import STFTDistance
 
-__all__ = ["Balancer", "Diversity", "FixedWeights", "MelDistance", "STFTDistance", "commitment"]
+__all__ = ["Balancer", "Diversity", "FixedWeights", "Inversion", "MelDistance", "STFTDistance", "commitment"]

@@ -239,6 +239,17 @@ def test_a_checkpoint_of_another_configuration_is_refused_with_the_keys(file: Pa
         check_same_run(before, dump_config(load_config(file, ["losses.mel=2", "seed=1"])))
 
 
+def test_a_setting_that_the_checkpoints_version_did_not_have_counts_as_its_default(settings: Path) -> None:
+    now = yaml.safe_load(dump_config(load_config(settings, ["losses.inversion=1", "data.pairs=[a]"])))
+    before = yaml.safe_load(dump_config(load_config(settings)))
+    for values in (before["losses"], now["losses"]):
+        del values["inversion_temperature"]
+    del before["losses"]["inversion"], before["data"]["pairs"]
+    check_same_run(yaml.safe_dump(before), dump_config(load_config(settings)))
+    with pytest.raises(ConfigError, match=r"data\.pairs .*losses\.inversion \(0\.0 there, 1\.0 now\)"):
+        check_same_run(yaml.safe_dump(before), yaml.safe_dump(now))
+
+
 def test_the_same_run_goes_on_whatever_way_its_paths_are_spelt(
     file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

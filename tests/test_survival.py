@@ -22,6 +22,7 @@ from safetensors.torch import load_file
 
 import train_encoder
 from data.crops import Crops, Item
+from data.pairs import PairBatch
 from experiments.random_speech import audio_bytes
 from tests.random_teacher import use_random_teacher
 from tests.rank_processes import start, statuses
@@ -161,9 +162,9 @@ import datetime, time
 import train_encoder, training.distributed
 training.distributed.START_LIMIT = datetime.timedelta(seconds=5)
 step = train_encoder.Trainer.step
-def slow(self, waveform, number):
+def slow(self, waveform, number, *pairs):
     time.sleep(8 if number == rank else 0)
-    return step(self, waveform, number)
+    return step(self, waveform, number, *pairs)
 train_encoder.Trainer.step = slow
 """
     assert statuses(start(2, ["--config", str(settings), "steps=2"], tmp_path / "log", change)) == [0, 0]
@@ -173,7 +174,7 @@ def test_a_rank_that_waits_for_its_gpu_ends_when_another_has_died(settings: Path
     change = """
 import os, time
 import train_encoder
-def step(self, waveform, number):
+def step(self, waveform, number, *pairs):
     if rank == 1:
         os._exit(9)
     time.sleep(10000)  # as in a collective of GPUs, of which one is gone
@@ -222,10 +223,10 @@ def test_ranks_whose_parameters_differ_stop_and_save_nothing(settings: Path, tmp
     strayed = """
 import train_encoder
 step = train_encoder.Trainer.step
-def stray(self, waveform, number):
+def stray(self, waveform, number, *pairs):
     if rank == 1 and number == 1:
         next(self.trained.parameters()).data.view(-1)[0] += 1e-6
-    return step(self, waveform, number)
+    return step(self, waveform, number, *pairs)
 train_encoder.Trainer.step = stray
 """
     arguments = ["--config", str(settings), f"output_dir={tmp_path / 'run'}", "save_every=1"]
@@ -259,11 +260,11 @@ sys.path.insert(0, {str(ROOT)!r})
 import train_encoder
 step = train_encoder.Trainer.step
 marker = pathlib.Path({str(tmp_path / "died")!r})
-def die(self, waveform, number):
+def die(self, waveform, number, *pairs):
     if number == 3 and self.ranks.rank == 1 and not marker.exists():
         marker.touch()
         os.kill(os.getpid(), signal.SIGKILL)
-    return step(self, waveform, number)
+    return step(self, waveform, number, *pairs)
 train_encoder.Trainer.step = die
 train_encoder.exit_process(train_encoder.main())
 """)
@@ -285,10 +286,12 @@ def test_a_signal_lets_the_step_end_saves_and_gives_its_status(
 ) -> None:
     step = train_encoder.Trainer.step
 
-    def asked_to_stop(self: train_encoder.Trainer, waveform: torch.Tensor, at: int) -> dict[str, torch.Tensor]:
+    def asked_to_stop(
+        self: train_encoder.Trainer, waveform: torch.Tensor, at: int, pairs: PairBatch | None
+    ) -> dict[str, torch.Tensor]:
         if at == 2:
             os.kill(os.getpid(), number)
-        return step(self, waveform, at)
+        return step(self, waveform, at, pairs)
 
     monkeypatch.setattr(train_encoder.Trainer, "step", asked_to_stop)
     monkeypatch.setattr(sys, "argv", ["train_encoder.py", "--config", str(settings), "save_every=100"])
@@ -393,7 +396,7 @@ def test_full_memory_is_answered_with_settings_that_were_tried(
 def test_a_trial_makes_its_steps_with_every_loss(settings: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     use_random_teacher(monkeypatch)
     tried = []
-    monkeypatch.setattr(train_encoder.Trainer, "step", lambda self, _, step: tried.append(self.losses_of(step)))
+    monkeypatch.setattr(train_encoder.Trainer, "step", lambda self, _, step, pairs: tried.append(self.losses_of(step)))
     late = ("losses.feature_matching=1", "discriminator.channels=1", "discriminator.start_step=10")
     config = load_config(settings, [*late, "losses.asr=1", "losses.asr_every=4"])
     train_encoder.try_steps(config, ALONE)

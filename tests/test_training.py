@@ -20,8 +20,10 @@ import train_encoder
 from codec import load_release
 from codec.checkpoint import checkpoint_tensors, codec_fingerprint, with_encoder
 from codec.tensors import ENCODER_PREFIXES, expected_encoder
+from data.pairs import PairBatch
 from experiments.random_release import TINY, params_json, random_codec, write_release
 from experiments.random_speech import audio_bytes
+from tests.random_pairs import random_shards
 from tests.rank_processes import start, statuses
 from training.checkpoints import RENAMED_STATE, STATE, CheckpointError, checkpoints, load_newest
 from training.config import Config, ConfigError, load_config
@@ -116,7 +118,11 @@ EVERYTHING = (
 
 
 @pytest.mark.parametrize("parts", [(), EVERYTHING], ids=["few", "all"])
-def test_a_resumed_run_ends_with_the_same_bits(settings: Path, tmp_path: Path, parts: tuple[str, ...]) -> None:
+def test_a_resumed_run_ends_with_the_same_bits(
+    settings: Path, tiny_release: Path, tmp_path: Path, parts: tuple[str, ...]
+) -> None:
+    if parts:
+        parts = (*parts, "losses.inversion=1", f"data.pairs={random_shards(tiny_release, tmp_path / 'pairs')}")
     whole = run(settings, f"output_dir={tmp_path / 'whole'}", *parts)
 
     with pytest.MonkeyPatch.context() as patch:
@@ -355,13 +361,17 @@ def test_two_ranks_train_as_one_with_the_whole_batch(settings: Path, tmp_path: P
     assert max((own[name] - theirs[name]).abs().max().item() for name in own) < 0.1 * moved
 
 
-def test_two_ranks_have_the_gradients_of_one_with_the_whole_batch(settings: Path, tmp_path: Path) -> None:
+def test_two_ranks_have_the_gradients_of_one_with_the_whole_batch(
+    settings: Path, tiny_release: Path, tmp_path: Path
+) -> None:
     """Before Adam, which moves a weight as far for a gradient of rounding errors as for any other."""
     parts = [
         "losses.feature_matching=1",
         "discriminator.channels=2",
         "losses.diversity=0.3",
         "losses.shaping=0.3",
+        "losses.inversion=5",
+        f"data.pairs={random_shards(tiny_release, tmp_path / 'pairs')}",
         "steps=1",
     ]
     gradients = []
@@ -382,8 +392,10 @@ def test_values_that_are_not_finite_stop_the_run_with_their_name(
     config = load_config(settings)
     training_step = train_encoder.Trainer.step
 
-    def broken(self: train_encoder.Trainer, waveform: torch.Tensor, step: int) -> dict[str, torch.Tensor]:
-        return training_step(self, waveform * float("nan") if step == 3 else waveform, step)
+    def broken(
+        self: train_encoder.Trainer, waveform: torch.Tensor, step: int, pairs: PairBatch | None
+    ) -> dict[str, torch.Tensor]:
+        return training_step(self, waveform * float("nan") if step == 3 else waveform, step, pairs)
 
     monkeypatch.setattr(train_encoder.Trainer, "step", broken)
     with pytest.raises(train_encoder.TrainingError, match=r"step 4: .*mel.* not finite"):

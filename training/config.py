@@ -34,6 +34,8 @@ RENAMED = {
 class Data:
     train: tuple[Source, ...] = ()  # paths and hub names, or sections of path, split and weight: data/sources.py
     validation: tuple[Source, ...] = ()  # the same; take speakers that are not in train
+    pairs: tuple[InputPath, ...] = ()  # shards of speak_pairs.py or folders of them, for losses.inversion
+    pairs_share: float = 0.5  # share of the batch that is the decoder's sound of pairs
     sampling: str = "clips"  # draw all "clips" equally often, or all "speakers", however little speech each has
     crop_seconds: float = 4.0  # length of a training crop; shorter clips are skipped and counted
     resample: bool = False  # true resamples clips of other sample rates; false skips and counts them
@@ -52,6 +54,8 @@ class Data:
         _one_of("data.band_limited", self.band_limited, ("keep", "drop"))
         _at_least("data.validation_clips", self.validation_clips, 1)
         _one_of("data.sampling", self.sampling, ("clips", "speakers"))
+        if not 0 < self.pairs_share < 1:
+            raise ConfigError(f"data.pairs_share is {self.pairs_share}, expected more than 0 and less than 1")
         weights = [source.weight for source in self.train]
         if min(weights, default=0) < 0 or (any(weights) and not all(weights)):
             raise ConfigError(
@@ -72,7 +76,9 @@ class Losses:
     asr: float = 0.0  # keeps the words, by a frozen Whisper
     diversity: float = 0.0  # against a codebook that collapses
     shaping: float = 0.0  # toward the code statistics of the release's own voices
+    inversion: float = 0.0  # finds again the codes that the release's language model spoke: data.pairs
     diversity_temperature: float = 0.1  # in units of the codebook's own spacing
+    inversion_temperature: float = 0.5  # in the same units
     l1_stft_decay: float = 1.0  # factor a step on the weights of l1 and stft; the paper's gamma is 0.9999
     mel_offset: float = 0.01  # added to the magnitudes in the mel loss; without it silence owns its gradient
     balanced: bool = True  # false uses the numbers above as fixed weights, for comparison
@@ -90,7 +96,8 @@ class Losses:
                 _at_least(f"losses.{name}", value, 0)
         _below_one("losses.balancer_decay", self.balancer_decay)
         _at_least("losses.asr_every", self.asr_every, 1)
-        _above("losses.diversity_temperature", self.diversity_temperature, 0)
+        for name in ("diversity_temperature", "inversion_temperature"):
+            _above(f"losses.{name}", getattr(self, name), 0)
         if not (self.mel or self.l1 or self.stft or self.feature_matching or self.speaker):
             raise ConfigError("losses: all on the reconstruction are 0, expected one of them above 0")
         for name in ("speaker_model", "asr_teacher", "asr_language"):
@@ -177,6 +184,17 @@ class Config:
                 f"data.crop_seconds is {self.data.crop_seconds}, expected at most losses.asr_context_seconds, "
                 f"{self.losses.asr_context_seconds}: the teacher gets a crop in one window"
             )
+        if self.losses.inversion and not self.data.pairs:
+            raise ConfigError(
+                "losses.inversion is on and data.pairs is empty, expected files that speak_pairs.py wrote; "
+                "losses.inversion=0 trains without them"
+            )
+        if self.data.pairs and not self.losses.inversion:
+            raise ConfigError("data.pairs is given and losses.inversion is 0, expected a weight for it")
+        if self.losses.inversion and self.train != "encoder":
+            raise ConfigError("losses.inversion is on, expected train=encoder: pairs belong to a release's own decoder")
+        if self.losses.inversion and self.batch_size < 2:
+            raise ConfigError("batch_size is 1, expected 2 or more: a crop of speech and one of a pair")
         if self.train == "encoder" and not self.model_dir:
             raise ConfigError("model_dir is empty, expected a release's folder: set MODEL_DIR, or model_dir=DIR")
         if self.train == "codec" and not self.params:
@@ -184,6 +202,17 @@ class Config:
         if not self.data.train or not self.data.validation:
             empty = "data.validation" if self.data.train else "data.train"
             raise ConfigError(f"{empty} is empty, expected folders or parquet files of speech")
+
+    @property
+    def pairs_a_batch(self) -> int:
+        """Crops of pairs in a batch."""
+        most = self.batch_size - 1
+        return min(max(round(self.batch_size * self.data.pairs_share), 1), most) if self.losses.inversion else 0
+
+    @property
+    def crops_a_batch(self) -> int:
+        """Crops of speech in a batch."""
+        return self.batch_size - self.pairs_a_batch
 
 
 def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
@@ -227,6 +256,16 @@ def dump_config(config: Config) -> str:
     return yaml.safe_dump(values, sort_keys=False)
 
 
+def defaults(cls: Any = Config, prefix: str = "") -> dict[str, Any]:
+    """The default of every setting, by its name with its section."""
+    found: dict[str, Any] = {}
+    for each in fields(cls):
+        section = each.default_factory
+        name = prefix + each.name
+        found |= defaults(section, f"{name}.") if is_dataclass(section) else {name: each.default}
+    return found
+
+
 def _build(cls: Any, values: Mapping[str, Any], prefix: str) -> Any:
     hints = typing.get_type_hints(cls, include_extras=True)
     known = {f.name for f in fields(cls)}
@@ -244,7 +283,8 @@ def _build(cls: Any, values: Mapping[str, Any], prefix: str) -> Any:
                 raise ConfigError(f"{prefix}{key} is {shown(value)}, expected a section of keys and values")
             arguments[key] = _build(kind, value, f"{prefix}{key}.")
         elif isinstance(kind, types.GenericAlias):
-            arguments[key] = _sources(value, prefix + key)
+            of_sources = typing.get_args(kind)[0] is Source
+            arguments[key] = (_sources if of_sources else _paths)(value, prefix + key)
         else:
             arguments[key] = convert(value, kind, prefix + key)
     return cls(**arguments)
@@ -258,6 +298,11 @@ def _sources(value: Any, name: str) -> tuple[Source, ...]:
             raise ConfigError(f"{name} has {shown(section)}, expected a path, a hub name, or a section with a path")
         section["path"] = convert(section["path"], InputPath, f"{name}.path")
     return tuple(_build(Source, section, f"{name}.") for section in sections)
+
+
+def _paths(value: Any, name: str) -> tuple[str, ...]:
+    items = value if isinstance(value, list) else [value] if value else []
+    return tuple(convert(item, InputPath, name) for item in items)
 
 
 def _one_of(name: str, value: str, allowed: Sequence[str]) -> None:

@@ -81,8 +81,8 @@ def _full(config: Config) -> str:
 
 def _find_fitting(config: Config, trial: Callable[[Config], object]) -> Config | None:
     """The same crops a step, or a few more, in the largest parts whose trial succeeds."""
-    size = config.batch_size
-    while size > 1:
+    size, least = config.batch_size, 2 if config.losses.inversion else 1
+    while size // 2 >= least:
         size //= 2
         smaller = replace(config, batch_size=size, accumulate=-(-config.batch_size * config.accumulate // size))
         gc.collect()

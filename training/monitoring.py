@@ -120,6 +120,18 @@ def _downstream(name: str) -> bool:
     return name == "reconstruction" or name.startswith("gradient_norm/")
 
 
-def not_finite(gradients: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """For each gradient [B, ...], True [B] for the items with a NaN or an infinity."""
-    return {name: ~gradient.flatten(1).isfinite().all(dim=1) for name, gradient in gradients.items()}
+def not_finite(gradients: Mapping[str, Tensor], items: int = 0) -> dict[str, Tensor]:
+    """For each gradient [B, ...], True [B] for the items with a NaN or an infinity. A gradient of fewer than `items` is
+    one of the first of them; the others get False."""
+    flags = {name: ~gradient.flatten(1).isfinite().all(dim=1) for name, gradient in gradients.items()}
+    return {name: nn.functional.pad(flag, (0, max(0, items - len(flag)))) for name, flag in flags.items()}
+
+
+def in_parts(clips: Sequence[str], pairs: Sequence[str], parts: int) -> list[str]:
+    """The names of a step's clips and pairs in the order in which the parts of a step compute them."""
+    named: list[str] = []
+    for part in range(parts):
+        for names in (clips, pairs):
+            size = len(names) // parts
+            named += names[part * size : (part + 1) * size]
+    return named

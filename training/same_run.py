@@ -7,7 +7,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from training.config import RENAMED, ConfigError
+import yaml
+
+from training.config import RENAMED, ConfigError, defaults
 from training.setting_values import shown
 from training.settings_file import parse_yaml
 
@@ -18,12 +20,13 @@ FREE_TO_CHANGE = (
 )
 OF_CODEC = ("model_dir", "params")  # a checkpoint may know its codec by content
 FILES = (*OF_CODEC, "start_from", "losses.speaker_model", "losses.asr_teacher")
-SOURCES = ("data.train", "data.validation")
+SOURCES = ("data.train", "data.validation", "data.pairs")
 
 
 def check_same_run(before: str, now: str, folder: str = "", knows_codec: bool = False) -> None:
     """Raises ConfigError that names the settings in which a checkpoint's configuration and this run's differ, both
-    YAML. Settings in FREE_TO_CHANGE may differ; the checkpoint may have the names of an earlier version.
+    YAML. Settings in FREE_TO_CHANGE may differ. The checkpoint may have the names of an earlier version; a setting that
+    it lacks counts as its default.
 
     Paths are the same if they lead to the same file; the checkpoint's start in `folder`. With `moved: true` now, all
     paths are. If the checkpoint knows its codec, OF_CODEC are not compared."""
@@ -31,6 +34,7 @@ def check_same_run(before: str, now: str, folder: str = "", knows_codec: bool = 
         {RENAMED.get(key, key): value for key, value in _flat(parse_yaml(text, "a checkpoint's configuration")).items()}
         for text in (before, now)
     )
+    old = parse_yaml(yaml.safe_dump(defaults()), "the defaults") | old
     moved, free = new.get("moved") == "true", (*FREE_TO_CHANGE, *(OF_CODEC if knows_codec else ()))
     differing = [
         key

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from codec.codec import Codec
 from codec.quantizer import Draw
+from data.pairs import PairBatch, empty_pairs
 from data.seeds import derive_seed
 from training.config import Config, ConfigError
 from training.distributed import Ranks
@@ -36,21 +37,35 @@ class StepInputs(NamedTuple):
     seeds: Tensor  # [entries], random numbers for the codebook
     learning_rate: Tensor  # scalar
     l1_stft_factor: Tensor  # scalar, on the weights of l1 and stft
+    pair_codes: Tensor  # [P, 37, context + F] and [P]: data.pairs.PairBatch
+    pair_begins: Tensor
 
     @property
     def draw(self) -> Draw:
         return Draw(self.semantic, self.acoustic, self.noise)
 
 
-def step_inputs(config: Config, ranks: Ranks, codec: Codec, waveform: Tensor, step: int) -> StepInputs:
-    """This rank's inputs for its crops [B, 1, T]. Random numbers are drawn for the crops of all ranks, as a function of
-    the seed and the step, and each rank takes its part."""
+def step_inputs(
+    config: Config, ranks: Ranks, codec: Codec, waveform: Tensor, step: int, pairs: PairBatch | None = None
+) -> StepInputs:
+    """This rank's inputs for its crops [B, 1, T], and for its crops of pairs if there are any. Random numbers are drawn
+    for the crops of all ranks, as a function of the seed and the step, and each rank takes its part."""
     generator = torch.Generator().manual_seed(derive_seed(config.seed, step))
     frames = math.ceil(waveform.shape[-1] / codec.frame_size)
     draw = codec.quantizer.draw(len(waveform) * ranks.world_size, frames, generator).part(ranks.rank, ranks.world_size)
     seeds = codec.quantizer.semantic_codebook.draw(generator)
     rate, factor = torch.tensor(learning_rate(step, config)), torch.tensor(config.losses.l1_stft_decay**step)
-    return StepInputs(waveform, *(to_device(tensor, ranks.device) for tensor in (*draw, seeds, rate, factor)))
+    pairs = pairs or empty_pairs(0, codec.config, frames)
+    others = (*draw, seeds, rate, factor, pairs.codes, pairs.begins)
+    return StepInputs(waveform, *(to_device(tensor, ranks.device) for tensor in others))
+
+
+def noise_for(config: Config, codec: Codec) -> tuple[Tensor, PairBatch]:
+    """Crops [B, 1, T] of noise and crops of pairs as `Trainer.step` takes them, for trials and measurements."""
+    samples = round(config.data.crop_seconds * codec.sample_rate)
+    waveform = 0.1 * torch.randn(config.crops_a_batch * config.accumulate, 1, samples, device=codec.device)
+    pairs = empty_pairs(config.pairs_a_batch * config.accumulate, codec.config, codec.config.frames(samples))
+    return waveform, pairs
 
 
 def to_device(tensor: Tensor, device: torch.device) -> Tensor:
