@@ -24,7 +24,7 @@ if __name__ == "__main__":  # Ctrl-C during the imports below
     end_on_signals()
 
 from data.reference import prepare, read_clip
-from data.speech_server import URL, SpeechError, request_by_clip, request_by_name, speak
+from data.speech_server import SpeechError, base_url, request_by_clip, request_by_name, speak
 from system.command import exit_status
 
 
@@ -34,7 +34,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    body, out = request(arguments), Path(arguments.out)
+    out = Path(arguments.out)
+    if arguments.clip and out.exists() and Path(arguments.clip).exists() and out.samefile(arguments.clip):
+        raise SpeechError(f"{out} is the clip itself: name another file to write")
+    body = request(arguments)
     try:
         timing = speak(arguments.url, body, out)
     except OSError as error:
@@ -61,8 +64,13 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
         parser.error("give CLIP TEXT OUT, or --voice NAME TEXT OUT: something is missing")
     if not arguments.text.strip():
         parser.error("the text is empty")
-    if not URL.fullmatch(arguments.url):
-        parser.error(f"--url {arguments.url}: expected one such as http://127.0.0.1:8000")
+    for name in ("text", "voice"):
+        if any("\ud800" <= letter <= "\udfff" for letter in getattr(arguments, name) or ""):
+            parser.error(f"the {name} is no UTF-8")
+    try:
+        base_url(arguments.url)
+    except SpeechError as error:
+        parser.error(f"--url {error}")
     return arguments
 
 

@@ -19,6 +19,7 @@ import numpy as np
 import pytest
 import soundfile
 
+from data import speech_server
 from data.reference import prepare, read_clip
 from examples import clone_voice
 from tests.patching import clip, noise
@@ -35,9 +36,13 @@ class Listener(HTTPServer):
         self.url = f"http://127.0.0.1:{self.server_port}"
         self.posted: list[dict[str, Any]] = []
         self.status, self.body, self.breaks_off = 200, SPEECH, False
+        self.headers: dict[str, str] = {"Content-Type": "audio/pcm"}
+        self.asked: list[str] = []
+        self.length: int | None = None  # claimed; the default is to send in chunks
 
     def refuse(self, status: int, message: str) -> None:
         self.status, self.body = status, json.dumps({"error": {"message": message}}).encode()
+        self.headers = {"Content-Type": "application/json"}
 
 
 class Handler(BaseHTTPRequestHandler):
@@ -45,8 +50,17 @@ class Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"  # sends in chunks, as the server does
 
     def do_POST(self) -> None:
+        self.server.asked.append(self.path)
         self.server.posted.append(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
         self.send_response(self.server.status)
+        for name, value in self.server.headers.items():
+            self.send_header(name, value)
+        if self.server.length is not None:
+            self.send_header("Content-Length", str(self.server.length))
+            self.end_headers()
+            self.wfile.write(self.server.body)
+            self.close_connection = True
+            return
         self.send_header("Transfer-Encoding", "chunked")
         self.send_header("Connection", "close")
         self.end_headers()
@@ -138,6 +152,16 @@ MISUSES = {
     "neither": ([], "CLIP TEXT OUT, or --voice NAME TEXT OUT"),
     "a server without http": (["--voice", "anna", "--url", "localhost:8000"], "expected one such as http://"),
     "a port that is none": (["--voice", "anna", "--url", "http://localhost:80x"], "expected one such as http://"),
+    "a port that no machine has": (
+        ["--voice", "anna", "--url", "http://localhost:80000"],
+        "expected one such as http://",
+    ),
+    "no host": (["--voice", "anna", "--url", "http://../"], "expected one such as http://"),
+    "a host with a part that is too long": (["--voice", "anna", "--url", f"http://{'x' * 70}"], "expected one such as"),
+    "a path beyond ASCII": (["--voice", "anna", "--url", "http://localhost/ä"], "expected one such as http://"),
+    "a query": (["--voice", "anna", "--url", "http://localhost/?a=b"], "expected one such as http://"),
+    "a password": (["--voice", "anna", "--url", "http://a:b@localhost/"], "expected one such as http://"),
+    "a name that is no text": (["--voice", "caf\udce9"], "the voice is no UTF-8"),
 }
 
 
@@ -185,6 +209,151 @@ def test_speech_that_breaks_off_leaves_no_file(
     assert list(out.parent.iterdir()) == []
 
 
+def test_speech_that_is_shorter_than_it_was_said_to_be_leaves_no_file(
+    listener: Listener, out: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for length, body in [(len(SPEECH) + 2, SPEECH), (len(SPEECH) - 1, SPEECH[:-1])]:
+        listener.length, listener.body = length, body
+        assert run(listener, out, "--voice", "anna") == 2
+        assert "closed the connection in the middle" in capsys.readouterr().err
+        assert list(out.parent.iterdir()) == []
+
+
+PAGE = b"<html><head><title>Company proxy</title></head>\n<body>Please log in.</body></html>" * 20
+ERROR = json.dumps({"error": {"message": "the engine is dead"}}).encode()
+NO_SPEECH: dict[str, tuple[str, bytes, str]] = {
+    "a page": ("text/html; charset=utf-8", PAGE, "text/html; charset=utf-8, <html>"),
+    "a page that is said to be sound": ("audio/pcm", PAGE, "<html><head>"),
+    "a page of no kind": ("", PAGE, "<html><head>"),
+    "an error with status 200": ("application/json", ERROR, "the engine is dead"),
+    "an error that is said to be sound": ("application/octet-stream", ERROR, "the engine is dead"),
+    "deep JSON": ("application/json", b"[" * 100_000, "application/json, [["),
+    "control characters": ("text/plain", b"\x1b[2J\x07" * 10, r"\x1b[2J"),
+    "a WAV file": ("audio/wav", b"RIFF\x00\x00\x00\x00WAVE" + SPEECH, "a WAV file"),
+    "a FLAC file": ("audio/flac", b"fLaC" + SPEECH, "a FLAC file"),
+    "events": ("text/event-stream", b"data: hello\n\n", "text/event-stream"),
+}
+
+
+@pytest.mark.parametrize("name", NO_SPEECH)
+def test_what_is_no_speech_is_not_taken_for_speech(
+    listener: Listener, out: Path, name: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    kind, listener.body, message = NO_SPEECH[name]
+    listener.headers = {"Content-Type": kind} if kind else {}
+    assert run(listener, out, "--voice", "anna") == 2
+    said = capsys.readouterr().err
+    assert said.startswith(f"error: the answer of {listener.url} is not raw speech: ")
+    assert message in said
+    assert said.count("\n") == 1
+    assert len(said) < 1000
+    assert list(out.parent.iterdir()) == []
+
+
+@pytest.mark.parametrize("kind", ["audio/pcm", "audio/L16;rate=24000", "application/octet-stream", ""])
+def test_raw_samples_of_any_such_kind_are_speech(listener: Listener, out: Path, kind: str) -> None:
+    listener.headers = {"Content-Type": kind} if kind else {}
+    assert run(listener, out, "--voice", "anna") == 0
+    assert soundfile.info(out).frames == 24000
+
+
+@pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
+def test_a_redirect_is_named_and_not_followed(
+    listener: Listener, out: Path, status: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    listener.status, listener.headers = status, {"Location": f"{listener.url}/login"}
+    assert run(listener, out, "--voice", "anna") == 2
+    assert f"sends requests on to {listener.url}/login: give that address" in capsys.readouterr().err
+    assert listener.asked == ["/v1/audio/speech"]
+
+
+def test_an_endless_answer_is_given_up(
+    listener: Listener, out: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(speech_server, "MAX_SPEECH", len(SPEECH) - 2)
+    assert run(listener, out, "--voice", "anna") == 2
+    assert "more than an hour of speech" in capsys.readouterr().err
+    assert list(out.parent.iterdir()) == []
+
+
+def test_a_program_that_speaks_no_http_is_called_so(out: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+
+        def answer() -> None:
+            connection, _ = server.accept()
+            connection.recv(1 << 16)
+            connection.sendall(b"SSH-2.0-OpenSSH_9.6\r\n\r\n")
+            connection.close()
+
+        thread = threading.Thread(target=answer)
+        thread.start()
+        url = f"http://127.0.0.1:{server.getsockname()[1]}"
+        assert clone_voice.main(["--voice", "anna", "Hello.", str(out), "--url", url]) == 2
+        thread.join()
+    assert f"what answers at {url} is no speech server (SSH-2.0" in capsys.readouterr().err
+
+
+PROXIES = ["http_proxy", "HTTP_PROXY", "all_proxy"]
+
+
+@pytest.mark.parametrize("variable", PROXIES)
+@pytest.mark.parametrize("host", ["127.0.0.1", "localhost"])
+def test_a_server_on_this_machine_is_asked_without_the_proxy(
+    listener: Listener, out: Path, variable: str, host: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(variable, "http://127.0.0.1:9")  # nothing answers there
+    url = listener.url.replace("127.0.0.1", host)
+    assert clone_voice.main(["--voice", "anna", "Hello.", str(out), "--url", url]) == 0
+
+
+def test_a_proxy_on_the_way_to_another_machine_is_named(
+    listener: Listener, out: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ["--voice", "anna", "Hello.", str(out), "--url", "http://server.invalid:8000"]
+    monkeypatch.delenv("no_proxy", raising=False)
+    monkeypatch.setenv("http_proxy", "http://me:secret@127.0.0.1:9")
+    assert clone_voice.main(arguments) == 2
+    said = capsys.readouterr().err
+    assert "through the proxy 127.0.0.1:9 (http_proxy; no_proxy=server.invalid goes around it)" in said
+    assert "secret" not in said
+    listener.body, listener.headers = PAGE, {"Content-Type": "text/html"}
+    monkeypatch.setenv("http_proxy", listener.url)
+    assert clone_voice.main(arguments) == 2
+    assert f"through the proxy {listener.url.removeprefix('http://')} (http_proxy" in capsys.readouterr().err
+    listener.status = 407
+    assert clone_voice.main(arguments) == 2
+    assert "status 407" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("end", ["", "/", "/v1", "/v1/", "/v1/audio/speech", "//"])
+def test_the_address_may_be_the_one_of_another_client(listener: Listener, out: Path, end: str) -> None:
+    assert clone_voice.main(["--voice", "anna", "Hello.", str(out), "--url", listener.url + end]) == 0
+    assert listener.asked == ["/v1/audio/speech"]
+
+
+def test_a_server_may_be_below_a_path(listener: Listener, out: Path) -> None:
+    assert clone_voice.main(["--voice", "anna", "Hello.", str(out), "--url", f"{listener.url}/tts/v1"]) == 0
+    assert listener.asked == ["/tts/v1/audio/speech"]
+
+
+@pytest.mark.parametrize("way", ["itself", "another spelling", "a link", "a hard link"])
+def test_the_reference_recording_is_not_replaced(
+    listener: Listener, tmp_path: Path, way: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = clip(tmp_path / "a.wav")
+    before, out = path.read_bytes(), tmp_path / "b.wav"
+    if way == "a link":
+        out.symlink_to(path)
+    elif way == "a hard link":
+        out.hardlink_to(path)
+    else:
+        monkeypatch.chdir(tmp_path)
+        out = path if way == "itself" else Path("..", tmp_path.name, "a.wav")
+    assert run(listener, out, path) == 2
+    assert "is the clip itself" in capsys.readouterr().err
+    assert (path.read_bytes(), listener.posted) == (before, [])
+
+
 def test_no_speech_is_an_error(listener: Listener, out: Path, capsys: pytest.CaptureFixture[str]) -> None:
     listener.body = b""
     assert run(listener, out, "--voice", "anna") == 2
@@ -204,6 +373,8 @@ PLACES = {
     "a folder that is not there": ("none/speech.wav", "cannot be written (No such file or directory)"),
     "a name that is too long": ("x" * 300, "cannot be written (File name too long)"),
     "a folder": ("", "is a folder"),
+    "a pipe": ("pipe", "is no regular file"),
+    "a device": ("device", "is no regular file"),
 }
 
 
@@ -212,6 +383,8 @@ def test_where_nothing_can_be_written_nothing_is_spoken(
     listener: Listener, tmp_path: Path, name: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     place, message = PLACES[name]
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "device").symlink_to("/dev/null")
     assert run(listener, tmp_path / place, "--voice", "anna") == 2
     assert message in capsys.readouterr().err
     assert listener.posted == []
