@@ -3,7 +3,8 @@
 sources.py        what `data.train` names: folders, parquet files, hub names; their shares
 hub.py            downloads data sets of the hub
 audio.py          audio files, judged by their headers and decoded in bounded memory
-clips.py          clips in folders and parquet files
+clips.py          clips in folders
+tables.py         clips in parquet files and other tables
 bandwidth.py      finds clips with nothing above 8 kHz
 order.py          which clip comes at which position
 crops.py          random crops in batches, and the fixed validation clips

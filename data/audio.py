@@ -44,12 +44,14 @@ class BadClipError(UserError):
 
 @dataclass(frozen=True)
 class Clip:
-    """A clip as it is stored. `audio` is the bytes of a whole file, or the file's path."""
+    """A clip as it is stored. `audio` is the bytes of a whole file, or the file's path. `language` is as its source
+    writes it, such as `de` or `en-US`. Speaker, text and language are empty if the source has none."""
 
     name: str
     audio: bytes | Path
     speaker: str = ""
     text: str = ""
+    language: str = ""
 
 
 class _Decoder(soundfile.SoundFile):

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import re
 import shutil
+import warnings
+from collections import defaultdict
 from pathlib import Path
 
 from filelock import FileLock
@@ -15,21 +17,24 @@ from system.files import write_whole
 SPACE = 2.1  # times the download: the parquet files and their memory-mapped copy
 LOCAL_FORMS = (
     "data.train and data.validation also take local data: the corpus's own folders (speaker/chapter/*.wav with "
-    "*.normalized.txt), any folder of audio files, parquet files in its schema"
+    "*.normalized.txt), any folder of audio files, parquet files"
 )
+NUMBERED = re.compile(r"(?P<split>.+)-(?P<number>\d{5})-of-(?P<count>\d{5})")  # a parquet file's name, without suffix
 
 
 def download(name: str, split: str, cache: str, endpoint: str | None = None) -> list[Path]:
     """The parquet files of a data set's split, sorted by name. `split` is one split (`train.clean.100`), the beginning
     of several splits' names (`train`), or empty for all. If all files are in `cache`, the hub is not asked; an
-    interrupted download continues with the missing files. Of several processes on a machine one downloads and the
-    others wait. Raises DataError if the hub cannot be reached or does not have the data set, or if the cache is too
-    small."""
+    interrupted download continues with the missing files. If the hub cannot be reached, the hub's own snapshot in
+    `cache` is used, with a warning, if no file is missing. Of several processes on a machine one downloads and the
+    others wait. Raises DataError if the data set can be had from neither, or if the cache is too small."""
     from huggingface_hub import constants, snapshot_download  # slow to import, and only needed here
     from huggingface_hub.errors import DryRunError, HTTPError  # HTTPError is that of its HTTP client
 
     root = Path(cache or constants.HF_HUB_CACHE)
-    listing = root / f"{name.replace('/', '--')}.{split or 'all'}.json"  # written when all of its files are there
+    listing = (
+        root / f"{name.replace('/', '--')}.{split.replace('/', '--') or 'all'}.json"
+    )  # written when all of its files are there
     try:
         root.mkdir(parents=True, exist_ok=True)
         with FileLock(listing.with_suffix(".lock")):
@@ -58,9 +63,7 @@ def download(name: str, split: str, cache: str, endpoint: str | None = None) -> 
             write_whole(listing, json.dumps([str(path.relative_to(root.resolve())) for path in paths]))
             return paths
     except DryRunError as error:
-        raise DataError(
-            f"{name} cannot be had from the hub ({_reason(error.__cause__ or error)}). {LOCAL_FORMS}"
-        ) from error
+        return _from_snapshot(name, split, root, _reason(error.__cause__ or error))
     except (OSError, HTTPError, RuntimeError) as error:  # RuntimeError comes from the hub's own transfer library
         raise DataError(
             f"{name} was not downloaded into {root} ({_reason(error)}); repeat the command to download the rest. "
@@ -70,9 +73,59 @@ def download(name: str, split: str, cache: str, endpoint: str | None = None) -> 
 
 def of_split(file: str, split: str) -> bool:
     """Whether a parquet file belongs to a split, by its name: `data/dev.clean/dev.clean-00000-of-00004.parquet`. The
-    corpus itself writes splits with dashes."""
-    spelled = [re.sub(r"[-_]", ".", text) for text in (Path(file).stem, split)]
-    return not split or spelled[0] == spelled[1] or spelled[0].startswith(spelled[1] + ".")
+    corpus itself writes splits with dashes. `german/train` only takes files in a folder `german`."""
+    folder, _, name = split.rpartition("/")
+    if folder and not f"/{Path(file).parent.as_posix()}".endswith(f"/{folder}"):
+        return False
+    spelled = [re.sub(r"[-_]", ".", text) for text in (Path(file).stem, name)]
+    return not name or spelled[0] == spelled[1] or spelled[0].startswith(spelled[1] + ".")
+
+
+def _from_snapshot(name: str, split: str, root: Path, reason: str) -> list[Path]:
+    """The split's files in the snapshot that the hub's own programs left in the cache. Raises DataError if there is no
+    snapshot, or if it lacks files of the split by their numbers; the message names its folder."""
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import LocalEntryNotFoundError
+
+    unreachable = f"{name} cannot be had from the hub ({reason})"
+    snapshots = root / f"datasets--{name.replace('/', '--')}" / "snapshots"
+    try:
+        folder = Path(snapshot_download(name, repo_type="dataset", cache_dir=root, local_files_only=True))
+    except LocalEntryNotFoundError as error:
+        others = ", ".join(str(path) for path in sorted(snapshots.glob("*")))
+        cached = f" The cache has {others}: name the folder in it that has the split's files." if others else ""
+        raise DataError(f"{unreachable}. {LOCAL_FORMS}.{cached}") from error
+    every = sorted(path for path in folder.rglob("*.parquet") if of_split(path.relative_to(folder).as_posix(), split))
+    paths = [path for path in every if path.exists()]  # a link may lead nowhere
+    missing = sorted({path.name for path in every} - {path.name for path in paths} | set(_missing_numbers(paths)))
+    if not paths or missing:
+        lacks = f"{len(missing)} files of it, such as {missing[0]}" if missing else "all files of it"
+        raise DataError(
+            f"{unreachable}, and its snapshot in the cache, {folder}, is not complete for {split or 'all splits'!r}: "
+            f"it lacks {lacks}. Download them, or name the folders in it to use"
+        )
+    splits = sorted({re.sub(r"-\d{5}-of-\d{5}$", "", path.stem) for path in paths})
+    warnings.warn(
+        f"{unreachable}: using {len(paths)} files of {', '.join(splits)} in {folder}. Other splits that "
+        f"{split or 'the name'!r} means may be missing",
+        stacklevel=3,
+    )
+    return paths
+
+
+def _missing_numbers(paths: list[Path]) -> list[str]:
+    """The names of parquet files that are missing between others: `train-00001-of-00003` names how many there are."""
+    numbers: dict[tuple[Path, str, str], set[int]] = defaultdict(set)
+    for path in paths:
+        match = NUMBERED.fullmatch(path.stem)
+        if match:
+            numbers[path.parent, match["split"], match["count"]].add(int(match["number"]))
+    return [
+        f"{split}-{number:05}-of-{count}.parquet"
+        for (_, split, count), found in numbers.items()
+        for number in range(int(count))
+        if number not in found
+    ]
 
 
 def _reason(error: BaseException) -> str:

@@ -4,27 +4,41 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from data.clips import AUDIO_SUFFIXES, Clips, DataError, FolderClips, JoinedClips, ParquetClips
+from data.clips import AUDIO_SUFFIXES, Clips, DataError, FolderClips, JoinedClips, files_below
 from data.hub import download
 from data.order import BySpeaker, Mixed, Order, Shuffled
+from data.tables import TABLES, Columns, TableClips, saved_tables
+from system.names import printable
 
-ON_HUB = re.compile(r"(?P<name>[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)(:(?P<split>[\w.-]+))?")
+ON_HUB = re.compile(r"(?P<name>[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)(:(?P<split>[\w./-]+))?")
+KINDS = (
+    "a folder of audio files, parquet files, a folder of datasets' save_to_disk, a list of files (.tsv, .csv), or a "
+    "data set's name on the hub, as in mythicinfinity/libritts_r:train"
+)
 
 
 @dataclass(frozen=True)
 class Source:
-    """`path` is a folder of audio files, in LibriTTS-R's layout or any other; or a parquet file in its schema, or a
-    folder of them; or a data set's name on the hub, `owner/name`. On the hub, `split` names a part, in short
-    `owner/name:split`; the common beginning of several splits' names takes all of them."""
+    """`path` is a folder of audio files, in LibriTTS-R's layout or any other; or a table (data/tables.py) or a folder
+    of them; or a data set's name on the hub, `owner/name`. On the hub, `split` names a part, in short
+    `owner/name:split`; the common beginning of several splits' names takes all of them, and `folder/split` those in a
+    folder."""
 
     path: str
     split: str = ""
     weight: float = 0.0  # share of the crops: for every source, or for none; then all clips come equally often
+    audio: str = ""  # the names of a table's columns, if they are not LibriTTS-R's
+    text: str = ""
+    speaker: str = ""
+    id: str = ""
+    language: str = ""  # a column with each clip's language
+    asr_language: str = ""  # the language of all other clips, for the teacher; empty is losses.asr_language
 
     @classmethod
     def parse(cls, text: str) -> Source:
@@ -36,17 +50,28 @@ class Source:
     def name(self) -> str:
         return f"{self.path}:{self.split}" if self.split else self.path
 
+    @property
+    def columns(self) -> Columns:
+        return Columns(self.audio, self.text, self.speaker, self.id, self.language)
 
-def open_sources(sources: Sequence[Source], cache: str = "", needs_text: bool = True) -> list[Clips]:
-    """The clips of each source. A data set of the hub is downloaded into `cache`, unless it is there. A corpus's clip
-    without transcript cannot be used; with `needs_text` off its text is empty. Raises DataError for a source that
-    cannot be read or downloaded, is of no known kind, or is empty."""
-    return [_open(source, cache, needs_text) for source in sources]
+    def as_setting(self) -> str | dict[str, Any]:
+        """What a configuration says for this source: the short form, or a section if there is more to say."""
+        given = {field.name: getattr(self, field.name) for field in fields(self)}
+        given = {name: value for name, value in given.items() if value}
+        if given.keys() <= {"path", "split"}:
+            return self.name
+        return {"path": self.path, "split": self.split, "weight": self.weight} | given
 
 
-def open_clips(paths: Sequence[str], cache: str = "", needs_text: bool = True) -> Clips:
+def open_sources(sources: Sequence[Source], cache: str = "") -> list[Clips]:
+    """The clips of each source. A data set of the hub is downloaded into `cache`, unless it is there. Raises DataError
+    for a source that cannot be read or downloaded, is of no known kind, or is empty."""
+    return [_open(source, cache) for source in sources]
+
+
+def open_clips(paths: Sequence[str], cache: str = "") -> Clips:
     """All clips of several sources in their short form, one after another. Raises DataError as `open_sources` does."""
-    return JoinedClips(open_sources([Source.parse(path) for path in paths], cache, needs_text))
+    return JoinedClips(open_sources([Source.parse(path) for path in paths], cache))
 
 
 def order_of(parts: Sequence[Clips], weights: Sequence[float], sampling: str, seed: int) -> Order:
@@ -65,21 +90,47 @@ def order_of(parts: Sequence[Clips], weights: Sequence[float], sampling: str, se
     return Mixed(orders, [len(part) for part in parts], weights, seed) if any(weights) else orders[0]
 
 
-def _open(source: Source, cache: str, needs_text: bool) -> Clips:
-    path = Path(source.path)
+def _open(source: Source, cache: str) -> Clips:
+    path, name = Path(source.path), printable(source.name)
     if path.exists():
         if source.split:
-            raise DataError(f"{path} is a local folder or file, which has no splits: leave out {source.split!r}")
-        parquet = sorted(path.glob("*.parquet")) if path.is_dir() else [path] * (path.suffix == ".parquet")
+            raise DataError(f"{name}: a local folder or file has no splits: leave out {source.split!r}")
+        tables = _tables_in(path)
     elif ON_HUB.fullmatch(source.path):
-        parquet = download(source.path, source.split, cache)
+        tables = download(source.path, source.split, cache)
     else:
-        raise DataError(
-            f"{path} does not exist; data is a folder of audio files, parquet files in LibriTTS-R's schema, or a data "
-            "set's name on the hub, as in mythicinfinity/libritts_r:train"
-        )
-    clips: Clips = ParquetClips(parquet, cache, needs_text) if parquet else FolderClips(path, needs_text)
+        raise DataError(f"{name} does not exist; data is {KINDS}")
+    clips: Clips
+    if tables:
+        clips = TableClips(tables, cache, source.columns, source.asr_language)
+    else:
+        clips = FolderClips(path, source.asr_language)
+        if len(clips) and source.columns != Columns():
+            raise DataError(f"{name} is a folder of audio files, which has no columns: leave out their names")
     if not len(clips):
-        kinds = ", ".join(AUDIO_SUFFIXES)
-        raise DataError(f"{source.name} has no clips: expected {kinds} files, or parquet files in LibriTTS-R's schema")
+        raise DataError(f"{name} has no clips: expected {', '.join(AUDIO_SUFFIXES)} files; or {KINDS}")
     return clips
+
+
+def _tables_in(path: Path) -> list[Path]:
+    """The tables that a path names: itself, or those in the folder; or those below it, if they are in one folder and no
+    audio file is below. None for a folder of audio files. Raises DataError for a file of another kind, and for tables
+    in several folders."""
+    if not path.is_dir():
+        if path.suffix.lower() not in TABLES:
+            raise DataError(f"{printable(path)} is no table ({', '.join(TABLES)}); data is {KINDS}")
+        return [path]
+    inside = saved_tables(path) or sorted(file for file in path.iterdir() if file.suffix.lower() == ".parquet")
+    if inside:
+        return inside
+    below = [Path(file) for file in files_below(str(path)) if file.lower().endswith((".parquet", *AUDIO_SUFFIXES))]
+    tables = sorted(file for file in below if file.suffix.lower() == ".parquet")
+    if len(tables) < len(below):
+        return []
+    folders = sorted({printable(file.parent) for file in tables})
+    if len(folders) > 1:
+        raise DataError(
+            f"{printable(path)} has parquet files in {len(folders)} folders, which may be different splits: name those "
+            f"to use, as in {', '.join(folders[:20])}"
+        )
+    return tables

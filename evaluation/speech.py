@@ -46,7 +46,7 @@ def read_speech(paths: Sequence[str], cache: str = "", limit: int = 0) -> tuple[
     """Reads folders and parquet files. Returns the clips, prepared as the server prepares a reference; a Problem for
     each clip that cannot be used; and notes about the clips. With a `limit`, reads that many clips, spread evenly over
     all. Raises DataError if no clip can be used."""
-    clips = open_clips(paths, cache, needs_text=False)
+    clips = open_clips(paths, cache)
     count = min(limit or len(clips), len(clips))
     speech, problems, notes = [], [], []
     for i in spread(count, len(clips)):

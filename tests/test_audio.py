@@ -198,3 +198,31 @@ def test_names_that_are_no_text_can_be_shown_and_written(tmp_path: Path) -> None
     clip = FolderClips(tmp_path).read(0)
     assert (Path(clip.name).name, clip.speaker) == (r"\xff.wav", r"caf\xe9")
     assert decode(clip, RATE).shape == (1, 12000)
+
+
+def test_every_real_file_of_a_folder_with_links_counts_once(tmp_path: Path) -> None:
+    """Links to the folder itself, to its parent, to a speaker, to a clip, and to nothing."""
+    speech = tmp_path / "speech"
+    for name in ("ann/1.wav", "ann/2.WAV", "bob/1.wav", "elsewhere/3.opus"):
+        path = (tmp_path if name.startswith("elsewhere") else speech) / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(audio_bytes(0.5, kind="OGG" if name.endswith(".opus") else "WAV"))
+    (speech / "ann" / "again").symlink_to(speech)
+    (speech / "above").symlink_to(tmp_path)
+    (speech / "all").symlink_to(speech / "ann")
+    (speech / "bob" / "best.wav").symlink_to(speech / "ann" / "1.wav")
+    (speech / "bob" / "self.wav").symlink_to(speech / "bob" / "self.wav")
+    clips = FolderClips(speech)
+    names = [str(Path(clips.read(i).name).relative_to(speech)) for i in range(len(clips))]
+    assert names == ["above/elsewhere/3.opus", "ann/1.wav", "ann/2.WAV", "bob/1.wav", "bob/self.wav"]
+    assert clips.speakers().tolist() == [0, 1, 1, 2, 2]
+    with pytest.raises(BadClipError, match=r"self\.wav cannot be read \(Too many levels of symbolic links\)"):
+        decode(clips.read(4), RATE)
+
+
+@pytest.mark.parametrize("name", ["a.opus", "a.oga", "a.OPUS", "a.Flac", "a.MP3"])
+def test_files_of_messengers_and_corpora_are_looked_at(tmp_path: Path, name: str) -> None:
+    form = {"opus": {"format": "OGG", "subtype": "OPUS"}, "oga": {"format": "OGG"}}
+    kind = name.split(".")[1].lower()
+    (tmp_path / name).write_bytes(encoded(0.5, **form.get(kind, {"format": kind.upper()})))
+    assert decode(FolderClips(tmp_path).read(0), RATE).shape[-1] == pytest.approx(12000, rel=0.2)

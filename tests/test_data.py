@@ -112,26 +112,27 @@ def test_a_wav_file_out_of_a_pipe_does_not_know_its_size_and_is_good(size: int) 
     assert decode(Clip("pipe", whole[:4] + size.to_bytes(4, "little") + whole[8:]), RATE).shape == (1, 24000)
 
 
-def test_rows_without_sound_or_transcript_are_bad_clips(tmp_path: Path) -> None:
+def test_a_row_without_sound_is_a_bad_clip_and_one_without_transcript_a_good_one(tmp_path: Path) -> None:
     rows = pq.read_table(
         write_parquet(tmp_path / "rows.parquet", {f"{i}": audio_bytes(1.0) for i in range(3)})
     ).to_pylist()
     rows[0]["audio"], rows[1]["text_normalized"] = None, None
     pq.write_table(pa.Table.from_pylist(rows), tmp_path / "rows.parquet")
     clips = open_clips([str(tmp_path / "rows.parquet")], str(tmp_path / "cache"))
-    for index, reason in enumerate(("0 holds no audio", "1 has no transcript")):
-        with pytest.raises(BadClipError, match=reason):
-            clips.read(index)
-    assert clips.read(2).text == "words"
+    with pytest.raises(BadClipError, match="0 holds no audio"):
+        clips.read(0)
+    assert [clips.read(index).text for index in (1, 2)] == ["", "words"]
 
 
 @pytest.mark.parametrize(
-    "audio", [pa.array(["a.wav"]), pa.array([3]), pa.array([[0.1, 0.2]]), pa.array([{"array": [0.1]}])]
+    "audio", [pa.array([3]), pa.array([[0.1, 0.2]]), pa.array([{"array": [0.1]}]), pa.array([{"bytes": 1}])]
 )
 def test_audio_of_another_type_is_an_error_that_names_it(tmp_path: Path, audio: pa.Array) -> None:
     columns = {"audio": audio, "text_normalized": ["words"], "speaker_id": ["1"], "id": ["a"]}
     pq.write_table(pa.table(columns), tmp_path / "other.parquet")
-    with pytest.raises(DataError, match=r"other\.parquet has audio of type .*expected LibriTTS-R's: a struct of bytes"):
+    with pytest.raises(
+        DataError, match=r"other\.parquet has audio of type .*expected the bytes of a file, its path, or"
+    ):
         open_clips([str(tmp_path / "other.parquet")], str(tmp_path / "cache"))
 
 
@@ -184,10 +185,10 @@ def test_data_of_nothing_but_bad_clips_ends_with_the_reason(tmp_path: Path) -> N
 def test_unusable_sources_say_what_is_accepted(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="does not exist"):
         open_clips([str(tmp_path / "nothing")])
-    with pytest.raises(DataError, match=r"\.wav, \.flac, \.ogg, \.mp3 files, or parquet"):
+    with pytest.raises(DataError, match=r"\.wav, \.flac, \.ogg, \.mp3, \.opus, \.oga files; or "):
         open_clips([str(tmp_path)])
     pq.write_table(pa.table({"sound": [1]}), tmp_path / "other.parquet")
-    with pytest.raises(DataError, match="lacks the columns"):
+    with pytest.raises(DataError, match="lacks the column audio; it has sound"):
         open_clips([str(tmp_path / "other.parquet")], str(tmp_path / "cache"))
     (tmp_path / "broken.parquet").write_bytes(b"PAR1 not really")
     with pytest.raises(DataError, match="cannot be read as parquet"):

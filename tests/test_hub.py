@@ -131,6 +131,11 @@ def test_of_several_processes_one_downloads(hub: Hub, tmp_path: Path) -> None:
         ("clean", "data/dev.clean/dev.clean-00000-of-00004.parquet", False),
         ("", "data/dev.clean/dev.clean-00000-of-00004.parquet", True),
         ("train", "train.parquet", True),
+        ("german/train", "german/train-00000-of-00002.parquet", True),
+        ("german/train", "data/german/train-00000-of-00002.parquet", True),
+        ("german/train", "french/train-00000-of-00002.parquet", False),
+        ("german/train", "pregerman/train-00000-of-00002.parquet", False),
+        ("german/", "german/dev-00000-of-00002.parquet", True),
     ],
 )
 def test_a_split_takes_the_files_whose_names_begin_with_it(split: str, file: str, belongs: bool) -> None:
@@ -158,3 +163,49 @@ def test_a_cache_without_space_is_an_error_before_the_download(
     with pytest.raises(DataError, match=r"has 0\.0 GB free, .* needs .* set HF_CACHE"):
         download(NAME, "train", str(tmp_path), hub.url)
     assert not hub.asked
+
+
+def snapshot(root: Path, files: dict[str, bytes]) -> Path:
+    """The cache as `hf download --repo-type dataset` leaves it. Returns the snapshot's folder."""
+    about = root / f"datasets--{NAME.replace('/', '--')}"
+    (about / "refs").mkdir(parents=True)
+    (about / "refs" / "main").write_text(COMMIT)
+    for name, content in files.items():
+        blob = about / "blobs" / hashlib.sha1(content).hexdigest()
+        path = about / "snapshots" / COMMIT / name
+        for folder in (blob.parent, path.parent):
+            folder.mkdir(parents=True, exist_ok=True)
+        blob.write_bytes(content)
+        path.symlink_to(blob)
+    return about / "snapshots" / COMMIT
+
+
+@pytest.mark.parametrize("offline", [True, False])
+def test_without_a_hub_its_snapshot_in_the_cache_is_used(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, offline: bool
+) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", offline)
+    names = [f"data/train.clean.100/train.clean.100-{i:05}-of-00002.parquet" for i in range(2)]
+    names.append("data/dev.clean/dev.clean-00000-of-00001.parquet")
+    folder = snapshot(tmp_path, {name: name.encode() for name in names})
+    with pytest.warns(UserWarning, match=r"cannot be had from the hub .*: using 2 files of train\.clean\.100 in "):
+        paths = download(NAME, "train", str(tmp_path), "http://127.0.0.1:9")
+    assert paths == [folder / name for name in names[:2]]
+
+
+def test_a_snapshot_that_is_not_complete_is_named_with_what_it_lacks(tmp_path: Path) -> None:
+    first, second = (f"data/train/train-{i:05}-of-00002.parquet" for i in range(2))
+    folder = snapshot(tmp_path, {first: b"1", second: b"2"})
+    for damage in ((folder / second).resolve(), folder / second):  # the link leads nowhere, then there is none
+        damage.unlink()
+        with pytest.raises(DataError, match=rf"{COMMIT}, is not complete for 'train': it lacks 1 .*train-00001-of-"):
+            download(NAME, "train", str(tmp_path), "http://127.0.0.1:9")
+    with pytest.raises(DataError, match=r"is not complete for 'test': it lacks all files of it"):
+        download(NAME, "test", str(tmp_path), "http://127.0.0.1:9")
+
+
+def test_a_snapshot_of_another_revision_is_named(tmp_path: Path) -> None:
+    folder = snapshot(tmp_path, {"train.parquet": b"1"})
+    (folder.parents[1] / "refs" / "main").unlink()
+    with pytest.raises(DataError, match=rf"The cache has {folder}: name the folder in it"):
+        download(NAME, "train", str(tmp_path), "http://127.0.0.1:9")

@@ -32,7 +32,7 @@ RENAMED = {
 
 @dataclass(frozen=True)
 class Data:
-    train: tuple[Source, ...] = ()  # paths and hub names, or sections of path, split and weight: data/sources.py
+    train: tuple[Source, ...] = ()  # paths and hub names, or sections of a path and more: data/sources.py
     validation: tuple[Source, ...] = ()  # the same; take speakers that are not in train
     pairs: tuple[InputPath, ...] = ()  # shards of speak_pairs.py or folders of them, for losses.inversion
     pairs_share: float = 0.5  # share of the batch that is the decoder's sound of pairs
@@ -252,7 +252,7 @@ def dump_config(config: Config) -> str:
     values = asdict(config)
     for key in ("train", "validation"):
         sources = getattr(config.data, key)
-        values["data"][key] = [asdict(source) if source.weight else source.name for source in sources]
+        values["data"][key] = [source.as_setting() for source in sources]
     return yaml.safe_dump(values, sort_keys=False)
 
 
