@@ -6,6 +6,9 @@
 VENV ?= .venv
 # processes of `make test`, each with one thread and up to 2 GB
 TEST_WORKERS ?= 2
+# seconds that each fuzz test goes on; more find rarer cases: make test FUZZ_SECONDS=120
+FUZZ_SECONDS ?= 2
+export FUZZ_SECONDS
 SERVER_VENV ?= $(VENV)-server
 PYTHON ?= python3
 # the server's own codec class, installed without its dependencies (5 GB of CUDA and vLLM)

@@ -21,6 +21,7 @@ FREE_TO_CHANGE = (
 OF_CODEC = ("model_dir", "params")  # a checkpoint may know its codec by content
 FILES = (*OF_CODEC, "start_from", "losses.speaker_model", "losses.asr_teacher")
 SOURCES = ("data.train", "data.validation", "data.pairs")
+NAMED = 8  # settings at most in a message
 
 
 def check_same_run(before: str, now: str, folder: str = "", knows_codec: bool = False) -> None:
@@ -42,11 +43,12 @@ def check_same_run(before: str, now: str, folder: str = "", knows_codec: bool = 
         if key not in free and not _is_same(key, old.get(key), new.get(key), folder, moved)
     ]
     if differing:
-        named = ", ".join(f"{key} ({shown(old.get(key))} there, {shown(new.get(key))} now)" for key in differing)
+        named = [f"{key[:50]} ({shown(old.get(key))} there, {shown(new.get(key))} now)" for key in differing[:NAMED]]
+        more = f" and {len(differing) - NAMED} more" if len(differing) > NAMED else ""
         way = "; if the files are the same and were only moved, add moved=true"
         raise ConfigError(
-            f"output_dir {new.get('output_dir')} has checkpoints of another configuration: {named}; choose another "
-            f"output_dir, or the same values{way if set(differing) & {*FILES, *SOURCES} else ''}"
+            f"output_dir {new.get('output_dir')} has checkpoints of another configuration: {', '.join(named)}{more}; "
+            f"choose another output_dir, or the same values{way if set(differing) & {*FILES, *SOURCES} else ''}"
         )
 
 
@@ -74,8 +76,10 @@ def _is_same_file(old: Any, new: Any, folder: str) -> bool:
     if not isinstance(old, str) or not isinstance(new, str) or not old or not new:
         return False
     one, other = Path(folder, old), Path(new)
-    same = os.path.realpath(one) == os.path.realpath(other)
-    return same or (one.exists() and other.exists() and one.samefile(other))
+    try:
+        return os.path.realpath(one) == os.path.realpath(other) or one.samefile(other)
+    except (OSError, ValueError):  # one is not there, or nothing can be there
+        return False
 
 
 def _flat(values: Any, prefix: str = "") -> dict[str, Any]:
