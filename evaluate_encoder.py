@@ -21,27 +21,24 @@ if __name__ == "__main__":  # Ctrl-C during the imports below, which take second
 
 import argparse
 import json
-import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-import torch
-
 from codec import Codec
 from data import DataError
+from evaluation.arguments import add_judge_options, chosen_device, whole_number
 from evaluation.judges.available import NAMES
 from evaluation.measure import ExtraSystem, Options, measure, named_encoders
 from evaluation.report.charts import Chart
 from evaluation.report.training_curves import read_curves
-from evaluation.requirement import read_requirement
+from evaluation.requirement import read_requirement, unmet
 from evaluation.results import Results
 from evaluation.table import as_text, speed_lines
 from system.command import exit_status, model_folder
 from system.environment import from_environment
 from system.files import write_whole
 
-MOST_JOBS = 16  # by default
 DEMO_SPEECH = Path(__file__).parent / "data" / "demo" / "unseen.parquet"
 
 
@@ -68,49 +65,13 @@ def build_parser(description: str | None) -> argparse.ArgumentParser:
     parser.add_argument(
         "--clips", type=whole_number, default=0, metavar="N", help="only N clips, spread over all (default: all)"
     )
-    parser.add_argument(
-        "--jobs", type=jobs, default=default_jobs(), metavar="N", help="judge processes (default: %(default)s here)"
-    )
     parser.add_argument("--json", metavar="FILE", help="write all figures to this file")
     parser.add_argument("--report", metavar="DIR", help="write a page to listen to into this folder")
     parser.add_argument("--shown", type=whole_number, default=6, metavar="N", help="clips in the report (default: 6)")
     parser.add_argument("--metrics", metavar="FILE", help="a run's metrics.jsonl; the report shows its curves")
-    parser.add_argument(
-        "--require", action="append", default=[], metavar="METRIC>=VALUE", help="exit with status 1 if this is not met"
-    )
-    leave = (*NAMES, "speed")
-    parser.add_argument(
-        "--without", nargs="+", default=[], choices=leave, metavar="JUDGE", help=f"leave out: {', '.join(leave)}"
-    )
-    parser.add_argument("--whisper", default="base", metavar="MODEL", help="name or file (default: base)")
-    parser.add_argument("--language", default="en", help="the language of the speech (default: en)")
-    parser.add_argument("--speaker-model", default="", metavar="SOURCE", help="ECAPA-TDNN: hub name or folder")
-    parser.add_argument("--device", choices=("cpu", "cuda"), help="default: cuda if available")
+    add_judge_options(parser, (*NAMES, "speed"))
     parser.add_argument("--seed", type=int, default=0, help="for intervals and the untrained encoder (default: 0)")
     return parser
-
-
-def whole_number(text: str) -> int:
-    """An argument that is 0 or more."""
-    value = int(text)
-    if value < 0:
-        raise ValueError(text)
-    return value
-
-
-def jobs(text: str) -> int:
-    """A number of processes, 1 or more."""
-    value = int(text)
-    if value < 1:
-        raise ValueError(text)
-    return value
-
-
-def default_jobs() -> int:
-    """Half of the cores that this process may use, at most MOST_JOBS: each process keeps the judges' networks in
-    memory, about 1 GB."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return min(MOST_JOBS, max(1, cores // 2))
 
 
 def run(arguments: argparse.Namespace, extra: Sequence[ExtraSystem] = ()) -> int:
@@ -134,10 +95,7 @@ def measure_and_write(arguments: argparse.Namespace, extra: Sequence[ExtraSystem
         print(f"figures: {path}")
     if write_report:
         print(f"report: {write_report(Path(arguments.report), results, codec, arguments.shown, curves)}")
-    unmet = [reason for reason in (each.unmet(results.figures()) for each in requirements) if reason]
-    for reason in unmet:
-        print(f"required {reason}", file=sys.stderr)
-    return 1 if unmet else 0
+    return unmet(requirements, results.figures())
 
 
 def measure_options(arguments: argparse.Namespace, extra: Sequence[ExtraSystem]) -> Options:
@@ -145,7 +103,7 @@ def measure_options(arguments: argparse.Namespace, extra: Sequence[ExtraSystem])
         release=model_folder(arguments.model_dir),
         encoders=named_encoders(arguments.encoder, [system.name for system in extra]),
         data=arguments.data,
-        device=torch.device(arguments.device or ("cuda" if torch.cuda.is_available() else "cpu")),
+        device=chosen_device(arguments.device),
         against=arguments.against,
         clips=arguments.clips,
         without=arguments.without,

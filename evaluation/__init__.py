@@ -12,7 +12,9 @@ provenance.py    files, libraries and machine that scores depend on
 results.py       everything that was measured, and its JSON
 table.py         the table on the terminal
 requirement.py   --require
+arguments.py     options that the programs that evaluate have in common
 report/          the HTML page
+cloning/         the same for what a server speaks in the voice of a clip
 server_codec.py  the server's own codec class, to compare codes with
 """
 

@@ -20,10 +20,11 @@ class Compared:
     recovered_clips: int = 0  # clips that the untrained encoder has a value for too
 
 
-def compare(encoder: Scores, other: Scores, untrained: Scores, seed: int = 0) -> dict[str, Compared]:
+def compare(encoder: Scores, other: Scores, untrained: Scores | None = None, seed: int = 0) -> dict[str, Compared]:
     """Compares every metric. The difference is over the clips that both encoders have values for. The recovered share
     is over those that the untrained encoder has values for too: some judges refuse its audio, which may be almost
-    silent. Metrics that only describe, and metrics over all clips at once, have no recovered share."""
+    silent. Metrics that only describe, and metrics over all clips at once, have no recovered share, and without
+    `untrained` none has."""
     found = {}
     for metric in encoder.metrics:
         name = metric.name
@@ -36,9 +37,11 @@ def compare(encoder: Scores, other: Scores, untrained: Scores, seed: int = 0) ->
         if clips:
             (value, weight), (best, _) = (system.column(name, clips) for system in (encoder, other))
             gap = statistics.difference(value, best, weight, seed, encoder.speakers(clips))
-            three = [i for i in clips if name in untrained.clips[i].values] if metric.better else []
-            share = _recovered(metric, (encoder, other, untrained), three, seed) if three else None
-            found[name] = Compared(metric, len(clips), gap, share, len(three) if share else 0)
+            found[name] = Compared(metric, len(clips), gap, None)
+            if untrained and metric.better:
+                three = [i for i in clips if name in untrained.clips[i].values]
+                share = _recovered(metric, (encoder, other, untrained), three, seed) if three else None
+                found[name] = Compared(metric, len(clips), gap, share, len(three) if share else 0)
     return found
 
 

@@ -9,6 +9,7 @@ from importlib import metadata
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from codec.files import served_files
 
@@ -60,6 +61,11 @@ def sha256(path: Path) -> str:
     """The SHA-256 of a file, in hexadecimal digits."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def fingerprint(waveform: Tensor) -> str:
+    """The SHA-256 of a waveform's samples [T], in hexadecimal digits."""
+    return hashlib.sha256(waveform.contiguous().numpy().tobytes()).hexdigest()
 
 
 def release_files(folder: Path) -> dict[str, int]:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import operator
 import re
-from collections.abc import Callable, Mapping
+import sys
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from system.command import UserError
@@ -38,9 +39,17 @@ class Requirement:
         return "" if COMPARISONS[self.comparison](found, self.value) else f"{self}: it is {found:.6g}"
 
 
+def unmet(requirements: Sequence[Requirement], figures: Mapping[str, float]) -> int:
+    """Prints each requirement that is not met on standard error. Returns the exit status: 1 if there is one, else 0."""
+    reasons = [reason for each in requirements if (reason := each.unmet(figures))]
+    for reason in reasons:
+        print(f"required {reason}", file=sys.stderr)
+    return 1 if reasons else 0
+
+
 def read_requirement(text: str) -> Requirement:
     """Reads `pesq>=2.5`, `wer<0.1`, `recovered.mel>=0.95`. Raises RequirementError."""
-    match = re.fullmatch(r"\s*([\w.]+)\s*(>=|<=|>|<)\s*(\S+)\s*", text)
+    match = re.fullmatch(r"\s*([\w.:-]+)\s*(>=|<=|>|<)\s*(\S+)\s*", text)
     if match:
         try:
             return Requirement(match[1], match[2], float(match[3]))

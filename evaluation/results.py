@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -14,55 +15,50 @@ from evaluation.statistics import Interval
 from losses.shaping import Target
 
 
-@dataclass
-class Results:
-    """The first encoder is the main one: headlines, requirements and the list of clips are about it. `other` and
-    `untrained` are None without --against."""
+@dataclass(kw_only=True)
+class Evaluation(ABC):
+    """Scores of several systems and of the originals on the same clips. The first system is the main one: headlines,
+    requirements and the list of clips are about it."""
 
-    settings: dict[str, Any]  # what the scores depend on: release, data, seed, versions, ...
+    settings: dict[str, Any]  # what the scores depend on: data, judges, seed, versions, ...
     speech: list[Speech]
-    encoders: list[Scores]
     originals: Scores
-    target: Target
-    presets: Presets | None
-    levels: int
-    extra: list[Scores] = field(default_factory=list)  # systems whose codes come from no encoder
-    other: Scores | None = None
-    untrained: Scores | None = None
-    comparisons: dict[str, dict[str, Compared]] = field(default_factory=dict)  # with `other`, by system and metric
-    about: dict[str, dict[str, Any]] = field(default_factory=dict)  # by encoder: its file, hash and training metadata
+    comparisons: dict[str, dict[str, Compared]] = field(default_factory=dict)  # by system and metric
     missing: dict[str, str] = field(default_factory=dict)  # judges and speeds that could not be measured -> why
     problems: list[Problem] = field(default_factory=list)  # clips that could not be read, or have no codes
     notes: list[str] = field(default_factory=list)  # about the clips that were read
-    speed: dict[str, dict[str, float]] = field(default_factory=dict)  # by device; differs from run to run
+
+    @property
+    @abstractmethod
+    def systems(self) -> list[Scores]:
+        """What the table compares, the main one first."""
+
+    @abstractmethod
+    def sounding(self, scores: Scores) -> int:
+        """How many clips of a system have audio that could be scored."""
 
     @property
     def seed(self) -> int:
         return int(self.settings["seed"])
 
     @property
-    def encoder(self) -> Scores:
-        return self.encoders[0]
+    def main(self) -> Scores:
+        return self.systems[0]
 
     @property
     def compared(self) -> dict[str, Compared]:
-        """The first encoder's comparison, by metric."""
-        return self.comparisons.get(self.encoder.name, {})
+        """The main system's comparison, by metric."""
+        return self.comparisons.get(self.main.name, {})
 
     @property
-    def judged(self) -> list[Scores]:
-        """The encoders and extra systems. Each is compared with `other`, if there is one."""
-        return [*self.encoders, *self.extra]
-
-    @property
-    def systems(self) -> list[Scores]:
-        """The same, and the two ends of the scale: `other` and `untrained`."""
-        return [*self.judged, *(scores for scores in (self.other, self.untrained) if scores is not None)]
+    def has_recovered(self) -> bool:
+        """Whether the comparisons say which share is recovered."""
+        return False
 
     @property
     def metrics(self) -> list[Metric]:
         """The metrics for which any system has a value."""
-        return [metric for metric in self.encoder.metrics if any(scores.has(metric.name) for scores in self.systems)]
+        return [metric for metric in self.main.metrics if any(scores.has(metric.name) for scores in self.systems)]
 
     @property
     def all_problems(self) -> list[Problem]:
@@ -70,7 +66,7 @@ class Results:
 
     def without_values(self) -> dict[str, str]:
         """Metrics whose judge could score no clip -> the first reason."""
-        empty = {metric.name for metric in self.encoder.metrics} - {metric.name for metric in self.metrics}
+        empty = {metric.name for metric in self.main.metrics} - {metric.name for metric in self.metrics}
         reasons: dict[str, str] = {}
         for problem in self.all_problems:
             if problem.what in empty:
@@ -81,15 +77,13 @@ class Results:
         """Every figure that --require accepts, by name."""
         found = {}
         for metric in self.metrics:
-            total = self.encoder.total(metric.name, self.seed)
+            total = self.main.total(metric.name, self.seed)
             if total:
                 found[metric.name] = total.value
         for name, compared in self.compared.items():
             found[f"difference.{name}"] = compared.difference.value
             if compared.recovered:
                 found[f"recovered.{name}"] = compared.recovered.value
-        for device, figures in self.speed.items():
-            found |= {f"{device}.{name}": value for name, value in figures.items()}
         return found
 
     def to_json(self) -> dict[str, Any]:
@@ -100,14 +94,12 @@ class Results:
             "metrics": {metric.name: asdict(metric) for metric in self.metrics},
             "totals": {
                 name: {
-                    metric.name: _interval(total) | {"clips": len(scores.scored(metric.name)) or len(scores.coded)}
+                    metric.name: _interval(total) | {"clips": len(scores.scored(metric.name)) or self.sounding(scores)}
                     for metric in scores.metrics
                     if (total := scores.total(metric.name, self.seed))
                 }
                 for name, scores in systems.items()
             },
-            "encoders": self.about,
-            "compared": _comparison(self.compared),
             "comparisons": {name: _comparison(compared) for name, compared in self.comparisons.items()},
             "clips": [
                 {
@@ -134,6 +126,57 @@ class Results:
                 }
                 for i, clip in enumerate(self.speech)
             ],
+            "left_out": self.missing | self.without_values(),
+            "problems": [asdict(problem) for problem in self.all_problems],
+            "notes": self.notes,
+        }
+
+
+@dataclass(kw_only=True)
+class Results(Evaluation):
+    """What `measure` found. `other` and `untrained` are None without --against."""
+
+    encoders: list[Scores]
+    target: Target
+    presets: Presets | None
+    levels: int
+    extra: list[Scores] = field(default_factory=list)  # systems whose codes come from no encoder
+    other: Scores | None = None
+    untrained: Scores | None = None
+    about: dict[str, dict[str, Any]] = field(default_factory=dict)  # by encoder: its file, hash and training metadata
+    speed: dict[str, dict[str, float]] = field(default_factory=dict)  # by device; differs from run to run
+
+    @property
+    def encoder(self) -> Scores:
+        return self.encoders[0]
+
+    @property
+    def judged(self) -> list[Scores]:
+        """The encoders and extra systems. Each is compared with `other`, if there is one."""
+        return [*self.encoders, *self.extra]
+
+    @property
+    def systems(self) -> list[Scores]:
+        """The same, and the two ends of the scale: `other` and `untrained`."""
+        return [*self.judged, *(scores for scores in (self.other, self.untrained) if scores is not None)]
+
+    def sounding(self, scores: Scores) -> int:
+        return len(scores.coded)
+
+    @property
+    def has_recovered(self) -> bool:
+        return self.untrained is not None
+
+    def figures(self) -> dict[str, float]:
+        found = super().figures()
+        for device, figures in self.speed.items():
+            found |= {f"{device}.{name}": value for name, value in figures.items()}
+        return found
+
+    def to_json(self) -> dict[str, Any]:
+        return super().to_json() | {
+            "encoders": self.about,
+            "compared": _comparison(self.compared),
             "acoustic_histogram": {
                 "target": self.target.histogram.tolist(),
                 **{
@@ -144,9 +187,6 @@ class Results:
             "presets": {"norm": self.presets.norm, "among_themselves": self.presets.among_themselves}
             if self.presets
             else None,
-            "left_out": self.missing | self.without_values(),
-            "problems": [asdict(problem) for problem in self.all_problems],
-            "notes": self.notes,
             "speed": self.speed,
         }
 

@@ -11,6 +11,7 @@ import soxr
 from torch import Tensor
 
 from data import BadClipError, DataError, open_clips
+from data.audio import Clip
 from data.reference import SAMPLE_RATE, prepare
 
 RESAMPLER = "soxr HQ"
@@ -54,15 +55,23 @@ def read_speech(paths: Sequence[str], cache: str = "", limit: int = 0) -> tuple[
         try:
             clip = clips.read(i)
             name = Path(clip.name).name
-            reference = prepare([clip])
+            prepared, about = prepared_clip(clip, name)
         except BadClipError as error:
             problems.append(Problem(name, "clip", str(error)))
             continue
-        notes += [note.sentence for note in reference.notes if note.kind in REPORTED]
-        speech.append(Speech(name, reference.waveform[0], clip.speaker, clip.text))
+        notes += about
+        speech.append(prepared)
     if not speech:
         raise DataError(f"none of {count} clips can be used; the first: {problems[0].reason}")
     return speech, problems, notes
+
+
+def prepared_clip(clip: Clip, name: str) -> tuple[Speech, list[str]]:
+    """A clip, prepared as the server prepares a reference, under another name; and notes about it. Raises
+    BadClipError."""
+    reference = prepare([clip])
+    notes = [note.sentence for note in reference.notes if note.kind in REPORTED]
+    return Speech(name, reference.waveform[0], clip.speaker, clip.text), notes
 
 
 def spread(count: int, clips: int) -> list[int]:

@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from evaluation.judges.judge import Metric
-from evaluation.results import Results
-from evaluation.scoring import Scores
+from evaluation.results import Evaluation, Results
 from evaluation.statistics import Interval
 
 ARROWS = {"lower": "↓", "higher": "↑", "": ""}
@@ -14,21 +13,16 @@ LONGEST_LINE = 180  # characters; wider tables are folded
 WITHOUT_INTERVAL = ("untrained", "original")  # their intervals are in the JSON
 
 
-def header(results: Results) -> list[str]:
+def header(results: Evaluation) -> list[str]:
     """The headings of the columns."""
     one = len(results.comparisons) == 1
-    compared = [
-        what if one else f"{name}: {what}" for name in results.comparisons for what in ("difference", "recovered")
-    ]
-    return ["metric", "", *map(_heading, results.systems), results.originals.name, *compared, "clips"]
+    kinds = ("difference", "recovered") if results.has_recovered else ("difference",)
+    compared = [what if one else f"{name}: {what}" for name in results.comparisons for what in kinds]
+    systems = [scores.name + fewer(results.sounding(scores), len(scores.clips)) for scores in results.systems]
+    return ["metric", "", *systems, results.originals.name, *compared, "clips"]
 
 
-def _heading(scores: Scores) -> str:
-    """A system's name, with its number of scored clips if not all have scores."""
-    return scores.name + fewer(len(scores.coded), len(scores.clips))
-
-
-def rows(results: Results) -> list[tuple[Metric, list[str]]]:
+def rows(results: Evaluation) -> list[tuple[Metric, list[str]]]:
     """Each metric with the cells of its row. Intervals are 95 % intervals; a dash means no value."""
     found = []
     for metric in results.metrics:
@@ -42,9 +36,11 @@ def rows(results: Results) -> list[tuple[Metric, list[str]]]:
         for comparison in results.comparisons.values():
             compared = comparison.get(name)
             cells.append(with_interval(metric, compared.difference, signed=True) if compared else "–")
+            if not results.has_recovered:
+                continue
             of = fewer(compared.recovered_clips, compared.clips) if compared and compared.recovered else ""
             cells.append(as_share(compared.recovered) + of if compared else "–")
-        clips = len(results.encoder.scored(name)) or len(results.encoder.clips)
+        clips = len(results.main.scored(name)) or len(results.main.clips)
         common = results.compared[name].clips if name in results.compared else clips
         cells.append(str(clips) if common == clips else f"{clips}, {common} compared")
         found.append((metric, cells))
@@ -102,12 +98,17 @@ def as_text(results: Results) -> str:
             f"Preset voices: embedding norm {results.presets.norm:.2f}"
             + (f", cosine among themselves {among:.3f}" if among is not None else "")
         )
-    lines += [f"left out: {name}: {reason}" for name, reason in (results.missing | results.without_values()).items()]
+    return "\n".join([*lines, *remarks(results)])
+
+
+def remarks(results: Evaluation) -> list[str]:
+    """Lines about what was left out, which clips lack scores, and notes."""
+    lines = [f"left out: {name}: {reason}" for name, reason in (results.missing | results.without_values()).items()]
     lines += problem_lines(results)
     lines += [f"note: {note}" for note in results.notes[:5]]
     if len(results.notes) > 5:
         lines.append(f"note: {len(results.notes) - 5} more in the JSON")
-    return "\n".join(lines)
+    return lines
 
 
 def folded(table: list[list[str]], named: int = 2) -> list[str]:
@@ -135,11 +136,11 @@ def described_data(results: Results) -> str:
     return f"{len(results.speech)} clips{voices}, {seconds / 60:.1f} minutes, {results.settings['arithmetic']}"
 
 
-def described_versions(results: Results) -> str:
+def described_versions(results: Evaluation) -> str:
     return ", ".join(f"{name} {version}" for name, version in results.settings["versions"].items())
 
 
-def problem_lines(results: Results, limit: int = 8) -> list[str]:
+def problem_lines(results: Evaluation, limit: int = 8) -> list[str]:
     """A line for each clip that is missing scores. Metrics that no clip has are not repeated here: `without_values`
     lists them."""
     empty = results.without_values()

@@ -16,6 +16,7 @@ from torch import Tensor
 import evaluate_encoder
 from codec import Codec
 from data import DataError
+from evaluation.arguments import whole_number
 from evaluation.measure import ExtraSystem, Options
 from evaluation.scoring import Progress
 from evaluation.speech import Problem, Speech, spread
@@ -58,10 +59,15 @@ class DescentSystem(ExtraSystem):
 
 def main(argv: Sequence[str] | None = None) -> int:
     parser = evaluate_encoder.build_parser(__doc__)
-    number = evaluate_encoder.whole_number
-    parser.add_argument("--descent-steps", type=number, default=STEPS, metavar="STEPS", help="default: %(default)s")
     parser.add_argument(
-        "--descent-clips", type=number, default=0, metavar="N", help="only N clips, spread over all (default: all)"
+        "--descent-steps", type=whole_number, default=STEPS, metavar="STEPS", help="default: %(default)s"
+    )
+    parser.add_argument(
+        "--descent-clips",
+        type=whole_number,
+        default=0,
+        metavar="N",
+        help="only N clips (default: all)",
     )
     arguments = parser.parse_args(argv)
     return evaluate_encoder.run(arguments, [DescentSystem(arguments.descent_steps, arguments.descent_clips)])

@@ -11,9 +11,7 @@ import socket
 import threading
 import wave
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -23,65 +21,16 @@ from data import speech_server
 from data.reference import prepare, read_clip
 from examples import clone_voice
 from tests.patching import clip, noise
+from tests.speaking_server import SpeakingServer
 
 SPEECH = (3000 * np.sin(np.arange(24000) / 20)).astype("<i2").tobytes()  # one second
 STATUS_400 = "Voice cloning with 'ref_audio' requires the full Voxtral checkpoint with encoder weights."
 
 
-class Listener(HTTPServer):
-    """Takes down what is posted, and answers as it is told."""
-
-    def __init__(self) -> None:
-        super().__init__(("127.0.0.1", 0), Handler)
-        self.url = f"http://127.0.0.1:{self.server_port}"
-        self.posted: list[dict[str, Any]] = []
-        self.status, self.body, self.breaks_off = 200, SPEECH, False
-        self.headers: dict[str, str] = {"Content-Type": "audio/pcm"}
-        self.asked: list[str] = []
-        self.length: int | None = None  # claimed; the default is to send in chunks
-
-    def refuse(self, status: int, message: str) -> None:
-        self.status, self.body = status, json.dumps({"error": {"message": message}}).encode()
-        self.headers = {"Content-Type": "application/json"}
-
-
-class Handler(BaseHTTPRequestHandler):
-    server: Listener
-    protocol_version = "HTTP/1.1"  # sends in chunks, as the server does
-
-    def do_POST(self) -> None:
-        self.server.asked.append(self.path)
-        self.server.posted.append(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
-        self.send_response(self.server.status)
-        for name, value in self.server.headers.items():
-            self.send_header(name, value)
-        if self.server.length is not None:
-            self.send_header("Content-Length", str(self.server.length))
-            self.end_headers()
-            self.wfile.write(self.server.body)
-            self.close_connection = True
-            return
-        self.send_header("Transfer-Encoding", "chunked")
-        self.send_header("Connection", "close")
-        self.end_headers()
-        if self.server.body:
-            self.wfile.write(f"{len(self.server.body):x}\r\n".encode() + self.server.body + b"\r\n")
-        if not self.server.breaks_off:
-            self.wfile.write(b"0\r\n\r\n")
-
-    def log_message(self, format: str, *arguments: object) -> None:
-        pass
-
-
 @pytest.fixture
-def listener() -> Iterator[Listener]:
-    server = Listener()
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
-    thread.start()
-    yield server
-    server.shutdown()
-    thread.join()
-    server.server_close()
+def listener() -> Iterator[SpeakingServer]:
+    with SpeakingServer(SPEECH) as server:
+        yield server
 
 
 @pytest.fixture
@@ -90,11 +39,11 @@ def out(tmp_path: Path) -> Path:
     return tmp_path / "out" / "speech.wav"
 
 
-def run(listener: Listener, out: Path, *arguments: str | Path) -> int:
+def run(listener: SpeakingServer, out: Path, *arguments: str | Path) -> int:
     return clone_voice.main([*map(str, arguments), "Hello.", str(out), "--url", listener.url])
 
 
-def test_the_speech_is_saved_as_it_was_spoken(listener: Listener, out: Path) -> None:
+def test_the_speech_is_saved_as_it_was_spoken(listener: SpeakingServer, out: Path) -> None:
     assert run(listener, out, "--voice", "anna") == 0
     samples, rate = soundfile.read(out, dtype="int16")
     assert rate == 24000
@@ -106,7 +55,7 @@ def test_the_speech_is_saved_as_it_was_spoken(listener: Listener, out: Path) -> 
 
 @pytest.mark.parametrize(("form", "rate", "channels"), [("wav", 48000, 2), ("flac", 16000, 1), ("mp3", 24000, 1)])
 def test_any_clip_is_sent_as_a_data_url_of_one_channel_at_24_khz(
-    listener: Listener, out: Path, tmp_path: Path, form: str, rate: int, channels: int
+    listener: SpeakingServer, out: Path, tmp_path: Path, form: str, rate: int, channels: int
 ) -> None:
     path = clip(tmp_path / f"a.{form}", 4, rate, channels)
     assert run(listener, out, path) == 0
@@ -128,7 +77,7 @@ BAD = {
 
 @pytest.mark.parametrize("name", BAD)
 def test_a_clip_that_the_server_does_not_stand_is_not_sent(
-    listener: Listener, out: Path, tmp_path: Path, name: str, capsys: pytest.CaptureFixture[str]
+    listener: SpeakingServer, out: Path, tmp_path: Path, name: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     samples, message = BAD[name]
     soundfile.write(tmp_path / "bad.wav", samples, 24000, subtype="FLOAT")
@@ -139,7 +88,7 @@ def test_a_clip_that_the_server_does_not_stand_is_not_sent(
 
 
 def test_a_length_that_is_miscounted_is_sent_with_one_sample_less(
-    listener: Listener, out: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    listener: SpeakingServer, out: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert run(listener, out, clip(tmp_path / "a.wav", 105600 / 24000)) == 0
     content = base64.b64decode(listener.posted[0]["ref_audio"].partition(",")[2])
@@ -188,7 +137,7 @@ REFUSALS = {
 
 @pytest.mark.parametrize("name", REFUSALS)
 def test_what_the_server_has_against_a_request_is_said_with_what_helps(
-    listener: Listener, out: Path, name: str, capsys: pytest.CaptureFixture[str]
+    listener: SpeakingServer, out: Path, name: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     status, message, sentence = REFUSALS[name]
     listener.refuse(status, message)
@@ -201,7 +150,7 @@ def test_what_the_server_has_against_a_request_is_said_with_what_helps(
 
 
 def test_speech_that_breaks_off_leaves_no_file(
-    listener: Listener, out: Path, capsys: pytest.CaptureFixture[str]
+    listener: SpeakingServer, out: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     listener.breaks_off = True
     assert run(listener, out, "--voice", "anna") == 2
@@ -210,7 +159,7 @@ def test_speech_that_breaks_off_leaves_no_file(
 
 
 def test_speech_that_is_shorter_than_it_was_said_to_be_leaves_no_file(
-    listener: Listener, out: Path, capsys: pytest.CaptureFixture[str]
+    listener: SpeakingServer, out: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for length, body in [(len(SPEECH) + 2, SPEECH), (len(SPEECH) - 1, SPEECH[:-1])]:
         listener.length, listener.body = length, body
@@ -237,7 +186,7 @@ NO_SPEECH: dict[str, tuple[str, bytes, str]] = {
 
 @pytest.mark.parametrize("name", NO_SPEECH)
 def test_what_is_no_speech_is_not_taken_for_speech(
-    listener: Listener, out: Path, name: str, capsys: pytest.CaptureFixture[str]
+    listener: SpeakingServer, out: Path, name: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     kind, listener.body, message = NO_SPEECH[name]
     listener.headers = {"Content-Type": kind} if kind else {}
@@ -251,7 +200,7 @@ def test_what_is_no_speech_is_not_taken_for_speech(
 
 
 @pytest.mark.parametrize("kind", ["audio/pcm", "audio/L16;rate=24000", "application/octet-stream", ""])
-def test_raw_samples_of_any_such_kind_are_speech(listener: Listener, out: Path, kind: str) -> None:
+def test_raw_samples_of_any_such_kind_are_speech(listener: SpeakingServer, out: Path, kind: str) -> None:
     listener.headers = {"Content-Type": kind} if kind else {}
     assert run(listener, out, "--voice", "anna") == 0
     assert soundfile.info(out).frames == 24000
@@ -259,7 +208,7 @@ def test_raw_samples_of_any_such_kind_are_speech(listener: Listener, out: Path, 
 
 @pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
 def test_a_redirect_is_named_and_not_followed(
-    listener: Listener, out: Path, status: int, capsys: pytest.CaptureFixture[str]
+    listener: SpeakingServer, out: Path, status: int, capsys: pytest.CaptureFixture[str]
 ) -> None:
     listener.status, listener.headers = status, {"Location": f"{listener.url}/login"}
     assert run(listener, out, "--voice", "anna") == 2
@@ -268,7 +217,7 @@ def test_a_redirect_is_named_and_not_followed(
 
 
 def test_an_endless_answer_is_given_up(
-    listener: Listener, out: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    listener: SpeakingServer, out: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(speech_server, "MAX_SPEECH", len(SPEECH) - 2)
     assert run(listener, out, "--voice", "anna") == 2
@@ -299,7 +248,7 @@ PROXIES = ["http_proxy", "HTTP_PROXY", "all_proxy"]
 @pytest.mark.parametrize("variable", PROXIES)
 @pytest.mark.parametrize("host", ["127.0.0.1", "localhost"])
 def test_a_server_on_this_machine_is_asked_without_the_proxy(
-    listener: Listener, out: Path, variable: str, host: str, monkeypatch: pytest.MonkeyPatch
+    listener: SpeakingServer, out: Path, variable: str, host: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv(variable, "http://127.0.0.1:9")  # nothing answers there
     url = listener.url.replace("127.0.0.1", host)
@@ -307,7 +256,7 @@ def test_a_server_on_this_machine_is_asked_without_the_proxy(
 
 
 def test_a_proxy_on_the_way_to_another_machine_is_named(
-    listener: Listener, out: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    listener: SpeakingServer, out: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     arguments = ["--voice", "anna", "Hello.", str(out), "--url", "http://server.invalid:8000"]
     monkeypatch.delenv("no_proxy", raising=False)
@@ -326,19 +275,23 @@ def test_a_proxy_on_the_way_to_another_machine_is_named(
 
 
 @pytest.mark.parametrize("end", ["", "/", "/v1", "/v1/", "/v1/audio/speech", "//"])
-def test_the_address_may_be_the_one_of_another_client(listener: Listener, out: Path, end: str) -> None:
+def test_the_address_may_be_the_one_of_another_client(listener: SpeakingServer, out: Path, end: str) -> None:
     assert clone_voice.main(["--voice", "anna", "Hello.", str(out), "--url", listener.url + end]) == 0
     assert listener.asked == ["/v1/audio/speech"]
 
 
-def test_a_server_may_be_below_a_path(listener: Listener, out: Path) -> None:
+def test_a_server_may_be_below_a_path(listener: SpeakingServer, out: Path) -> None:
     assert clone_voice.main(["--voice", "anna", "Hello.", str(out), "--url", f"{listener.url}/tts/v1"]) == 0
     assert listener.asked == ["/tts/v1/audio/speech"]
 
 
 @pytest.mark.parametrize("way", ["itself", "another spelling", "a link", "a hard link"])
 def test_the_reference_recording_is_not_replaced(
-    listener: Listener, tmp_path: Path, way: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    listener: SpeakingServer,
+    tmp_path: Path,
+    way: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     path = clip(tmp_path / "a.wav")
     before, out = path.read_bytes(), tmp_path / "b.wav"
@@ -354,7 +307,7 @@ def test_the_reference_recording_is_not_replaced(
     assert (path.read_bytes(), listener.posted) == (before, [])
 
 
-def test_no_speech_is_an_error(listener: Listener, out: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_no_speech_is_an_error(listener: SpeakingServer, out: Path, capsys: pytest.CaptureFixture[str]) -> None:
     listener.body = b""
     assert run(listener, out, "--voice", "anna") == 2
     assert "sent no speech" in capsys.readouterr().err
@@ -380,7 +333,7 @@ PLACES = {
 
 @pytest.mark.parametrize("name", PLACES)
 def test_where_nothing_can_be_written_nothing_is_spoken(
-    listener: Listener, tmp_path: Path, name: str, capsys: pytest.CaptureFixture[str]
+    listener: SpeakingServer, tmp_path: Path, name: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     place, message = PLACES[name]
     os.mkfifo(tmp_path / "pipe")
@@ -391,7 +344,7 @@ def test_where_nothing_can_be_written_nothing_is_spoken(
 
 
 def test_a_full_disk_is_an_error_and_leaves_no_file(
-    listener: Listener, out: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    listener: SpeakingServer, out: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def full(file: wave.Wave_write, samples: bytes) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))

@@ -81,6 +81,8 @@ def test_every_command_names_a_program_and_its_options(page: str) -> None:
         source = file.read_text(encoding="utf-8")
         if "import evaluate_encoder" in source:  # it has all options of that program, too
             source += text("evaluate_encoder.py")
+        if "import add_judge_options" in source:
+            source += text("evaluation/arguments.py")
         for option in re.findall(r"\s(--[a-z][\w-]*)", rest.split(" && ")[0].split("#")[0]):
             assert f'"{option}"' in source, f"{file.name} has no option {option}"
 

@@ -23,6 +23,7 @@ from codec import load_release
 from codec.checkpoint import save_encoder
 from data.reference import SAMPLE_RATE
 from evaluation import measure, read_speech, speed
+from evaluation.arguments import default_jobs
 from evaluation.judges.available import NAMES
 from evaluation.provenance import machine
 from evaluation.speed import RUNS, timed
@@ -275,7 +276,7 @@ def test_the_default_is_a_judge_process_for_every_second_core_and_at_most_16(
 ) -> None:
     monkeypatch.setattr(os, "cpu_count", lambda: 1000)
     monkeypatch.setattr(os, "sched_getaffinity", lambda process: set(range(cores)), raising=False)
-    assert evaluate_encoder.default_jobs() == jobs
+    assert default_jobs() == jobs
 
 
 def test_a_release_without_an_encoder_is_an_error_that_says_what_to_do(capsys: pytest.CaptureFixture[str]) -> None:

@@ -48,6 +48,11 @@ def test_two_workers_give_the_same_bits_in_the_same_order(clips: list[Speech]) -
         expected, found = list(alone.score(given)), list(several.score(iter(given)))
         assert found == expected
         assert several.metrics == alone.metrics
+        recordings = [clip.waveform for clip in clips]
+        described = list(several.listen(recordings))
+        assert described == list(alone.listen(recordings))
+        assert set(described[0].values) == {"distillmos"}
+        assert set(described[0].embeddings) == {"speaker_resemblyzer"}
         assert isinstance(several, WorkerPool)
         assert len(several.processes) == 2
     assert not any(process.is_alive() for process in several.processes)

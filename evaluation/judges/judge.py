@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, field
 from importlib import import_module
-from typing import Any, Literal, NamedTuple, Protocol
+from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
 
 from torch import Tensor
 
@@ -50,6 +50,7 @@ class Measurements:
     values: dict[str, Measurement] = field(default_factory=dict)
     failed: dict[str, str] = field(default_factory=dict)
     transcript: str = ""  # by the speech recognizer; empty without it
+    embeddings: dict[str, list[float]] = field(default_factory=dict)  # by metric; only from a Listener
 
     def set(self, name: str, value: float, weight: float = 1.0) -> None:
         """Stores a value. One that is not finite becomes a failure."""
@@ -63,6 +64,7 @@ class Measurements:
         self.values |= other.values
         self.failed |= other.failed
         self.transcript = other.transcript or self.transcript
+        self.embeddings |= other.embeddings
 
 
 class MissingJudgeError(Exception):
@@ -85,6 +87,15 @@ class Judge(Protocol):
     def score(self, clip: Speech, audio: Tensor) -> Measurements:
         """`audio` [T] is float32 in [-1, 1], with the clip's sample rate and length. Raises RuntimeError or ValueError
         if this clip cannot be scored."""
+        ...
+
+
+@runtime_checkable
+class Listener(Judge, Protocol):
+    """A judge that also describes a recording alone: its words, its quality, or the embedding of its speaker."""
+
+    def listen(self, audio: Tensor) -> Measurements:
+        """`audio` [T] as in `score`. Raises RuntimeError or ValueError if it cannot be described."""
         ...
 
 
@@ -112,4 +123,4 @@ def refuse_short(audio: Tensor) -> None:
 def refuse_silence(audio: Tensor) -> None:
     """Raises ValueError if `audio` [T] is silent, because the judges would give a meaningless number."""
     if float(audio.abs().max()) < SILENCE:
-        raise ValueError("the reconstruction is silent")
+        raise ValueError("the audio is silent")

@@ -6,12 +6,13 @@ import multiprocessing
 import os
 import threading
 from collections import deque
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import replace
-from typing import Any, NamedTuple
+from functools import partial
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -19,10 +20,13 @@ from threadpoolctl import threadpool_limits
 from torch import Tensor
 
 from evaluation.judges.available import open_judges
-from evaluation.judges.judge import Judge, Measurements, Metric, first_line
+from evaluation.judges.judge import Judge, Listener, Measurements, Metric, first_line
 from evaluation.speech import Speech
 from system.command import UserError
 from system.signals import children_without_ctrl_c
+
+Given = TypeVar("Given")
+Found = TypeVar("Found")
 
 
 class JudgeError(UserError):
@@ -59,6 +63,11 @@ class JudgePool:
         for each in clips:
             yield score_versions(self.judges, each)
 
+    def listen(self, recordings: Iterable[Tensor]) -> Iterator[Measurements]:
+        """What the judges say about each recording [T] alone, in the given order. Only Listeners are asked."""
+        for each in recordings:
+            yield describe(self.judges, each)
+
 
 class WorkerPool(JudgePool):
     """The same judges in `workers` other processes, with the same results. `options` are those of `open_judges`."""
@@ -81,10 +90,17 @@ class WorkerPool(JudgePool):
             raise
 
     def score(self, clips: Iterable[ClipVersions]) -> Iterator[list[Measurements]]:
-        pending: deque[Future[list[Measurements]]] = deque()
+        return self._each(_score_in_worker, map(_Packed.of, clips))
+
+    def listen(self, recordings: Iterable[Tensor]) -> Iterator[Measurements]:
+        return self._each(_listen_in_worker, (each.numpy() for each in recordings))
+
+    def _each(self, work: Callable[[Given], Found], items: Iterable[Given]) -> Iterator[Found]:
+        """The results of `work` on the items, in their order."""
+        pending: deque[Future[Found]] = deque()
         try:
-            for each in clips:
-                pending.append(self.pool.submit(_score_in_worker, _Packed.of(each)))
+            for each in items:
+                pending.append(self.pool.submit(work, each))
                 if len(pending) > 2 * self.workers:  # enough to keep all workers busy, and little audio in memory
                     yield pending.popleft().result()
             while pending:
@@ -120,24 +136,42 @@ def open_judge_pool(names: Collection[str], workers: int = 1, **options: Any) ->
 
 
 def score_versions(judges: Sequence[Judge], clip: ClipVersions) -> list[Measurements]:
-    """What all judges measure on each version. Judges compute with one thread, because sums over several threads differ
-    in their last bits; so the results do not depend on the number of threads or workers."""
+    """What all judges measure on each version."""
+    with _one_thread():
+        return [_score_version(judges, clip.clip, version) for version in clip.versions]
+
+
+def describe(judges: Sequence[Judge], recording: Tensor) -> Measurements:
+    """What all Listeners say about a recording [T]."""
+    listeners = [judge for judge in judges if isinstance(judge, Listener)]
+    with _one_thread():
+        return _collected((judge, partial(judge.listen, recording)) for judge in listeners)
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """Judges compute with one thread, because sums over several threads differ in their last bits; so the results do
+    not depend on the number of threads or workers."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
         with threadpool_limits(1):  # numpy and scipy
-            return [_score_version(judges, clip.clip, version) for version in clip.versions]
+            yield
     finally:
         torch.set_num_threads(threads)
 
 
 def _score_version(judges: Sequence[Judge], clip: Speech, audio: Tensor) -> Measurements:
+    asked = [judge for judge in judges if judge.absolute or audio is not clip.waveform]
+    return _collected((judge, partial(judge.score, clip, audio)) for judge in asked)
+
+
+def _collected(work: Iterable[tuple[Judge, Callable[[], Measurements]]]) -> Measurements:
+    """What the judges' work found. If a judge fails, its metrics have the reason."""
     total = Measurements()
-    for judge in judges:
-        if audio is clip.waveform and not judge.absolute:
-            continue
+    for judge, measure in work:
         try:
-            found = judge.score(clip, audio)
+            found = measure()
         except (RuntimeError, ValueError) as error:
             # judges call many libraries; if one of them fails on a clip, the other judges' scores must remain
             found = Measurements(failed={metric.name: first_line(error) for metric in judge.metrics})
@@ -191,6 +225,15 @@ def _do_nothing() -> None:
 
 
 def _score_in_worker(packed: _Packed) -> list[Measurements]:
-    if _missing:  # the parent could open all of them
+    return score_versions(_opened(), packed.unpacked())
+
+
+def _listen_in_worker(recording: np.ndarray) -> Measurements:
+    return describe(_opened(), torch.from_numpy(recording))
+
+
+def _opened() -> list[Judge]:
+    """This process's judges. Raises JudgeError if one of them could not be opened, because the parent could."""
+    if _missing:
         raise JudgeError("a judge process could not open " + "; ".join(f"{k}: {v}" for k, v in _missing.items()))
-    return score_versions(_judges, packed.unpacked())
+    return _judges

@@ -132,8 +132,11 @@ class DistillMOS:
         with contextlib.redirect_stdout(io.StringIO()):  # it prints the path of its weights
             self.network = library("distillmos").ConvTransformerSQAModel().eval().to(device)
 
-    @torch.no_grad()
     def score(self, clip: Speech, audio: Tensor) -> Measurements:
+        return self.listen(audio)
+
+    @torch.no_grad()
+    def listen(self, audio: Tensor) -> Measurements:
         found = Measurements()
         refuse_short(audio)
         refuse_silence(audio)

@@ -42,6 +42,12 @@ class SpeakerJudge(ABC):
         """[T] at 24 kHz -> [E]."""
 
     @torch.no_grad()
+    def listen(self, audio: Tensor) -> Measurements:
+        refuse_short(audio)
+        refuse_silence(audio)
+        return Measurements(embeddings={self.metrics[0].name: self.embed(audio).tolist()})
+
+    @torch.no_grad()
     def score(self, clip: Speech, audio: Tensor) -> Measurements:
         found = Measurements()
         refuse_short(audio)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import pickle
+from collections.abc import Callable
+from typing import cast
 
 import torch
 from torch import Tensor
@@ -51,9 +53,7 @@ class Words:
             raise MissingJudgeError(
                 f"Whisper {whisper!r} cannot be loaded ({reason}): name a file of weights with --whisper"
             ) from error
-        normalizers = library("whisper.normalizers")
-        english = language == "en"
-        self.normalize = normalizers.EnglishTextNormalizer() if english else normalizers.BasicTextNormalizer()
+        self.normalize = text_normalizer(language)
         self.originals: dict[Speech, str] = {}
 
     def score(self, clip: Speech, audio: Tensor) -> Measurements:
@@ -72,6 +72,9 @@ class Words:
                 else:
                     found.set(name + suffix, *rate)
         return found
+
+    def listen(self, audio: Tensor) -> Measurements:
+        return Measurements(transcript=self.transcribe(audio))
 
     def transcribe(self, waveform: Tensor) -> str:
         """[T] at 24 kHz to text."""
@@ -97,6 +100,14 @@ class Words:
         likely = max(found, key=found.get)
         if likely != self.language and found[likely] > OTHER_LANGUAGE:
             raise ValueError(f"sounds like language {likely!r} ({found[likely]:.0%}), expected {self.language!r}")
+
+
+def text_normalizer(language: str) -> Callable[[str], str]:
+    """Whisper's own: lower case, no punctuation, and for English one spelling and digits for numbers. Raises
+    MissingJudgeError if the package is missing."""
+    normalizers = library("whisper.normalizers")
+    normalizer = normalizers.EnglishTextNormalizer() if language == "en" else normalizers.BasicTextNormalizer()
+    return cast(Callable[[str], str], normalizer)
 
 
 def errors(reference: str, transcript: str) -> tuple[tuple[float, int] | None, tuple[float, int] | None]:

@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from torch import Tensor
 
 from codec import Codec
 from evaluation import table
@@ -14,13 +16,36 @@ from evaluation.codes import acoustic_histogram
 from evaluation.judges.judge import Metric
 from evaluation.report.charts import Chart, Series, counted, histogram
 from evaluation.report.spectrograms import audio_url, log_mel, raster_url, spectrogram_url
-from evaluation.results import Results
-from evaluation.scoring import ClipScores, reconstruct
+from evaluation.results import Evaluation, Results
+from evaluation.scoring import ORIGINAL, ClipScores, Scores, reconstruct
 from evaluation.speech import spread
 from system.files import write_whole
 
 HEADLINES = ("mel", "pesq", "wer", "speaker_resemblyzer")  # shown at the top, if they were measured
+FACTS = (  # settings that the page lists
+    "release",
+    "encoders",
+    "data",
+    "clips",
+    "without",
+    "machine",
+    "resampler",
+    "whisper",
+    "language",
+    "speaker_model",
+    "seed",
+    "bootstrap_draws",
+)
 SPAN = 9.0  # a spectrogram's range in natural logarithms, down from the original's loudest point: 78 dB
+
+
+@dataclass(frozen=True)
+class Tile:
+    """A figure at the top of the page, with the line beneath it."""
+
+    title: str
+    value: str
+    beneath: str
 
 
 @dataclass(frozen=True)
@@ -30,7 +55,7 @@ class Version:
     name: str
     audio: str
     spectrogram: str
-    raster: str  # empty for the original
+    raster: str  # of codes; empty for the original
     transcript: str  # by the speech recognizer, empty without it
 
 
@@ -59,6 +84,33 @@ class Recovered:
 
 def write_report(folder: Path, results: Results, codec: Codec, shown: int, curves: Sequence[Chart] = ()) -> Path:
     """Writes `folder`/index.html, with `shown` clips to listen to and a training run's curves. Returns its path."""
+    return write_page(
+        folder,
+        "encoder.html",
+        results,
+        tiles=headlines(results, HEADLINES),
+        shown=shown_clips(results, codec, shown),
+        facts=FACTS,
+        described=table.described_data(results),
+        recovered=recovered(results),
+        histograms=histograms(results),
+        curves=curves,
+        speed=table.speed_lines(results.speed),
+    )
+
+
+def write_page(
+    folder: Path,
+    template: str,
+    results: Evaluation,
+    *,
+    tiles: Sequence[Tile],
+    shown: Sequence[Shown],
+    facts: Sequence[str],
+    **more: Any,
+) -> Path:
+    """Writes `folder`/index.html from a template that extends base.html. `facts` names the settings to list. `more` is
+    what only this template needs. Returns the page's path."""
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent),
         autoescape=True,
@@ -66,20 +118,17 @@ def write_report(folder: Path, results: Results, codec: Codec, shown: int, curve
         lstrip_blocks=True,
         undefined=StrictUndefined,
     )
-    page = environment.get_template("page.html").render(
+    page = environment.get_template(template).render(
         results=results,
-        described=table.described_data(results),
-        headlines=headlines(results),
-        recovered=recovered(results),
+        tiles=tiles,
         header=table.header(results),
         rows=table.rows(results),
-        shown=shown_clips(results, codec, shown),
+        shown=shown,
         all_clips=clip_rows(results),
-        histograms=histograms(results),
-        curves=curves,
         left_out=results.missing | results.without_values(),
         problems=table.problem_lines(results, limit=50),
-        speed=table.speed_lines(results.speed),
+        facts=facts,
+        **more,
     )
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / "index.html"
@@ -87,18 +136,18 @@ def write_report(folder: Path, results: Results, codec: Codec, shown: int, curve
     return path
 
 
-def headlines(results: Results) -> list[tuple[Metric, str, str]]:
-    """The HEADLINES that were measured: metric, value, and the line beneath it."""
+def headlines(results: Evaluation, names: Sequence[str]) -> list[Tile]:
+    """The metrics of `names` that the main system was measured by."""
     found = []
     for metric in results.metrics:
-        total = results.encoder.total(metric.name, results.seed)
-        if metric.name not in HEADLINES or total is None:
+        total = results.main.total(metric.name, results.seed)
+        if metric.name not in names or total is None:
             continue
         compared = results.compared.get(metric.name)
         beneath = "lower is better" if metric.better == "lower" else "higher is better"
         if compared and compared.recovered:
             beneath = f"{100 * compared.recovered.value:.0f} % recovered"
-        found.append((metric, metric.show(total.value), beneath))
+        found.append(Tile(metric.title, metric.show(total.value), beneath))
     return found
 
 
@@ -129,45 +178,39 @@ def shown_clips(results: Results, codec: Codec, count: int) -> list[Shown]:
 
 def _shown(results: Results, codec: Codec, index: int) -> Shown:
     clip = results.speech[index]
-    original = log_mel(clip.waveform)
-    high = float(original.max())
-    versions = [
-        Version(
-            "original",
-            audio_url(clip.waveform),
-            spectrogram_url(original, high - SPAN, high),
-            "",
-            results.originals.clips[index].transcript,
-        )
-    ]
+    original = results.originals.clips[index]
+    versions = [sounding_version(ORIGINAL, clip.waveform, clip.waveform, original.transcript)]
     shown = [scores for scores in results.systems if scores is not results.untrained]
     systems = [scores for scores in shown if scores.clips[index].codes is not None]
     for scores in systems:
         scored = scores.clips[index]
         assert scored.codes is not None
         audio = reconstruct(codec, scored.codes, clip)
-        versions.append(
-            Version(
-                scores.name,
-                audio_url(audio),
-                spectrogram_url(log_mel(audio), high - SPAN, high),
-                raster_url(scored.codes, results.levels),
-                scored.transcript,
-            )
-        )
-    rows = [
+        raster = raster_url(scored.codes, results.levels)
+        versions.append(sounding_version(scores.name, audio, clip.waveform, scored.transcript, raster))
+    return Shown(clip.name, clip.speaker, clip.seconds, clip.text, versions, score_rows(results, index, systems))
+
+
+def sounding_version(name: str, audio: Tensor, original: Tensor, transcript: str, raster: str = "") -> Version:
+    """A waveform [T] to listen to. The spectrogram's colours are relative to the original's loudest point."""
+    high = float(log_mel(original).max())
+    return Version(name, audio_url(audio), spectrogram_url(log_mel(audio), high - SPAN, high), raster, transcript)
+
+
+def score_rows(results: Evaluation, index: int, systems: Sequence[Scores]) -> list[list[str]]:
+    """The scores of a clip's original and of its versions: a row for each metric that a version has."""
+    return [
         [metric.title, *(_cell(metric, scores.clips[index]) for scores in (results.originals, *systems))]
         for metric in results.metrics
         if any(metric.name in scores.clips[index].values for scores in systems)
     ]
-    return Shown(clip.name, clip.speaker, clip.seconds, clip.text, versions, rows)
 
 
-def clip_rows(results: Results) -> tuple[list[Metric], list[list[str]]]:
-    """The main encoder's scores of every clip: the metrics that have a better direction, and a row for each clip."""
-    metrics = [metric for metric in results.metrics if metric.better and results.encoder.scored(metric.name)]
+def clip_rows(results: Evaluation) -> tuple[list[Metric], list[list[str]]]:
+    """The main system's scores of every clip: the metrics that have a better direction, and a row for each clip."""
+    metrics = [metric for metric in results.metrics if metric.better and results.main.scored(metric.name)]
     rows = [
-        [clip.name, f"{clip.seconds:.1f}", *(_cell(metric, results.encoder.clips[i]) for metric in metrics)]
+        [clip.name, f"{clip.seconds:.1f}", *(_cell(metric, results.main.clips[i]) for metric in metrics)]
         for i, clip in enumerate(results.speech)
     ]
     return metrics, rows

@@ -1,0 +1,56 @@
+"""Options that the programs that evaluate have in common."""
+
+from __future__ import annotations
+
+import argparse
+import os
+from collections.abc import Sequence
+
+import torch
+
+MOST_JOBS = 16  # by default
+
+
+def add_judge_options(parser: argparse.ArgumentParser, leave: Sequence[str]) -> None:
+    """Options about judges, intervals and requirements. `leave` names what --without can leave out."""
+    parser.add_argument(
+        "--jobs", type=positive, default=default_jobs(), metavar="N", help="judge processes (default: %(default)s here)"
+    )
+    parser.add_argument(
+        "--require", action="append", default=[], metavar="METRIC>=VALUE", help="exit with status 1 if this is not met"
+    )
+    parser.add_argument(
+        "--without", nargs="+", default=[], choices=leave, metavar="JUDGE", help=f"leave out: {', '.join(leave)}"
+    )
+    parser.add_argument("--whisper", default="base", metavar="MODEL", help="name or file (default: base)")
+    parser.add_argument("--language", default="en", help="the language of the speech (default: en)")
+    parser.add_argument("--speaker-model", default="", metavar="SOURCE", help="ECAPA-TDNN: hub name or folder")
+    parser.add_argument("--device", choices=("cpu", "cuda"), help="default: cuda if available")
+
+
+def whole_number(text: str) -> int:
+    """An argument that is 0 or more."""
+    value = int(text)
+    if value < 0:
+        raise ValueError(text)
+    return value
+
+
+def positive(text: str) -> int:
+    """An argument that is 1 or more."""
+    value = int(text)
+    if value < 1:
+        raise ValueError(text)
+    return value
+
+
+def default_jobs() -> int:
+    """Half of the cores that this process may use, at most MOST_JOBS: each process keeps the judges' networks in
+    memory, about 1 GB."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return min(MOST_JOBS, max(1, cores // 2))
+
+
+def chosen_device(name: str | None) -> torch.device:
+    """The device of --device, or CUDA if there is one, or the CPU."""
+    return torch.device(name or ("cuda" if torch.cuda.is_available() else "cpu"))
