@@ -35,6 +35,7 @@ from data.seeds import derive_seed
 SPOKEN = "language model"  # the source of pairs that a release's own language model spoke
 KIND = "pairs of codes and text"
 TENSORS = {"semantic": torch.int16, "acoustic": torch.uint8, "lengths": torch.int32, "about": torch.uint8}
+SHARD_PAIRS = 1000  # of one shard: about 3 hours, 5 MB
 DRAWS = -5  # the crops' random numbers are not those of the clips
 
 

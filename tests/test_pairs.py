@@ -7,15 +7,19 @@ import shutil
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
+from typing import cast
 
+import numpy as np
 import pytest
 import torch
 
 from codec import Codec, load_release
-from codec.checkpoint import checkpoint_tensors, codec_fingerprint
+from codec.checkpoint import checkpoint_tensors, codec_fingerprint, save_encoder
 from codec.config import CodecConfig, ReleaseError
-from data import DataError
+from data import DataError, decode, open_clips
+from data.clips import Clips
 from data.pairs import SPOKEN, PairCrops, Pairs, write_shard
+from experiments import encode_pairs
 from experiments.random_release import SMALL, TINY, random_codec
 from tests.random_pairs import random_pair, random_shards, write_random_shard
 from training.pairs import PairDecoder
@@ -151,3 +155,36 @@ def test_the_draw_is_a_function_of_seed_and_step_whatever_the_number_of_ranks(sh
 def test_pairs_that_are_all_too_short_say_how_long_they_are(shards: Path, codec: Codec) -> None:
     with pytest.raises(DataError, match=r"the longest has 4\.80 s"):
         PairCrops(opened(shards, codec), 61 * FRAME, seed=0)
+
+
+def test_an_encoders_codes_stand_in_for_spoken_ones_and_say_so(
+    tiny_release: Path, speech_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    codec = load_release(tiny_release)
+    encoder = tmp_path / "encoder.safetensors"
+    save_encoder(encoder, codec, {})
+    arguments = [str(tmp_path / "out"), str(speech_folder), f"--model-dir={tiny_release}", f"--encoder={encoder}"]
+    assert encode_pairs.main(arguments) == 0
+    assert "13 pairs" in capsys.readouterr().out
+    pairs = opened(tmp_path / "out", codec)
+    assert pairs.sources == ["encoder encoder.safetensors, in place of a language model"]
+    clip = decode(open_clips([str(speech_folder)]).read(3), 24000)
+    expected = codec.encode(clip[None])[0]
+    assert any(torch.equal(pairs.codes(index), expected) for index in range(len(pairs)))
+    assert encode_pairs.main(arguments) == 2
+    assert "has shards already" in capsys.readouterr().err
+
+
+def test_pairs_of_some_speakers() -> None:
+    class FourSpeakers:
+        def speakers(self) -> np.ndarray:
+            return np.repeat(np.arange(4, dtype=np.int32), 5)
+
+    clips = cast("Clips", FourSpeakers())
+    chosen = encode_pairs.choose(clips, 2, seed=0)
+    assert len(chosen) == 10
+    assert len({index // 5 for index in chosen}) == 2
+    assert chosen == encode_pairs.choose(clips, 2, seed=0)
+    assert sorted(encode_pairs.choose(clips, 0, seed=0)) == list(range(20))
+    with pytest.raises(DataError, match="the clips have 4"):
+        encode_pairs.choose(clips, 5, seed=0)
