@@ -468,9 +468,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         torch._dynamo.config.recompile_limit = 64
     trainer = Trainer(settings, model_params(read_params(arguments.codec), settings), speech, device)
     size = sum(parameter.numel() for parameter in trainer.student.model.parameters()) / 1e6
-    print(
-        f"{speech.hours:.1f} hours, {len(speech)} clips, {size:.1f} million parameters, {asdict(settings)}", flush=True
-    )
     print(f"{speech.hours:.1f} hours, {len(speech)} clips, {size:.1f} million parameters", flush=True)
     print(asdict(settings), flush=True)
     return train(trainer, trainer.hold(held_out), trainer.tables(held_out), arguments.out, arguments.codec)
