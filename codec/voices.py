@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import io
-import pickle
-import struct
-import zipfile
 from itertools import accumulate
 from pathlib import Path
 from typing import NamedTuple
@@ -15,29 +11,13 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from codec.config import SPECIAL_TOKENS, ReleaseError
-from system.untrusted import read_file
+from system.torch_files import TorchFileError, load_torch_file
 
 SWEEPS = 30
 EXPLAINED = 0.02  # relative residual: bf16 sums of exact codes leave 0.002, one wrong code of 37 about 0.2
 END_OF_AUDIO = 1  # in the first codebook; the others hold 0, and no offset is added
 NOT_FINITE = "holds values that are not finite"
 MAX_BYTES = 64 << 20  # of a voice file; 163 s at the release's width have 13 MB
-# What torch.load raises for a damaged file. Found by changing single bytes of voice files.
-LOAD_ERRORS = (
-    OSError,
-    RuntimeError,
-    EOFError,
-    ValueError,
-    LookupError,
-    TypeError,
-    AttributeError,
-    AssertionError,
-    ArithmeticError,
-    MemoryError,
-    pickle.UnpicklingError,
-    struct.error,
-    zipfile.BadZipFile,
-)
 
 
 class VoiceFileError(ReleaseError):
@@ -72,31 +52,16 @@ def load_voice(path: Path, dim: int) -> Tensor:
     """The tensor [N, dim] of a voice file, N of 1 or more, with its values unchecked. Raises VoiceFileError if the file
     cannot be loaded or holds something else."""
     try:
-        content = read_file(path, MAX_BYTES)
-        _require_harmless(content)
-        stored = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
-    except LOAD_ERRORS as error:
-        text = str(getattr(error, "strerror", None) or error).strip()
-        reason = text.splitlines()[0].split(". ")[0] if text else "the file is empty or ends too early"
-        raise VoiceFileError(path, f"cannot be read ({reason})", readable=False) from error
+        stored = load_torch_file(path, MAX_BYTES)
+    except TorchFileError as error:
+        raise VoiceFileError(path, f"cannot be read ({error})", readable=False) from error
     if not isinstance(stored, Tensor):
         raise VoiceFileError(path, f"holds a {type(stored).__name__} instead of a tensor")
     if stored.ndim != 2 or stored.shape[1] != dim or not len(stored):
         raise VoiceFileError(path, f"has the shape {list(stored.shape)}, expected [N, {dim}]")
-    if not _is_dense(stored) or stored.numel() * stored.element_size() > len(content):
+    if not _is_dense(stored) or stored.numel() * stored.element_size() > path.stat().st_size:
         raise VoiceFileError(path, "holds a tensor without a value for each of its elements")
     return stored
-
-
-def _require_harmless(content: bytes) -> None:
-    """Raises ValueError for a file that makes `torch.load` take more memory than it has bytes itself, although
-    `weights_only` lets it call nothing but constructors: compressed records, or a `bytearray` of any length."""
-    if content.startswith(b"PK\x03\x04"):  # what torch takes for a zip archive
-        with zipfile.ZipFile(io.BytesIO(content)) as archive:
-            if sum(record.file_size for record in archive.infolist()) > len(content):
-                raise ValueError("its records are larger than the file")
-    if b"\nbytearray\n" in content:
-        raise ValueError("it holds a bytearray")
 
 
 def _is_dense(tensor: Tensor) -> bool:

@@ -9,7 +9,6 @@ weights. Importing this module downloads nothing; loading a network from the hub
 from __future__ import annotations
 
 import os
-import pickle
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -21,6 +20,7 @@ from torch import Tensor, nn
 from codec.config import SAMPLE_RATE
 from losses.resampling import JUDGE_RATE, band_limited_resample
 from system.command import UserError
+from system.torch_files import LOAD_ERRORS, load_torch_file
 
 PUBLISHED = "speechbrain/spkrec-ecapa-voxceleb"
 HYPERPARAMETERS, WEIGHTS = "hyperparams.yaml", "embedding_model.ckpt"
@@ -123,17 +123,8 @@ def load_speaker_network(source: str, cache: str = "") -> SpeakerNetwork:
     try:
         hyperparameters, weights = _find(source, cache)
         network = SpeakerNetwork(hyperparameters)
-        state = torch.load(weights, map_location="cpu", weights_only=True)
-        network.embedding.load_state_dict(state)
-    except (
-        ImportError,  # speechbrain is not installed
-        OSError,  # a file, the hub
-        ValueError,  # neither a folder nor a hub name; a wrong description of the network
-        TypeError,  # an argument that the class does not know
-        pickle.UnpicklingError,
-        EOFError,
-        RuntimeError,  # a broken weights file; tensors that do not fit
-    ) as error:
+        network.embedding.load_state_dict(load_torch_file(weights))
+    except (ImportError, *LOAD_ERRORS) as error:  # the library, the files, the hub, what the files hold
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".:")
         raise SpeakerModelError(
             f"the speaker network {source!r} cannot be loaded: {reason}. losses.speaker_model takes a hub name "

@@ -256,6 +256,7 @@ BROKEN = {
     "no description": ({"hyperparams.yaml": None}, "No such file"),
     "no weights": ({"embedding_model.ckpt": None}, "No such file"),
     "no YAML": ({"hyperparams.yaml": "a: [1"}, "is not valid YAML"),
+    "a value that is none": ({"hyperparams.yaml": LAYOUT + "\nx: !!bool maybe\n"}, "maybe"),
     "an empty description": ({"hyperparams.yaml": ""}, "compute_features: None, expected !new:speechbrain"),
     "another class": (
         {"hyperparams.yaml": LAYOUT.replace("lobes.features.Fbank", "lobes.features.MFCC")},

@@ -5,13 +5,12 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 from typing import Any
-from zipfile import BadZipFile, ZipFile
 
 import torch
 
-from codec.voices import LOAD_ERRORS
 from system.command import UserError
 from system.files import folder_written_whole, sync
+from system.torch_files import TorchFileError, load_torch_file
 
 
 class CheckpointError(UserError):
@@ -57,16 +56,13 @@ def load_newest(folder: Path) -> dict[str, Any] | None:
     if not found:
         return None
     try:
-        with ZipFile(found[-1] / STATE) as archive:  # torch writes checksums but does not check them
-            if damaged := archive.testzip():
-                raise BadZipFile(f"the checksum of {damaged} is wrong")
-        state = torch.load(found[-1] / STATE, map_location="cpu", weights_only=True)
+        state = load_torch_file(found[-1] / STATE, checksums=True)
         if not isinstance(state, dict):
-            raise ValueError(f"it holds a {type(state).__name__}")
+            raise TorchFileError(f"it holds a {type(state).__name__}")
         state = {RENAMED_STATE.get(key, key): value for key, value in state.items()}
         if wrong := [name for name, kind in PARTS.items() if not isinstance(state.get(name), kind)]:
-            raise ValueError(f"it has no {' or '.join(wrong)}")
-    except (*LOAD_ERRORS, BadZipFile) as error:
+            raise TorchFileError(f"it has no {' or '.join(wrong)}")
+    except TorchFileError as error:
         raise CheckpointError(
             f"{found[-1]} cannot be read ({error}): delete this folder to resume from the checkpoint before it"
         ) from error
