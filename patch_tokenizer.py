@@ -106,9 +106,11 @@ def named_clips(given: Iterable[str]) -> dict[str, list[str]]:
         name, equals, paths = text.partition("=")
         parts = clip_paths(paths)
         if not equals or not all(parts):
-            raise ReleaseError(f"--voice {text}: expected NAME=CLIP, such as anna=clip.wav")
+            raise ReleaseError(f"--voice {shortened(text)}: expected NAME=CLIP, such as anna=clip.wav")
         if not NAME.fullmatch(name):
-            raise ReleaseError(f"--voice {name!r}: a name is lower case letters, digits, _ and -, at most 64 of them")
+            raise ReleaseError(
+                f"--voice {shortened(name)!r}: a name is lower case letters, digits, _ and -, at most 64 of them"
+            )
         clips.setdefault(name, []).extend(parts)
     return clips
 

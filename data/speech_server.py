@@ -173,7 +173,7 @@ def _way(url: str) -> str:
 
 def _samples(answer: Any, url: str) -> Iterator[bytes]:
     """The speech in a server's answer, in whole samples. Raises SpeechError for anything else."""
-    kind, begin, odd, total = answer.headers.get("Content-Type", ""), b"", b"", 0
+    kind, begin, odd, total = str(answer.headers.get("Content-Type", "")), b"", b"", 0
     if kind and not kind.lower().startswith(("audio/", "application/octet-stream")):
         raise SpeechError(f"{_no_speech(url)}: {shortened(kind)}, {_message(answer.read(MAX_MESSAGE))}")
     while piece := answer.read1(PIECE):
@@ -204,7 +204,7 @@ def _is_text(begin: bytes) -> bool:
 def _refusal(error: urllib.error.HTTPError, url: str, voice: str | None) -> str:
     """What an error status means, and what to do."""
     if 300 <= error.code < 400:
-        place = shortened(error.headers.get("Location") or "another address")
+        place = shortened(str(error.headers.get("Location") or "another address"))
         return f"{url}{_way(url)} sends requests on to {place}: give that address"
     content = b""
     with suppress(OSError, http.client.HTTPException):
