@@ -234,6 +234,8 @@ def test_named_voices_speak_the_same_texts_and_are_compared_with_their_clip(
     assert found["totals"]["anna"]["nearest_resemblyzer"]["value"] == 1
     assert found["totals"]["neutral"]["wer"]["value"] == 0
     assert "speaker_resemblyzer" not in found["totals"]["neutral"]
+    assert found["problems"] == []
+    assert "neutral has no clip to compare its speaker with: --voice neutral=CLIP gives one" in found["notes"]
     assert [request.get("voice") for request in server.posted] == 3 * [None] + 3 * ["anna"] + 3 * ["neutral"]
 
 

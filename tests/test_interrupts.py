@@ -25,6 +25,7 @@ PROGRAMS = {
     "inject_encoder.py": ["safetensors"],
     "patch_tokenizer.py": ["torch", "safetensors"],
     "evaluate_encoder.py": ["torch"],
+    "evaluate_cloning.py": ["torch"],
     "examples/clone_voice.py": ["numpy", "soundfile"],
     "-m data.export": ["torch", "soundfile"],
     "-m examples.demo": ["torch", "soundfile"],

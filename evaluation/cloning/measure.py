@@ -83,6 +83,11 @@ def measure_cloning(options: Options) -> CloningResults:
     kept = sum(one.kept for one in spoken.values())
     if kept or earlier:
         notes.append(f"from an earlier run: {kept} spoken texts, {earlier} judged recordings")
+    notes += [
+        f"{system.name} has no clip to compare its speaker with: --voice {system.voice}=CLIP gives one"
+        for system in systems
+        if system.voice and not system.reference
+    ]
     scores = [score_system(system, prompts, spoken[system.name], judged) for system in systems]
     return CloningResults(
         settings=settings(options, prompts),

@@ -138,7 +138,8 @@ def score_system(system: System, prompts: Sequence[Prompt], spoken: Spoken, judg
             heard = judged.found[utterance.sha256]
             own = system.reference if system.voice else prompt.clip
             found.add(_heard(heard, prompt.text, judged))
-            _add_similarity(found, heard, references, own)
+            if own:
+                _add_similarity(found, heard, references, own)
             _add_timing(found, prompt, utterance, own)
         _add(scores, scored, found)
     return scores
@@ -155,14 +156,10 @@ def score_clips(prompts: Sequence[Prompt], judged: Judged) -> Scores:
         if prompt.clip is None:
             continue
         heard = judged.found[fingerprint(prompt.clip.waveform)]
-        found = _heard(heard, prompt.clip.text, judged) if prompt.clip.text else Measurements()
-        for each in references:
-            embedding = heard.embeddings.get(each.network.name)
-            for name, value in (each.score(embedding, prompt.clip, itself=True) if embedding else {}).items():
-                found.set(name, value)
+        found = _heard(heard, prompt.clip.text, judged)
+        _add_similarity(found, heard, references, prompt.clip, itself=True)
         if characters(prompt.clip.text):
             found.set(RATE.name, characters(prompt.clip.text) / prompt.clip.seconds)
-        found.values |= {name: value for name, value in heard.values.items() if name in judged}
         found.failed = {}  # a reference clip without a score is no fault of a server
         _add(scores, scored, found)
     return scores
@@ -186,18 +183,16 @@ def _heard(heard: Measurements, text: str, judged: Judged) -> Measurements:
 
 
 def _add_similarity(
-    found: Measurements, heard: Measurements, references: Sequence[References], own: Speech | None
+    found: Measurements, heard: Measurements, references: Sequence[References], own: Speech, itself: bool = False
 ) -> None:
     for each in references:
         embedding = heard.embeddings.get(each.network.name)
         if embedding is None:
             continue  # the judge said why
-        scores = each.score(embedding, own) if own else {}
+        scores = each.score(embedding, own, itself)
         for name, value in scores.items():
             found.set(name, value)
-        if own is None:
-            found.failed[each.network.name] = "there is no clip to compare the voice with: give one, --voice NAME=CLIP"
-        elif each.network.name not in scores:
+        if each.network.name not in scores:
             found.failed[each.network.name] = "the reference clip could not be judged"
 
 
