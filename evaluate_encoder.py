@@ -4,6 +4,7 @@
     python evaluate_encoder.py --encoder FILE --data SPEECH       # another encoder, on a folder or parquet files
     python evaluate_encoder.py --encoder FILE --against FILE      # compared with another encoder
     python evaluate_encoder.py --encoder new=FILE old=FILE --against FILE    # two encoders, side by side
+    python evaluate_encoder.py --encoder FILE --pairs PAIRS       # also on pairs that it was not trained on
     python evaluate_encoder.py --report DIR --json FILE           # also write DIR/index.html, and all figures
     python evaluate_encoder.py --require 'pesq>=2.5' --require 'recovered.mel>=0.95'
 
@@ -63,6 +64,9 @@ def build_parser(description: str | None) -> argparse.ArgumentParser:
         "--data", nargs="+", default=[str(DEMO_SPEECH)], metavar="PATH", help="folders of audio, parquet files"
     )
     parser.add_argument(
+        "--pairs", nargs="+", default=[], metavar="PATH", help="files of speak_pairs.py that were not trained on"
+    )
+    parser.add_argument(
         "--clips", type=whole_number, default=0, metavar="N", help="only N clips, spread over all (default: all)"
     )
     parser.add_argument("--json", metavar="FILE", help="write all figures to this file")
@@ -113,6 +117,7 @@ def measure_options(arguments: argparse.Namespace, extra: Sequence[ExtraSystem])
         speaker_model=arguments.speaker_model,
         cache=from_environment("HF_CACHE"),
         seed=arguments.seed,
+        pairs=arguments.pairs,
     )
 
 

@@ -15,14 +15,16 @@ from torch import Tensor
 from tqdm import tqdm
 
 from codec import Codec, ReleaseError, load_release
-from codec.checkpoint import read_training, with_encoder
+from codec.checkpoint import checkpoint_tensors, codec_fingerprint, read_training, with_encoder
 from data import DataError
+from data.pairs import Pairs
 from data.reference import SAMPLE_RATE
 from evaluation.codes import read_presets
 from evaluation.comparison import compare
 from evaluation.judges.available import NAMES
 from evaluation.judges.judge import first_line
 from evaluation.judges.pool import open_judge_pool
+from evaluation.pairs import PairResults, add_likeness, add_second_pass, score_pairs, spoken_halves
 from evaluation.provenance import machine, release_files, sha256, versions
 from evaluation.results import Results
 from evaluation.scoring import (
@@ -49,7 +51,7 @@ RESERVED = (ORIGINAL, "against", "untrained", "target")  # names of other column
 class Options:
     """What to measure. `encoders` maps a name to a file, or to None for the release's own encoder; the first one is the
     main one. `clips` is 0 for all. `without` names judges to leave out, or "speed". Judges are explained at
-    `open_judges`."""
+    `open_judges`. `pairs` are shards of pairs, or folders of them."""
 
     release: Path
     encoders: Mapping[str, str | None]
@@ -64,6 +66,7 @@ class Options:
     speaker_model: str = ""
     cache: str = ""
     seed: int = 0
+    pairs: Sequence[str] = ()
 
 
 class ExtraSystem(ABC):
@@ -90,6 +93,7 @@ def measure(options: Options, extra: Sequence[ExtraSystem] = ()) -> tuple[Result
     speech, unreadable, notes = read_speech(options.data, options.cache, options.clips)
     voices = options.release / "voice_embedding"
     presets, target = read_presets(voices, codec.config.embedding_dim), voices_target(codec, voices)
+    pairs = read_pairs(codec, options.pairs) if options.pairs else None
     for system in extra:
         system.prepare(codec, options)
 
@@ -127,8 +131,12 @@ def measure(options: Options, extra: Sequence[ExtraSystem] = ()) -> tuple[Result
                 results.extra.append(score(codec, system.name, codes))
         if other is not None:
             results.other = score(other, "against")
-            results.untrained = score(untrained_encoder(options.release, options.device, options.seed), "untrained")
+            untrained = untrained_encoder(options.release, options.device, options.seed)
+            results.untrained = score(untrained, "untrained")
         add_judge_scores(codec, [*results.systems, results.originals], judges, show_progress)
+    if pairs:
+        with_encoders = codecs | ({"against": other, "untrained": untrained} if other is not None else {})
+        results.pairs = measure_pairs(with_encoders, results.systems, pairs)
     if results.other is not None and results.untrained is not None:
         for scores in results.systems:
             add_agreement(codec, scores, results.other)
@@ -141,6 +149,31 @@ def measure(options: Options, extra: Sequence[ExtraSystem] = ()) -> tuple[Result
         except RuntimeError as error:  # the memory is too small for another codec beside the judges
             results.missing[f"speed on {kind}"] = first_line(error)
     return results, codec
+
+
+def read_pairs(codec: Codec, files: Sequence[str]) -> Pairs:
+    """The pairs of a release. Raises DataError for pairs of another one."""
+    return Pairs(files, codec.config, codec_fingerprint(checkpoint_tensors(codec)))
+
+
+def measure_pairs(codecs: Mapping[str, Codec], systems: Sequence[Scores], pairs: Pairs) -> PairResults:
+    """Scores the encoders on pairs, and adds to the systems' scores of speech what the pairs say of their codes."""
+    spoken, expected = spoken_halves(pairs)
+    for scores in systems:
+        if scores.name in codecs:
+            add_second_pass(codecs[scores.name], scores, show_progress)
+        add_likeness(scores, spoken)
+    found = [score_pairs(codec, pairs, name, progress=show_progress) for name, codec in codecs.items()]
+    about, measured = pairs.about(), found[0][1]
+    return PairResults(
+        files=[str(shard.path) for shard in pairs.shards],
+        count=len(pairs),
+        hours=pairs.hours,
+        sources=pairs.sources,
+        voices=[about[index].voice for index in measured],
+        encoders=[scores for scores, _ in found],
+        expected=expected,
+    )
 
 
 def show_progress(items: Iterable[Any], work: str, count: int) -> Iterable[Any]:

@@ -9,6 +9,7 @@ from typing import Any
 from evaluation.codes import Presets, acoustic_histogram
 from evaluation.comparison import Compared
 from evaluation.judges.judge import Metric
+from evaluation.pairs import PairResults
 from evaluation.scoring import Scores
 from evaluation.speech import Problem, Speech
 from evaluation.statistics import Interval
@@ -145,6 +146,7 @@ class Results(Evaluation):
     untrained: Scores | None = None
     about: dict[str, dict[str, Any]] = field(default_factory=dict)  # by encoder: its file, hash and training metadata
     speed: dict[str, dict[str, float]] = field(default_factory=dict)  # by device; differs from run to run
+    pairs: PairResults | None = None
 
     @property
     def encoder(self) -> Scores:
@@ -171,7 +173,7 @@ class Results(Evaluation):
         found = super().figures()
         for device, figures in self.speed.items():
             found |= {f"{device}.{name}": value for name, value in figures.items()}
-        return found
+        return found | (self.pairs.figures(self.seed) if self.pairs else {})
 
     def to_json(self) -> dict[str, Any]:
         return super().to_json() | {
@@ -188,6 +190,7 @@ class Results(Evaluation):
             if self.presets
             else None,
             "speed": self.speed,
+            "pairs": self.pairs.to_json(self.seed) if self.pairs else None,
         }
 
 

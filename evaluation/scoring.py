@@ -127,7 +127,7 @@ def score_encoding(
         try:
             found = codec.encode(waveform)[0].cpu() if codes is None else codes[i]
             if found is not None:
-                _add(scores, scored, score_codes(codec, exact, waveform, found, presets))
+                add_values(scores, scored, score_codes(codec, exact, waveform, found, presets))
                 scored.codes = found
         except (RuntimeError, ValueError) as error:
             # a clip too long for the memory, or weights that give no valid codes: go on with the other clips
@@ -165,7 +165,7 @@ def add_judge_scores(
     measured = progress(judges.score(clips()), "judges", len(systems[0].clips))
     for of_clip, pairs in zip(measured, sent, strict=True):
         for (scores, scored), found in zip(pairs, of_clip, strict=True):
-            _add(scores, scored, found)
+            add_values(scores, scored, found)
 
 
 def _audio(codec: Codec | None, scores: Scores, scored: ClipScores) -> Tensor | None:
@@ -187,7 +187,7 @@ def add_agreement(codec: Codec, scores: Scores, other: Scores) -> None:
     scores.metrics += AGREEMENT
     for scored, reference in zip(scores.clips, other.clips, strict=True):
         if scored.codes is not None and reference.codes is not None:
-            _add(scores, scored, agreement(codec, scored.codes, reference.codes))
+            add_values(scores, scored, agreement(codec, scored.codes, reference.codes))
 
 
 @torch.no_grad()
@@ -197,7 +197,8 @@ def reconstruct(codec: Codec, codes: Tensor, clip: Speech) -> Tensor:
     return decoded[0, 0, : clip.waveform.shape[-1]].clamp(-1, 1).cpu()
 
 
-def _add(scores: Scores, scored: ClipScores, found: Measurements) -> None:
+def add_values(scores: Scores, scored: ClipScores, found: Measurements) -> None:
+    """Adds what was measured on a clip. Metrics that could not be measured become problems."""
     scored.values |= found.values
     scored.transcript = found.transcript or scored.transcript
     name = scored.clip.name

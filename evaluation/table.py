@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from evaluation.judges.judge import Metric
+from evaluation.pairs import LIKE_SPOKEN, ON_PAIRS, PairResults
 from evaluation.results import Evaluation, Results
 from evaluation.statistics import Interval
 
@@ -47,6 +48,20 @@ def rows(results: Evaluation) -> list[tuple[Metric, list[str]]]:
     return found
 
 
+def pair_table(pairs: PairResults, seed: int) -> list[list[str]]:
+    """The encoders' scores on pairs: a heading, and a row for each metric."""
+    found = [["metric on pairs", "", *(scores.name for scores in pairs.encoders)]]
+    for metric in ON_PAIRS:
+        totals = [with_interval(metric, scores.total(metric.name, seed, pairs.voices)) for scores in pairs.encoders]
+        found.append([metric.title, ARROWS[metric.better], *totals])
+    return found
+
+
+def expected_of_spoken(pairs: PairResults) -> str:
+    """What the metrics that compare codes with the spoken ones give for other spoken codes."""
+    return ", ".join(f"{metric.title} {metric.show(pairs.expected[metric.name])}" for metric in LIKE_SPOKEN)
+
+
 def fewer(clips: int, of: int) -> str:
     """`, 3 clips` if these are fewer than `of`, else an empty text."""
     return f", {clips} {'clip' if clips == 1 else 'clips'}" if clips < of else ""
@@ -80,6 +95,9 @@ def as_text(results: Results) -> str:
     """All results but the speed, for the terminal. Repeating an evaluation gives the same text."""
     lines = [f"{results.settings['encoder']}: {described_data(results)}", ""]
     lines += folded([header(results), *(row for _, row in rows(results))])
+    if results.pairs:
+        lines += ["", f"On {results.pairs.described()}:", "", *folded(pair_table(results.pairs, results.seed))]
+        lines += ["", f"Of the spoken codes themselves: {expected_of_spoken(results.pairs)}."]
     over = results.settings["bootstrap_over"]
     lines += ["", f"In brackets: 95 % intervals, bootstrap over the {over}. Counts over all clips at once have none."]
     if results.comparisons:

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -89,7 +89,7 @@ def choose(clips: Clips, speakers: int, seed: int) -> list[int]:
     return [int(index) for index in random.permutation(np.flatnonzero(kept))]
 
 
-def encoded(codec: Codec, clips: Clips, indices: Sequence[int]) -> Iterator[Pair]:
+def encoded(codec: Codec, clips: Clips, indices: Iterable[int]) -> Iterator[Pair]:
     """A pair for each of these clips. A clip that cannot be read is named on standard error."""
     for index in indices:
         try:

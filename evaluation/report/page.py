@@ -95,6 +95,9 @@ def write_report(folder: Path, results: Results, codec: Codec, shown: int, curve
         recovered=recovered(results),
         histograms=histograms(results),
         curves=curves,
+        pairs=table.pair_table(results.pairs, results.seed) if results.pairs else [],
+        about_pairs=results.pairs.described() if results.pairs else "",
+        expected=table.expected_of_spoken(results.pairs) if results.pairs else "",
         speed=table.speed_lines(results.speed),
     )
 
