@@ -85,6 +85,9 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
 
 def run(arguments: argparse.Namespace) -> int:
     folder = model_folder(arguments.model_dir)
+    for option in ("output", "encoder"):
+        if getattr(arguments, option) == "":  # an unset variable of the shell
+            raise ReleaseError(f"--{option} is empty: name a path, or leave the option out")
     output = output_folder(arguments.output, folder) if arguments.output else None
     if output and not arguments.merge:
         raise ReleaseError("--output needs --merge: only a merged encoder goes to a new folder")

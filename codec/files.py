@@ -16,6 +16,7 @@ CHECKPOINT_NAME = "consolidated.safetensors"
 INDEX_NAME = "consolidated.safetensors.index.json"
 MAX_INDEX = 16 << 20  # bytes; an index of 386 tensors has 40 kB
 MAX_HEADER = 16 << 20  # bytes of a safetensors file's header; that of 386 tensors has 60 kB
+MAX_TOKENIZER = 24 << 20  # bytes of tekken.json; the release has 15 MB, others 19 MB
 
 
 def tensor_files(folder: Path) -> dict[str, Path]:

@@ -76,8 +76,8 @@ def prepare(clips: Sequence[Clip], trim: bool = False) -> Reference:
     clip that is empty, silent, not finite, far over full scale or no audio, and for clips that together are too long
     for the model. Clips whose headers say so are not decoded."""
     name = " + ".join(clip.name for clip in clips)
-    _check_length(name, sum(_claimed_seconds(clip) for clip in clips), MAX_UNTRIMMED if trim else MODEL_SECONDS)
     notes: list[Note] = []
+    _check_length(name, sum(_claimed_seconds(clip, notes) for clip in clips), MAX_UNTRIMMED if trim else MODEL_SECONDS)
     parts = [_prepared(clip, trim, notes) for clip in clips]
     samples = np.concatenate(parts)
     seconds = len(samples) / SAMPLE_RATE
@@ -97,8 +97,10 @@ def prepare(clips: Sequence[Clip], trim: bool = False) -> Reference:
     return Reference(torch.from_numpy(samples)[None], tuple(notes))
 
 
-def _claimed_seconds(clip: Clip) -> float:
+def _claimed_seconds(clip: Clip, notes: list[Note]) -> float:
     with open_audio(clip) as audio:
+        if audio.cut_short:
+            notes.append(Note("cut short", f"{clip.name} is shorter than its header says: copy it again"))
         return audio.seconds
 
 

@@ -17,8 +17,10 @@ import torch
 from torch import Tensor
 
 from codec.config import SPECIAL_TOKENS, ReleaseError
+from codec.files import MAX_TOKENIZER, shortened
 from codec.voices import END_OF_AUDIO
 from language_model.config import LanguageModelConfig
+from system.untrusted import parse_json, read_file
 
 if TYPE_CHECKING:
     from mistral_common.tokens.tokenizers.tekken import Tekkenizer
@@ -58,13 +60,19 @@ class Batch(NamedTuple):
 
 
 def text_tokenizer(folder: Path) -> Tekkenizer:
-    """The release's tokenizer: `text_tokenizer(folder).encode(text, bos=False, eos=False)` are a prompt's ids."""
+    """The release's tokenizer: `text_tokenizer(folder).encode(text, bos=False, eos=False)` are a prompt's ids. Raises
+    ReleaseError if it cannot be read."""
+    from mistral_common.exceptions import MistralCommonException
     from mistral_common.tokens.tokenizers.tekken import Tekkenizer  # all else here does without it
 
     path = folder / "tekken.json"
     if not path.is_file():
         raise ReleaseError(f"{folder} holds no tekken.json: it is not the folder of a Voxtral TTS release")
-    return Tekkenizer.from_file(path)
+    try:
+        parse_json(read_file(path, MAX_TOKENIZER))
+        return Tekkenizer.from_file(path)
+    except (OSError, MistralCommonException, AssertionError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ReleaseError(f"{path} is no tokenizer ({shortened(str(error))}): download it again") from error
 
 
 def prompt_ids(text: Sequence[int], voice_rows: int, config: LanguageModelConfig) -> list[int]:

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from codec.config import CodecConfig, ReleaseError
-from codec.files import shortened
+from codec.files import MAX_TOKENIZER, shortened
 from release.changes import (
     ADDED,
     EMBEDDINGS,
@@ -37,7 +37,6 @@ from system.untrusted import parse_json
 
 INDEX = ("multimodal", "audio_tokenizer_args", "voice")
 COUNT = ("audio", "voice_num_audio_tokens")
-MAX_JSON = 24 << 20  # bytes of a text; a tokenizer has 19 MB
 MAX_INDEX = 1 << 31  # of a voice; indices from here on are not counted further
 
 
@@ -195,8 +194,8 @@ def _added(content: Content, where: str | Path) -> dict[str, list[str]]:
 
 
 def _parsed(content: bytes, where: str | Path) -> Any:
-    if len(content) > MAX_JSON:
-        raise ReleaseError(f"{where} has more than {MAX_JSON >> 20} MB: download it again")
+    if len(content) > MAX_TOKENIZER:
+        raise ReleaseError(f"{where} has more than {MAX_TOKENIZER >> 20} MB: download it again")
     try:
         return parse_json(content)
     except ValueError as error:

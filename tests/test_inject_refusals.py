@@ -145,6 +145,14 @@ def output_without_merge(case: Case) -> list[str]:
     return ["--output", str(case.release.parent / "new")]
 
 
+def output_of_an_unset_variable(case: Case) -> list[str]:
+    return ["--merge", "--output", ""]
+
+
+def encoder_of_an_unset_variable(case: Case) -> list[str]:
+    return ["--encoder", ""]
+
+
 REFUSALS: dict[Callable[[Case], list[str]], str] = {
     no_folder: "is not a folder",
     empty_folder: "holds no params.json",
@@ -165,6 +173,8 @@ REFUSALS: dict[Callable[[Case], list[str]], str] = {
     output_that_exists: "is not an empty folder",
     output_in_the_release: "is inside the release",
     output_without_merge: "--output needs --merge",
+    output_of_an_unset_variable: "--output is empty",
+    encoder_of_an_unset_variable: "--encoder is empty",
 }
 
 

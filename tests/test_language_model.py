@@ -178,6 +178,15 @@ def test_a_folder_without_a_tokenizer_is_named(tmp_path: Path) -> None:
         text_tokenizer(tmp_path)
 
 
+@pytest.mark.parametrize(
+    "content", [b"", b"[]", b"null", b"{}", b"[" * 100_000, b"\xff", b'{"config": 1, "vocab": [1]}']
+)
+def test_a_tokenizer_that_is_none_is_said_in_a_sentence(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "tekken.json").write_bytes(content)
+    with pytest.raises(ReleaseError, match=r"tekken\.json is no tokenizer \("):
+        text_tokenizer(tmp_path)
+
+
 def test_frames_go_in_as_the_codec_embeds_them() -> None:
     model, given = tiny_model(), example(0)
     sizes = model.config.codebook_sizes

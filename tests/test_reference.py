@@ -129,6 +129,7 @@ NOTED = {
     "offset, downwards": (wav(noise(4) - 0.3), {"offset"}),
     "offset and quiet": (wav(0.01 * noise(4) + 0.3), {"offset", "quiet"}),
     "offset and quiet, in 16 bits": (wav(0.01 * noise(4) + 0.3, subtype="PCM_16"), {"offset", "quiet"}),
+    "cut short": (Clip("clip", wav(noise(8)).audio[:500_000]), {"cut short"}),
     "miscounted": (wav(noise(105600 / 24000)), {"miscounted"}),
 }
 
