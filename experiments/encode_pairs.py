@@ -51,7 +51,7 @@ def encode(options: argparse.Namespace) -> int:
     device = "cuda" if torch.cuda.is_available() else "cpu"
     codec = with_encoder(load_release(options.model_dir, torch.bfloat16, device), options.encoder)
     fingerprint = codec_fingerprint(checkpoint_tensors(codec))
-    clips = open_clips(options.speech, from_environment("HF_CACHE"), needs_text=False)
+    clips = open_clips(options.speech, from_environment("HF_CACHE"))
     source = f"encoder {options.encoder.name}, in place of a language model"
     waiting: list[Pair] = []
     count, frames, shards = 0, 0, 0
@@ -99,7 +99,7 @@ def encoded(codec: Codec, clips: Clips, indices: Iterable[int]) -> Iterator[Pair
             print(f"left out: {error}", file=sys.stderr)
             continue
         codes = codec.encode(waveform[None].to(codec.device))[0].cpu()
-        yield Pair(codes, About(text=clip.text, voice=clip.speaker))
+        yield Pair(codes, About(clip.text, clip.speaker, clip.language))
 
 
 if __name__ == "__main__":
