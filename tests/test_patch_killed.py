@@ -22,7 +22,7 @@ import codec
 from experiments.random_release import linked_copy
 from release import changes
 from release.changes import STATE
-from tests import kills
+from tests import forked_commands, kills
 from tests.forked_commands import exit_status
 from tests.patching import (
     PRESET,
@@ -185,3 +185,28 @@ def test_an_interrupted_change_is_not_finished_over_what_somebody_else_changed(
     assert patch(half) == 2
     assert "params.json was changed since by something else" in capsys.readouterr().err
     assert snapshot(half) == before
+
+
+def test_killed_while_links_come_back_the_next_run_brings_them_back(tmp_path: Path) -> None:
+    """In a hub's cache the files of a release are links."""
+
+    def changed(folder: Path, *contents: bytes) -> int:
+        changes.change(folder, [(changes.PARAMS, content) for content in contents])
+        return 0
+
+    (tmp_path / "blob").write_bytes(b"blob")
+    number, status = 0, -signal.SIGKILL
+    while status:
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        (folder / changes.PARAMS).symlink_to(tmp_path / "blob")
+        changed(folder, b"one", b"two")
+        first = partial(kills.killed_before_disk_change, number)
+        status = exit_status(forked_commands.forked(lambda: changed(folder, b"three", b"blob"), first))  # noqa: B023
+        assert (folder / changes.PARAMS).read_bytes() in (b"two", b"three", b"blob")
+        changes.recover(folder)
+        path = folder / changes.PARAMS
+        assert path.readlink() == tmp_path / "blob" if path.is_symlink() else path.read_bytes() == b"two"
+        number += 1
+    assert path.is_symlink()
+    assert number > 20
