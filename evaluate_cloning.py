@@ -26,12 +26,13 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from data import DataError
-from evaluation.arguments import add_judge_options, chosen_device, positive, whole_number
+from evaluation.arguments import add_judge_options, positive, whole_number
 from evaluation.cloning.measure import JUDGES, Options, measure_cloning
 from evaluation.cloning.results import CloningResults, as_text
 from evaluation.cloning.speaking import DEFAULT_URL
 from evaluation.requirement import read_requirement, unmet
 from system.command import exit_status
+from system.device import open_device
 from system.environment import from_environment
 from system.files import write_whole
 
@@ -113,7 +114,7 @@ def options(arguments: argparse.Namespace, folder: Path) -> Options:
         servers=arguments.server,
         voices=arguments.voice,
         folder=folder,
-        device=chosen_device(arguments.device),
+        device=open_device(arguments.device or ""),
         list_file=arguments.list,
         data=arguments.data,
         texts_file=arguments.texts,

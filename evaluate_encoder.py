@@ -28,7 +28,7 @@ from pathlib import Path
 
 from codec import Codec
 from data import DataError
-from evaluation.arguments import add_judge_options, chosen_device, whole_number
+from evaluation.arguments import add_judge_options, whole_number
 from evaluation.judges.available import NAMES
 from evaluation.measure import ExtraSystem, Options, measure, named_encoders
 from evaluation.report.charts import Chart
@@ -37,6 +37,7 @@ from evaluation.requirement import read_requirement, unmet
 from evaluation.results import Results
 from evaluation.table import as_text, speed_lines
 from system.command import exit_status, model_folder
+from system.device import open_device
 from system.environment import from_environment
 from system.files import write_whole
 
@@ -107,7 +108,7 @@ def measure_options(arguments: argparse.Namespace, extra: Sequence[ExtraSystem])
         release=model_folder(arguments.model_dir),
         encoders=named_encoders(arguments.encoder, [system.name for system in extra]),
         data=arguments.data,
-        device=chosen_device(arguments.device),
+        device=open_device(arguments.device or ""),
         against=arguments.against,
         clips=arguments.clips,
         without=arguments.without,

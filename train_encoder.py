@@ -26,14 +26,13 @@ if __name__ == "__main__":  # Ctrl-C during the imports below, which take second
 import argparse
 from contextlib import closing
 from pathlib import Path
-from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from data.pairs import PairBatch
 from losses import Balancer, Diversity, FixedWeights, Inversion, MelDistance, STFTDistance, commitment
-from losses.discriminator import feature_matching, hinge_loss
+from losses.discriminator_gradients import discriminator_gradients
 from losses.diversity import codebook_spacing
 from losses.shaping import Shaping, target_as_json, voices_target
 from losses.speaker import SpeakerDistance
@@ -50,12 +49,12 @@ from training.monitoring import NonFiniteMonitor, TrainingWarnings, in_parts, no
 from training.optimization import EMA, adam, learning_rate
 from training.output_lock import sole_run
 from training.pairs import PairDecoder
+from training.profile import first_full_step, profile
 from training.progress import Progress
 from training.state import TrainingState, build_codec, newest_checkpoint
-from training.step_inputs import StepInputs, graphed_if_asked, noise_for, step_inputs
+from training.step_inputs import StepInputs, graphed_on_gpu, noise_for, step_inputs
 from training.validation import validate
 
-Compilable = TypeVar("Compilable")
 ON_RECONSTRUCTION = ("mel", "l1", "stft", "feature_matching", "speaker")
 ON_LATENT = ("commitment", "asr", "diversity", "shaping", "inversion")
 
@@ -70,7 +69,7 @@ class Trainer:
 
     def __init__(self, config: Config, ranks: Ranks, initialize: bool = True):
         self.config, self.ranks, weights = config, ranks, config.losses
-        self.graphed_compute = graphed_if_asked(self.compute, config, ranks)
+        self.graphed_compute = graphed_on_gpu(self.compute, config, ranks)
         self.bf16 = config.precision == "bf16" and ranks.device.type == "cuda"
         torch.manual_seed(config.seed)
 
@@ -79,9 +78,7 @@ class Trainer:
         names = ("encoder", "decoder") if config.train == "codec" else ("encoder",)
         self.trained = nn.ModuleDict({name: self.codec.get_submodule(name) for name in names}).requires_grad_(True)
         self.ema = EMA(self.codec, names, config.optimizer.ema_decay)
-        self.encoder = self.compiled(ranks.parallel(self.codec.get_submodule("encoder")))
-        decoder = self.codec.decoder
-        self.decoder = self.compiled(ranks.parallel(decoder) if config.train == "codec" else decoder)
+        self.encoder, self.decoder = self.codec.get_submodule("encoder"), self.codec.decoder
         self.quantizer = self.codec.quantizer
         betas = (config.optimizer.beta1, config.optimizer.beta2)
         self.optimizer = adam(self.trained.parameters(), config.optimizer.lr, betas, ranks.device)
@@ -90,7 +87,6 @@ class Trainer:
         self.auxiliary: dict[str, AuxiliaryNetwork] = {}
         if weights.feature_matching:
             self.discriminator = self.auxiliary["discriminator"] = build_discriminator(config, ranks)
-            self.feature_matching = self.compiled(feature_matching)
         if weights.asr:
             self.asr_teacher, self.asr_projection = build_asr(config, ranks, self.codec.config.semantic_dim)
             self.auxiliary["asr projection"] = self.asr_projection
@@ -109,9 +105,9 @@ class Trainer:
             self.inversion = Inversion(self.quantizer, weights.inversion_temperature)
         # losses on the reconstruction
         if weights.mel:
-            self.mel = self.compiled(MelDistance(self.codec.sample_rate, weights.mel_offset).to(ranks.device))
+            self.mel = MelDistance(self.codec.sample_rate, weights.mel_offset).to(ranks.device)
         if weights.stft:
-            self.stft = self.compiled(STFTDistance().to(ranks.device))
+            self.stft = STFTDistance().to(ranks.device)
         if weights.speaker:
             self.speaker = SpeakerDistance(weights.speaker_model, self.codec.sample_rate, config.hf_cache)
             self.speaker.to(ranks.device)
@@ -126,16 +122,13 @@ class Trainer:
         self.latent_balancer = balancer(on_latent, decay=weights.balancer_decay)
 
         if config.activation_checkpointing:
-            checkpoint_activations(self.codec, *([self.discriminator.network] if weights.feature_matching else []))
+            checkpoint_activations(self.codec)
         self.state = TrainingState(
             *(config, ranks, self.codec, self.trained, self.ema, self.optimizer, self.auxiliary),
             *(self.waveform_balancer, self.latent_balancer),
         )
         self.metrics, self.monitor = RunningMetrics(), NonFiniteMonitor(config.log_every)
         self.entries_seen = torch.zeros(self.codec.config.semantic_codebook_size, dtype=torch.bool, device=ranks.device)
-
-    def compiled(self, function: Compilable) -> Compilable:
-        return torch.compile(function) if self.config.compile else function  # type: ignore[call-overload]
 
     def autocast(self) -> torch.autocast:
         return torch.autocast(self.ranks.device.type, torch.bfloat16, enabled=self.bf16)
@@ -161,15 +154,14 @@ class Trainer:
     def compute(self, inputs: StepInputs, losses: frozenset[str]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """Gradients of all parts, then one update of every network. Returns metrics and flags of crops [B] whose
         gradients are not finite."""
-        self.optimizer.zero_grad(set_to_none=True)
+        for optimizer in (self.optimizer, *(network.optimizer for network in self.auxiliary.values())):
+            optimizer.zero_grad(set_to_none=True)
         for group in self.optimizer.param_groups:
             on_gpu = inputs.learning_rate.is_cuda
             group["lr"] = inputs.learning_rate if on_gpu else float(inputs.learning_rate)
-        parts = self.config.accumulate
-        with self.ranks.no_sync(self.encoder, self.decoder):
-            results = [self.backward(inputs, losses, part) for part in range(parts - 1)]
-        results.append(self.backward(inputs, losses, parts - 1))
+        results = [self.backward(inputs, losses, part) for part in range(self.config.accumulate)]
         metrics, flags = zip(*results, strict=True)
+        self.ranks.average_gradients(self.trained.parameters())
 
         norms = {
             f"gradient_norm/{name}": nn.utils.clip_grad_norm_(network.parameters(), self.config.optimizer.clip_norm)
@@ -217,20 +209,17 @@ class Trainer:
             values["l1"] = nn.functional.l1_loss(reconstruction, waveform)
         if weights.stft:
             values["stft"] = self.stft(reconstruction, waveform)
-        if "feature_matching" in losses:
-            with self.autocast():
-                real_logits, real_features = self.discriminator.network(waveform)
-                fake_logits, fake_features = self.discriminator.network(reconstruction)
-            values["feature_matching"] = self.feature_matching(real_features, fake_features)
-            discriminator_loss = hinge_loss(real_logits, fake_logits)
         if weights.speaker:
             values["speaker"] = self.speaker(reconstruction, waveform)
         at_waveform = gradients(values, reconstruction)
-        if "feature_matching" in losses:  # the discriminator learns here, from the graph that its features built
-            self.discriminator.backward(discriminator_loss)
-            metrics["discriminator"] = discriminator_loss.detach()
-            del discriminator_loss, real_logits, real_features, fake_logits, fake_features
         metrics |= detach_all(values)  # lets the losses' graphs go
+        if "feature_matching" in losses:  # the discriminator learns here too, by its hinge loss
+            with self.autocast():
+                found = discriminator_gradients(self.discriminator.network, waveform, reconstruction)
+            metrics["feature_matching"], at_waveform["feature_matching"] = found.matching, found.at_reconstruction
+            metrics["discriminator"] = found.hinge
+            self.discriminator.add_gradients(found.of_parameters)
+            del found
 
         # one backward through the decoder; balanced norms are per item, so the batch's gradient is their mean
         fading = {"l1": inputs.l1_stft_factor, "stft": inputs.l1_stft_factor}
@@ -282,7 +271,10 @@ class Trainer:
 
 def gradients(values: dict[str, Tensor], at: Tensor) -> dict[str, Tensor]:
     """The gradient of each loss at one tensor. Keeps the graphs."""
-    return {name: torch.autograd.grad(value, at, retain_graph=True)[0] for name, value in values.items()}
+    found = {}
+    for name, value in values.items():
+        found[name] = torch.autograd.grad(value, at, retain_graph=True)[0]
+    return found
 
 
 def detach_all(values: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -294,11 +286,9 @@ def detach_all(values: dict[str, Tensor]) -> dict[str, Tensor]:
 
 def try_steps(config: Config, ranks: Ranks) -> None:
     """Two steps on noise with every loss; from the second on the optimizers have their memory too."""
-    trainer = Trainer(config, ranks)
+    trainer, first = Trainer(config, ranks), first_full_step(config)
     waveform, pairs = noise_for(config, trainer.codec)
-    every = config.losses.asr_every
-    first = -(-config.discriminator.start_step // every) * every
-    for step in (first, first + every):
+    for step in (first, first + config.losses.asr_every):
         trainer.step(waveform, step, pairs)
 
 
@@ -360,17 +350,18 @@ def train(config: Config, ranks: Ranks) -> None:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--config", default="configs/v3.yaml", help="a YAML file of settings (default: %(default)s)")
+    parser.add_argument("--profile", type=int, metavar="N", help="show what a step's statements cost, over N steps")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="a setting to change")
-    arguments = parser.parse_args()
+    arguments = parser.parse_intermixed_args()
 
     def run() -> int:
         config = load_config(arguments.config, arguments.overrides)
-        with (
-            start_ranks() as ranks,
-            sole_run(Path(config.output_dir), ranks),
-            explain_full_memory(config, ranks, lambda other: try_steps(other, ranks)),
-        ):
-            train(config, ranks)
+        with start_ranks() as ranks, explain_full_memory(config, ranks, lambda other: try_steps(other, ranks)):
+            if arguments.profile:
+                print(profile(Trainer(config, ranks), arguments.profile))
+            else:
+                with sole_run(Path(config.output_dir), ranks):
+                    train(config, ranks)
         return 0
 
     return exit_status(run, "repeat the command to resume", when_refused="", at_once=True)

@@ -6,8 +6,6 @@ import argparse
 import os
 from collections.abc import Sequence
 
-import torch
-
 MOST_JOBS = 16  # by default
 
 
@@ -49,8 +47,3 @@ def default_jobs() -> int:
     memory, about 1 GB."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return min(MOST_JOBS, max(1, cores // 2))
-
-
-def chosen_device(name: str | None) -> torch.device:
-    """The device of --device, or CUDA if there is one, or the CPU."""
-    return torch.device(name or ("cuda" if torch.cuda.is_available() else "cpu"))

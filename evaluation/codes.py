@@ -3,8 +3,7 @@ are to the codes and embeddings of the release's preset voices."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -98,27 +97,13 @@ def score_codes(
         found.set("embedding_to_presets", float((presets.means @ mean).mean()))
     if exact is not None:
         try:
-            with in_float32():
-                moved = codes != exact.encode(waveform)[0].cpu()
+            moved = codes != exact.encode(waveform)[0].cpu()
         except RuntimeError as error:  # float32 takes twice the memory; the codes in bf16 are there anyway
             found.failed |= dict.fromkeys(("moved_semantic", "moved_acoustic"), f"in float32: {first_line(error)}")
             return found
         found.set("moved_semantic", float(moved[0].float().mean()), frames)
         found.set("moved_acoustic", float(moved[1:].float().mean()), frames)
     return found
-
-
-@contextmanager
-def in_float32() -> Iterator[None]:
-    """Turns TF32 off, which a GPU's convolutions use by default: its mantissa has 10 bits instead of 23."""
-    cudnn, matmul = torch.backends.cudnn, torch.backends.cuda.matmul
-    before = cudnn.allow_tf32, matmul.allow_tf32
-    # cudnn.flags would set all other flags too
-    cudnn.allow_tf32 = matmul.allow_tf32 = False
-    try:
-        yield
-    finally:
-        cudnn.allow_tf32, matmul.allow_tf32 = before
 
 
 def agreement(codec: Codec, codes: Tensor, other: Tensor) -> Measurements:

@@ -27,6 +27,7 @@ from data import BadClipError, DataError, decode, open_clips
 from data.clips import Clips
 from data.pairs import SHARD_PAIRS, About, Pair, write_shard
 from experiments.runs import DEMO, experiment_status
+from system.device import open_device
 from system.environment import from_environment
 
 
@@ -48,7 +49,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def encode(options: argparse.Namespace) -> int:
     if options.out.is_dir() and any(options.out.glob("*.safetensors")):
         raise DataError(f"{options.out} has shards already: name another folder, or delete them")
-    device = "cuda" if torch.cuda.is_available() else "cpu"
+    device = open_device()
     codec = with_encoder(load_release(options.model_dir, torch.bfloat16, device), options.encoder)
     fingerprint = codec_fingerprint(checkpoint_tensors(codec))
     clips = open_clips(options.speech, from_environment("HF_CACHE"))

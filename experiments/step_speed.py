@@ -1,68 +1,120 @@
-"""How long does a training step take on a GPU, with and without CUDA graphs?
+"""How long does a training step take on a GPU, in how much memory, and which statements take it?
 
     python -m experiments.step_speed CONFIG [key=value ...]
-    python -m experiments.step_speed configs/codec.yaml losses.asr=0 losses.feature_matching=0
+    python -m experiments.step_speed configs/v3.yaml --random --profile 5
 
-Times steps on noise. The discriminator takes part if the settings have one; steps with the ASR teacher are left out,
-because they are never replayed as CUDA graphs. `experiments.loader_speed` measures the loader.
+Times steps on noise, launched kernel by kernel and replayed from CUDA graphs, with the teacher in every
+`losses.asr_every`-th step. `experiments.loader_speed` measures the loader.
+
+`--random` makes the release, the speaker network and the teacher with random weights at their real dimensions. The
+teacher then speaks nonsense up to its limit, as a recorded one always does.
 """
 
 from __future__ import annotations
 
 import argparse
+import gc
 import sys
+import tempfile
 import time
+from dataclasses import asdict
+from pathlib import Path
 
 import torch
 
+from experiments.random_release import REAL, random_codec, write_release
 from experiments.runs import experiment_status, require_gpu, spread
+from experiments.stand_in.speaker_network import PUBLISHED, write_random_network
 from train_encoder import Trainer
-from training.config import load_config
+from training.config import Config, load_config
 from training.distributed import Ranks, start_ranks
-from training.step_inputs import WARM_UP, noise_for
+from training.profile import first_full_step, profile
+from training.step_inputs import noise_for
 
-ROUNDS, STEPS = 5, 10
+ROUNDS, CYCLES = 5, 3  # of `losses.asr_every` steps
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("config", help="a YAML file, such as configs/codec.yaml")
+    parser.add_argument("--random", action="store_true", help="networks with random weights, of the real dimensions")
+    parser.add_argument(
+        "--profile", type=int, default=0, metavar="N", help="show statements, over N steps of each kind"
+    )
+    parser.add_argument("--memory", type=float, metavar="GB", help="allow no more of the GPU's memory")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="settings to change")
     options = parser.parse_intermixed_args()
 
     def measure_both() -> int:
         require_gpu()
-        with start_ranks() as ranks:  # PyTorch's settings are those of a run
-            for cuda_graph in ("false", "true"):
-                measure(options.config, [*options.overrides, f"cuda_graph={cuda_graph}"], ranks)
+        if options.memory:
+            share = options.memory * 1e9 / torch.cuda.get_device_properties(0).total_memory
+            torch.cuda.set_per_process_memory_fraction(min(1.0, share))
+        with start_ranks() as ranks, tempfile.TemporaryDirectory() as folder:  # PyTorch's settings are those of a run
+            random = random_networks(Path(folder)) if options.random else []
+            overrides = ["data.train=x", "data.validation=x", *random, *options.overrides]
+            print(f"{torch.cuda.get_device_name()}, {options.config} {' '.join(options.overrides)}", flush=True)
+            asked = [override for override in overrides if override.startswith("cuda_graph=")]
+            for cuda_graph in asked or ("cuda_graph=true", "cuda_graph=false"):
+                measure(load_config(options.config, [*overrides, cuda_graph]), ranks)
+            if options.profile:
+                trainer = Trainer(load_config(options.config, overrides), ranks)
+                print(profile(trainer, options.profile))
         return 0
 
     return experiment_status(measure_both)
 
 
-def measure(path: str, overrides: list[str], ranks: Ranks) -> None:
-    """Times ROUNDS of STEPS steps and prints a line."""
-    config = load_config(path, ["data.train=x", "data.validation=x", *overrides])
+def measure(config: Config, ranks: Ranks) -> None:
+    """Times ROUNDS of CYCLES and prints a line."""
+    gc.collect()  # what was measured before
+    torch.cuda.empty_cache()
+    torch.cuda.reset_peak_memory_stats()
     trainer = Trainer(config, ranks)
     waveform, pairs = noise_for(config, trainer.codec)
-    first = config.discriminator.start_step
-    steps = (step for step in range(first, sys.maxsize) if "asr" not in trainer.losses_of(step))
-    for _ in range(WARM_UP + 2):
+    every = config.losses.asr_every if config.losses.asr else 1
+    steps = iter(range(first_full_step(config), sys.maxsize))
+    began = time.perf_counter()
+    trainer.step(waveform, next(steps), pairs)
+    torch.cuda.synchronize()
+    start = time.perf_counter() - began
+    for _ in range(6 * every - 1):  # as many as recording every kind of step needs
         trainer.step(waveform, next(steps), pairs)
     taken = []
     for _ in range(ROUNDS):
         torch.cuda.synchronize()
-        started = time.perf_counter()
-        for _ in range(STEPS):
+        began = time.perf_counter()
+        for _ in range(CYCLES * every):
             trainer.step(waveform, next(steps), pairs)
         torch.cuda.synchronize()
-        taken.append((time.perf_counter() - started) / STEPS)
+        taken.append((time.perf_counter() - began) / (CYCLES * every))
     speeds = [len(waveform) * config.data.crop_seconds / seconds for seconds in taken]
     print(
         f"cuda_graph={str(config.cuda_graph).lower()}: {spread([1e3 * seconds for seconds in taken], 'ms', 1)} a step, "
-        f"{spread(speeds)} s of audio per second, {torch.cuda.max_memory_reserved() / 1e9:.1f} GB",
+        f"{spread(speeds)} s of audio per second, "
+        f"{torch.cuda.max_memory_reserved() / 1e9:.1f} GB, {start:.0f} s for the first step",
         flush=True,
     )
+
+
+def random_networks(folder: Path) -> list[str]:
+    """The settings that name a release, a speaker network and a teacher with random weights, written to `folder`."""
+    release = write_release(folder / "release", random_codec(REAL), with_encoder=False)
+    speaker = write_random_network(folder / "speaker", PUBLISHED)
+    return [f"model_dir={release}", f"losses.speaker_model={speaker}", f"losses.asr_teacher={random_teacher(folder)}"]
+
+
+def random_teacher(folder: Path) -> Path:
+    """A Whisper of the size "base" with random weights, in openai-whisper's format."""
+    from whisper.model import ModelDimensions, Whisper
+
+    dimensions = ModelDimensions(80, 1500, 512, 8, 6, 51865, 448, 512, 8, 6)
+    torch.manual_seed(0)
+    weights = Whisper(dimensions).state_dict()
+    weights["decoder.positional_embedding"] = 0.02 * torch.randn(448, 512)  # which the class does not initialize
+    path = folder / "whisper.pt"
+    torch.save({"dims": asdict(dimensions), "model_state_dict": weights}, path)
+    return path
 
 
 if __name__ == "__main__":

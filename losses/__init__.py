@@ -4,6 +4,8 @@ balancer.py       gives each loss its share of the gradient; fixed weights for c
 mel.py            log-mel distance of waveforms, in training and in evaluation
 stft.py           STFT magnitude distance of waveforms
 discriminator.py  multi-resolution STFT discriminator, hinge loss and feature matching
+discriminator_gradients.py  both losses' gradients, as a training step computes them
+compiled.py       functions compiled for a GPU
 speaker.py        cosine distance of speaker embeddings (ECAPA-TDNN)
 commitment.py     keeps semantic latents near their codebook entries
 diversity.py      keeps many codebook entries in use

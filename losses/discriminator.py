@@ -9,6 +9,7 @@ from torch.nn import functional as F
 from torch.nn.utils.parametrizations import weight_norm
 
 SIZES = (2296, 1418, 876, 542, 334, 206, 126, 76)  # window lengths in samples; the hop is a quarter
+SLOPE = 0.2  # of the leaky ReLU, for negative values
 
 
 class STFTDiscriminator(nn.Module):
@@ -38,18 +39,23 @@ class STFTDiscriminator(nn.Module):
         )
         self.last = weight_norm(nn.Conv2d(channels, 1, (3, 3), padding=(1, 1)))
 
-    def forward(self, waveform: Tensor) -> tuple[Tensor, list[Tensor]]:
-        hop = self.size // 4
+    def spectrum(self, waveform: Tensor) -> Tensor:
+        """Real and imaginary part [B, 2, frames, bins] of a waveform [B, 1, T], in float32."""
         # in half precision there is no Fourier transform of these sizes
         with torch.autocast(waveform.device.type, enabled=False):
             spectrum = torch.stft(
-                waveform[:, 0].float(), self.size, hop, window=self.window, center=False, return_complex=True
+                *(waveform[:, 0].float(), self.size, self.size // 4),
+                window=self.window,
+                center=False,
+                return_complex=True,
             )
-        x = torch.view_as_real(spectrum).permute(0, 3, 2, 1)  # [B, 2, frames, bins]
-        x = x.contiguous(memory_format=torch.channels_last)  # 10 % faster on a GPU in bf16
+        return torch.view_as_real(spectrum).permute(0, 3, 2, 1)
+
+    def forward(self, waveform: Tensor) -> tuple[Tensor, list[Tensor]]:
+        x = self.spectrum(waveform).contiguous(memory_format=torch.channels_last)  # 10 % faster on a GPU in bf16
         features = []
         for layer in self.layers:
-            x = F.leaky_relu(layer(x), 0.2, inplace=True)  # in place: the convolution's output is not used again
+            x = F.leaky_relu(layer(x), SLOPE, inplace=True)  # in place: the convolution's output is not used again
             features.append(x)
         return self.last(x), features
 
@@ -63,10 +69,14 @@ class Discriminator(nn.Module):
         self.scales = nn.ModuleList(STFTDiscriminator(size, channels) for size in SIZES)
 
     def forward(self, waveform: Tensor) -> tuple[list[Tensor], list[list[Tensor]]]:
-        if waveform.shape[-1] < SIZES[0]:
-            raise ValueError(f"{waveform.shape[-1]} samples are too few, expected {SIZES[0]} or more")
+        self.check_length(waveform)
         outputs = [scale(waveform) for scale in self.scales]
         return [logits for logits, _ in outputs], [features for _, features in outputs]
+
+    def check_length(self, waveform: Tensor) -> None:
+        """Raises ValueError for too few samples."""
+        if waveform.shape[-1] < SIZES[0]:
+            raise ValueError(f"{waveform.shape[-1]} samples are too few, expected {SIZES[0]} or more")
 
 
 def hinge_loss(real: list[Tensor], fake: list[Tensor]) -> Tensor:

@@ -36,8 +36,10 @@ def test_the_command_line_beats_the_environment_and_that_the_file(file: Path, mo
 
 
 def test_overrides_reach_into_sections_and_keep_their_types(file: Path) -> None:
-    config = load_config(file, ["losses.mel=2", "optimizer.lr=1e-4", "compile=true", "data.train=[x, y]", "steps=7"])
-    assert (config.losses.mel, config.optimizer.lr, config.compile, config.steps) == (2.0, 1e-4, True, 7)
+    config = load_config(
+        file, ["losses.mel=2", "optimizer.lr=1e-4", "cuda_graph=false", "data.train=[x, y]", "steps=7"]
+    )
+    assert (config.losses.mel, config.optimizer.lr, config.cuda_graph, config.steps) == (2.0, 1e-4, False, 7)
     assert config.data.train == (Source("x"), Source("y"))
     assert config.data.validation == (Source("b"),)
 
@@ -52,7 +54,8 @@ def test_overrides_reach_into_sections_and_keep_their_types(file: Path) -> None:
         ("losses.mel=-1", "losses.mel is -1.0, expected 0 or more"),
         ("optimizer.lr=0", "optimizer.lr is 0.0, expected more than 0"),
         ("optimizer.beta1=1", "optimizer.beta1 is 1.0, expected 0 or more and less than 1"),
-        ("compile=1", "compile is 1, expected true or false"),
+        ("cuda_graph=1", "cuda_graph is 1, expected true or false"),
+        ("compile=true", "compile was removed: what is faster compiled is compiled without it"),
         ("precision=fp16", "precision is 'fp16', expected 'bf16' or 'fp32'"),
         ("losses=3", "losses is 3, expected a section"),
         ("losses.asr_every=0", "losses.asr_every is 0, expected 1 or more"),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import itertools
 from pathlib import Path
 from typing import Any
@@ -13,7 +12,6 @@ import torch
 from codec import Codec
 from data import DataError
 from evaluation import evaluate, read_speech
-from evaluation.codes import score_codes
 from evaluation.judges.quality import Distances
 from evaluation.measure import load_encoder
 
@@ -96,28 +94,3 @@ def test_codes_are_scored_even_if_float32_codes_cannot_be_computed(
     assert scores.scored("mel") == scores.scored("distinct_codes") == [0]
     reasons = {each.what: each.reason for each in scores.problems if each.what.startswith("moved")}
     assert reasons == dict.fromkeys(("moved_semantic", "moved_acoustic"), "in float32: CUDA out of memory")
-
-
-def test_the_comparison_with_float32_turns_tf32_off_and_leaves_the_other_flags(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def flags() -> tuple[bool, ...]:
-        cudnn = torch.backends.cudnn
-        return cudnn.enabled, cudnn.benchmark, cudnn.deterministic, cudnn.allow_tf32, matmul.allow_tf32
-
-    def encode(waveform: torch.Tensor) -> torch.Tensor:
-        seen.append(flags())
-        return codec.encode(waveform)
-
-    seen: list[tuple[bool, ...]] = []
-    matmul = torch.backends.cuda.matmul
-    monkeypatch.setattr(torch.backends.cudnn, "benchmark", True)
-    speech, _, _ = read_speech([str(DEMO / "unseen.parquet")], str(tmp_path), limit=1)
-    codec = load_encoder(DEMO / "release", str(WITHHELD), torch.device("cpu"))
-    exact = copy.deepcopy(codec)
-    monkeypatch.setattr(exact, "encode", encode)
-    waveform, before = speech[0].waveform[None, None], flags()
-    assert score_codes(codec, exact, waveform, codec.encode(waveform)[0], None).values["moved_acoustic"].value == 0
-    assert seen == [(*before[:3], False, False)]
-    assert flags() == before
-    assert before[:4] == (True, True, False, True)

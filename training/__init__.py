@@ -14,6 +14,7 @@ validation.py    metrics of the EMA encoder on fixed clips
 metrics.py       metrics of parts and ranks, combined
 monitoring.py    gradients that are not finite, and warnings
 progress.py      terminal, metrics.jsonl, TensorBoard, names of skipped clips
+profile.py       what each statement of a step costs
 memory.py        activation checkpointing, and advice when memory is full
 distributed.py   the ranks: under `python` one, under `torchrun` many
 """

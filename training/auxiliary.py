@@ -3,8 +3,9 @@ semantic embeddings to Whisper's width."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from torch import Tensor, nn
 
@@ -18,11 +19,14 @@ if TYPE_CHECKING:
     from losses.asr.teacher import Teacher
 
 
-class AuxiliaryNetwork:
-    """`network` with an Adam of its own. A training step calls `backward` once for each of its `accumulate` parts and
-    `update` once at its end; gradients are averaged over the parts and over all ranks."""
+Network = TypeVar("Network", bound=nn.Module)
 
-    def __init__(self, network: nn.Module, lr: float, config: Config, ranks: Ranks):
+
+class AuxiliaryNetwork(Generic[Network]):
+    """`network` with an Adam of its own. A training step calls `backward` or `add_gradients` once for each of its
+    `accumulate` parts and `update` once at its end; gradients are averaged over the parts and over all ranks."""
+
+    def __init__(self, network: Network, lr: float, config: Config, ranks: Ranks):
         self.network, self.ranks, self.accumulate = network.to(ranks.device), ranks, config.accumulate
         self.parameters = list(network.parameters())
         betas = (config.optimizer.beta1, config.optimizer.beta2)
@@ -38,17 +42,20 @@ class AuxiliaryNetwork:
         """Adds the gradient of `loss` to this network's parameters, and to nothing else. Frees the loss's graph."""
         (loss / self.accumulate).backward(inputs=self.parameters)
 
+    def add_gradients(self, gradients: Sequence[Tensor]) -> None:
+        """The same with the loss's gradients, in the order of `parameters`."""
+        for parameter, gradient in zip(self.parameters, gradients, strict=True):
+            part = gradient / self.accumulate if self.accumulate > 1 else gradient
+            parameter.grad = part if parameter.grad is None else parameter.grad + part
+
     def update(self) -> Tensor | None:
-        """One optimizer step with the gradients added since the last one. Returns their norm, None without any."""
-        gradients = [parameter.grad for parameter in self.parameters if parameter.grad is not None]
-        if not gradients:
+        """One optimizer step with the gradients added since `optimizer.zero_grad`. Returns their norm, or None where
+        there are none."""
+        if all(parameter.grad is None for parameter in self.parameters):
             return None
-        averages = self.ranks.average(gradients)
-        for parameter, gradient in zip(self.parameters, averages, strict=True):
-            parameter.grad = gradient
+        self.ranks.average_gradients(self.parameters)
         self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
-        return nn.utils.get_total_norm(averages)
+        return nn.utils.get_total_norm([parameter.grad for parameter in self.parameters if parameter.grad is not None])
 
     def state_dict(self) -> dict[str, Any]:
         return {"network": self.network.state_dict(), "optimizer": self.optimizer.state_dict()}
@@ -58,11 +65,11 @@ class AuxiliaryNetwork:
         load_optimizer(self.optimizer, state["optimizer"])
 
 
-def build_discriminator(config: Config, ranks: Ranks) -> AuxiliaryNetwork:
+def build_discriminator(config: Config, ranks: Ranks) -> AuxiliaryNetwork[Discriminator]:
     return AuxiliaryNetwork(Discriminator(config.discriminator.channels), config.discriminator.lr, config, ranks)
 
 
-def build_asr(config: Config, ranks: Ranks, semantic_dim: int) -> tuple[Teacher, AuxiliaryNetwork]:
+def build_asr(config: Config, ranks: Ranks, semantic_dim: int) -> tuple[Teacher, AuxiliaryNetwork[ASRDistillation]]:
     """The frozen Whisper, which rank 0 downloads first, and the projection that learns."""
     from losses.asr.teacher import Teacher  # importing Whisper takes seconds
 

@@ -28,6 +28,7 @@ RENAMED = {
     "discriminator.from_step": "discriminator.start_step",
     "optimizer.average_decay": "optimizer.ema_decay",
 }
+REMOVED = {"compile": "what is faster compiled is compiled without it"}
 
 
 @dataclass(frozen=True)
@@ -158,8 +159,7 @@ class Config:
     accumulate: int = 1  # batches a step: their gradients are averaged, so more crops fit into the same memory
     precision: str = "bf16"  # autocast of encoder and decoder: "bf16" or "fp32"
     activation_checkpointing: bool = False  # computes activations again in the backward pass: less memory, slower
-    compile: bool = False  # torch.compile for codec and losses: minutes at the start, faster steps
-    cuda_graph: bool = False  # one GPU: replays steps as a CUDA graph: faster for small networks, more memory
+    cuda_graph: bool = True  # on a GPU: records steps as CUDA graphs and replays them, which is faster
     seed: int = 0
     log_every: int = 50  # steps between two lines of metrics
     validate_every: int = 1000
@@ -273,6 +273,8 @@ def _build(cls: Any, values: Mapping[str, Any], prefix: str) -> Any:
     for key, value in values.items():
         if key not in known:
             name = prefix + key
+            if name in REMOVED:
+                raise ConfigError(f"{name} was removed: {REMOVED[name]}")
             if name in RENAMED:
                 raise ConfigError(f"{name} was renamed: write {RENAMED[name]}")
             near = difflib.get_close_matches(key[:100], known, n=1, cutoff=0)

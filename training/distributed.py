@@ -9,8 +9,8 @@ import sys
 import threading
 import time
 import uuid
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, NoReturn, TypeVar
@@ -18,9 +18,9 @@ from typing import Any, NoReturn, TypeVar
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
 
 from system.command import UserError
+from system.device import open_device
 
 T = TypeVar("T")
 
@@ -55,21 +55,17 @@ class Ranks:
         """Whether this is rank 0, the only one that prints and writes."""
         return self.rank == 0
 
-    def parallel(self, module: nn.Module) -> nn.Module:
-        """The module with rank 0's weights, in DDP: its gradients are averaged over the ranks."""
+    def average_gradients(self, parameters: Iterable[nn.Parameter]) -> None:
+        """Replaces the gradients of float32 parameters by their means over the ranks, in one all-reduce. DDP would do
+        part of it during the backward pass. It would save a hundredth of a step, and cannot be recorded as simply."""
         if self.world_size == 1:
-            return module
-        devices = [self.device.index] if self.device.type == "cuda" else None
-        return DistributedDataParallel(module, device_ids=devices)
-
-    def average(self, tensors: Sequence[Tensor]) -> list[Tensor]:
-        """The mean of each tensor over the ranks, in one all-reduce. All tensors have one dtype."""
-        if self.world_size == 1:
-            return list(tensors)
-        flat = torch.cat([tensor.reshape(-1) for tensor in tensors])
+            return
+        having = [parameter for parameter in parameters if parameter.grad is not None]
+        flat = torch.cat([parameter.grad.reshape(-1) for parameter in having if parameter.grad is not None])
         dist.all_reduce(flat)
-        parts = (flat / self.world_size).split([tensor.numel() for tensor in tensors])
-        return [part.view_as(tensor) for part, tensor in zip(parts, tensors, strict=True)]
+        parts = (flat / self.world_size).split([parameter.numel() for parameter in having])
+        for parameter, part in zip(having, parts, strict=True):
+            parameter.grad = part.view_as(parameter)
 
     def gather(self, tensor: Tensor) -> Tensor:
         """All ranks' tensors, which have one shape, concatenated along the first dimension."""
@@ -139,29 +135,17 @@ class Ranks:
                 "nothing was saved, resume from the last checkpoint"
             )
 
-    @contextmanager
-    def no_sync(self, *networks: nn.Module) -> Iterator[None]:
-        """Backward passes in this block do not average gradients over the ranks; the next one outside averages all."""
-        with ExitStack() as stack:
-            for network in networks:
-                no_sync = getattr(network, "no_sync", None)  # compiled networks have it too, frozen ones do not
-                if no_sync:
-                    stack.enter_context(no_sync())
-            yield
-
 
 @contextmanager
 def start_ranks() -> Iterator[Ranks]:
     """Joins the ranks that torchrun started, or makes a single one. Each rank has its own GPU where there are GPUs.
     Raises RanksError when another rank dies."""
     started = dist.is_torchelastic_launched()
-    local = int(os.environ["LOCAL_RANK"]) if started else 0
-    device = torch.device("cuda", local) if torch.cuda.is_available() else torch.device("cpu")
+    device = open_device()
     if device.type == "cuda":
+        device = torch.device("cuda", int(os.environ["LOCAL_RANK"]) if started else 0)
         torch.cuda.set_device(device)
         torch.backends.cudnn.benchmark = True  # every step has the same shapes
-        # what is not in bf16 is in full fp32: in TF32 the speaker loss's gradient is 3 % off, up to 11 % for one clip
-        torch.backends.cudnn.allow_tf32 = False
     if not started:
         yield Ranks(0, 1, device)
         return

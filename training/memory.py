@@ -16,7 +16,6 @@ from torch.utils.checkpoint import checkpoint
 
 from codec.layers import Transformer
 from data import DataError
-from losses.discriminator import STFTDiscriminator
 from system.command import UserError
 from training.config import Config
 from training.distributed import Ranks
@@ -26,13 +25,12 @@ class MemoryFullError(UserError):
     """A step does not fit into the GPU's memory. The message names settings that fit."""
 
 
-def checkpoint_activations(*networks: nn.Module) -> None:
-    """Makes the transformers and discriminators in `networks` keep only their inputs, and compute their activations
-    again in the backward pass. Results stay bit-identical."""
-    for network in networks:
-        for module in network.modules():
-            if isinstance(module, Transformer | STFTDiscriminator):
-                _checkpoint(module)
+def checkpoint_activations(network: nn.Module) -> None:
+    """Makes the transformers in `network` keep only their inputs, and compute their activations again in the backward
+    pass. Results stay bit-identical."""
+    for module in network.modules():
+        if isinstance(module, Transformer):
+            _checkpoint(module)
 
 
 def _checkpoint(module: nn.Module) -> None:
@@ -88,7 +86,7 @@ def _find_fitting(config: Config, trial: Callable[[Config], object]) -> Config |
         gc.collect()
         torch.cuda.empty_cache()
         try:
-            trial(replace(smaller, compile=False, accumulate=2))  # two parts need as much memory as more do
+            trial(replace(smaller, accumulate=2))  # two parts need as much memory as more do
         except torch.OutOfMemoryError as error:
             traceback.clear_frames(error.__traceback__)
             continue

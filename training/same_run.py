@@ -9,13 +9,13 @@ from typing import Any
 
 import yaml
 
-from training.config import RENAMED, ConfigError, defaults
+from training.config import REMOVED, RENAMED, ConfigError, defaults
 from training.setting_values import shown
 from training.settings_file import parse_yaml
 
 # a resumed run may change how long it runs, where, on how many GPUs, and what it reports
 FREE_TO_CHANGE = (
-    *("steps", "output_dir", "hf_cache", "log_every", "validate_every", "save_every", "keep", "compile", "cuda_graph"),
+    *("steps", "output_dir", "hf_cache", "log_every", "validate_every", "save_every", "keep", "cuda_graph", *REMOVED),
     *("batch_size", "accumulate", "activation_checkpointing", "data.workers", "losses.asr_cache", "moved"),
 )
 OF_CODEC = ("model_dir", "params")  # a checkpoint may know its codec by content

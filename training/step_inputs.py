@@ -1,16 +1,16 @@
 """The inputs of one training step, and steps replayed from a CUDA graph.
 
 All that differs from one step to the next is in `StepInputs`; everything else is state that a step changes in place.
-So a step can be captured once and replayed: one call instead of thousands of kernel launches. That is faster where
-networks are small or the CPU is slow.
+So a step is captured once and replayed: one call instead of thousands of kernel launches, for which a GPU would wait.
 """
 
 from __future__ import annotations
 
 import math
+import warnings
 from collections import Counter
-from collections.abc import Callable, Set
-from typing import Generic, NamedTuple, TypeVar
+from collections.abc import Callable, Mapping
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -19,12 +19,12 @@ from codec.codec import Codec
 from codec.quantizer import Draw
 from data.pairs import PairBatch, empty_pairs
 from data.seeds import derive_seed
-from training.config import Config, ConfigError
+from training.config import Config
 from training.distributed import Ranks
 from training.optimization import learning_rate
 
-WARM_UP = 4  # eager steps before a capture: they compile, choose algorithms and allocate the optimizers' state
-Result = TypeVar("Result")
+WARM_UP = 2  # steps computed before one is recorded: they choose algorithms and allocate the optimizers' state
+Results = tuple[dict[str, Tensor], dict[str, Tensor]]  # metrics, and flags of crops whose gradients are not finite
 
 
 class StepInputs(NamedTuple):
@@ -73,43 +73,73 @@ def to_device(tensor: Tensor, device: torch.device) -> Tensor:
     return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
 
 
-class GraphedStep(Generic[Result]):
-    """Calls `compute(inputs, losses)`, and from the fifth call with the same set of losses on replays a CUDA graph of
-    it. A replay overwrites the results of the one before.
+Compute = Callable[[StepInputs, frozenset[str]], Results]
 
-    `compute` may change state in place only and must not wait for the device. Steps with a loss in `never` do wait,
-    and are never captured. All training must run on one stream that is not the default one.
+
+class GraphedStep:
+    """Calls `compute(inputs, losses)`, and later replays a CUDA graph of it, one for each set of losses.
+
+    Each set is computed WARM_UP times first, and nothing is recorded before all sets that have come are warm: a step
+    that is computed would need memory beside the graphs', which share theirs. A replay overwrites the results of the
+    replay before with the same losses. A step that cannot be recorded gives a warning, and is computed each time.
+
+    `compute` may change state in place only and must not wait for the device. `never` names losses whose steps are not
+    recorded, and why. All training must run on one stream that is not the default one.
     """
 
-    def __init__(self, compute: Callable[[StepInputs, frozenset[str]], Result], never: Set[str] = frozenset()):
-        self.compute, self.never = compute, never
+    def __init__(self, compute: Compute, never: Mapping[str, str] | None = None):
+        self.compute, self.never = compute, never or {}
         self.calls: Counter[frozenset[str]] = Counter()
-        self.captured: frozenset[str] | None = None
+        self.results: dict[frozenset[str], Results] = {}  # the last ones; a graph writes its own into them
+        self.graphs: dict[frozenset[str], torch.cuda.CUDAGraph | None] = {}  # None where it cannot be recorded
+        self.inputs: StepInputs | None = None  # that the graphs read
 
-    def __call__(self, inputs: StepInputs, losses: frozenset[str]) -> Result:
+    def __call__(self, inputs: StepInputs, losses: frozenset[str]) -> Results:
         self.calls[losses] += 1
-        if losses & self.never or self.calls[losses] <= WARM_UP:
-            return self.compute(inputs, losses)
-        if self.captured != losses:
-            self.captured, self.inputs = losses, StepInputs(*(tensor.clone() for tensor in inputs))
-            self.graph = torch.cuda.CUDAGraph()
+        for name in losses & self.never.keys():
+            self.give_up(losses, self.never[name])
+        if losses not in self.graphs and self.calls[losses] > WARM_UP and self.all_warm():
+            self.record(inputs, losses)
+        graph = self.graphs.get(losses)
+        if graph is None:
+            self.results[losses] = self.compute(inputs, losses)
+        else:
+            assert self.inputs is not None
+            for static, current in zip(self.inputs, inputs, strict=True):
+                static.copy_(current)
+            graph.replay()
+        return self.results[losses]
+
+    def all_warm(self) -> bool:
+        return all(self.calls[losses] >= WARM_UP for losses in self.calls if losses not in self.graphs)
+
+    def record(self, inputs: StepInputs, losses: frozenset[str]) -> None:
+        if self.inputs is None:
+            self.inputs, self.memory = StepInputs(*(each.clone() for each in inputs)), torch.cuda.graph_pool_handle()
+        graph, stream = torch.cuda.CUDAGraph(), torch.cuda.current_stream()
+        try:
             # other threads, such as the data loader's, may call the driver during the capture
-            with torch.cuda.graph(self.graph, stream=torch.cuda.current_stream(), capture_error_mode="thread_local"):
-                self.result = self.compute(self.inputs, losses)
-        for static, current in zip(self.inputs, inputs, strict=True):
-            static.copy_(current)
-        self.graph.replay()
-        return self.result
+            with torch.cuda.graph(graph, pool=self.memory, stream=stream, capture_error_mode="thread_local"):
+                found = self.compute(self.inputs, losses)
+                for kept, new in zip(self.results[losses], found, strict=True):
+                    for name, tensor in new.items():
+                        kept[name].copy_(tensor)
+            self.graphs[losses] = graph
+        except RuntimeError as error:  # torch's for a wait, for what cannot be recorded, and for full memory
+            self.give_up(losses, str(error).strip().splitlines()[0])
+
+    def give_up(self, losses: frozenset[str], reason: str) -> None:
+        if losses not in self.graphs:
+            which = f"with {' and '.join(sorted(losses))}" if losses else "without feature matching and the teacher"
+            warnings.warn(f"steps {which} are not recorded, which is slower: {reason}", stacklevel=2)
+        self.graphs[losses] = None
 
 
-def graphed_if_asked(
-    compute: Callable[[StepInputs, frozenset[str]], Result], config: Config, ranks: Ranks
-) -> Callable[[StepInputs, frozenset[str]], Result]:
-    """`compute` itself, or with `cuda_graph=true` on a GPU its GraphedStep; then all that follows runs on a new stream.
-    Call it before anything is built on the device. Raises ConfigError with several GPUs."""
+def graphed_on_gpu(compute: Compute, config: Config, ranks: Ranks) -> Compute:
+    """`compute` itself, or on a GPU its GraphedStep, unless `cuda_graph=false`; then all that follows runs on a new
+    stream. Call it before anything is built on the device."""
     if not config.cuda_graph or ranks.device.type != "cuda":
         return compute
-    if ranks.world_size > 1:
-        raise ConfigError(f"cuda_graph is true with {ranks.world_size} GPUs, expected one")
     torch.cuda.set_stream(torch.cuda.Stream())
-    return GraphedStep(compute, never={"asr"})  # generating a transcript asks the device after every token
+    cached = {"asr": "losses.asr_cache looks for transcripts in files"} if config.losses.asr_cache else {}
+    return GraphedStep(compute, never=cached)

@@ -10,6 +10,7 @@ from evaluation.judges.judge import Judge, MissingJudgeError
 from evaluation.judges.quality import Distances, DistillMOS, Estoi, Pesq
 from evaluation.judges.speakers import Ecapa, Resemblyzer, WavLM
 from evaluation.judges.words import Words
+from system.device import open_device
 
 NAMES = ("distances", "pesq", "estoi", "words", "resemblyzer", "ecapa", "wavlm", "quality")
 
@@ -26,7 +27,7 @@ def open_judges(
     """Opens the judges of `names`. Returns them, and by name the reason for each whose library or weights are missing.
     `whisper` is a published model's name or a file. `speaker_model` is a hub name or a folder; empty means the
     published ECAPA-TDNN. `cache` is the hub's cache folder; empty means the hub's default."""
-    device = torch.device(device)
+    device = open_device(device)
     known: dict[str, Callable[[], Judge]] = {
         "distances": Distances,
         "pesq": Pesq,

@@ -29,6 +29,7 @@ from torch.nn import functional as F
 from codec.checkpoint import load_release, with_encoder
 from codec.codec import Codec
 from experiments.stand_in.labelled_speech import UNIT, LabelledSpeech
+from system.device import open_device
 
 BATCH = 64
 PRIOR = 30.0  # how many observations the unigram model counts for in the others
@@ -119,7 +120,7 @@ def main() -> None:
     for name in ("speech", "run", "out"):
         parser.add_argument(name, type=Path)
     arguments = parser.parse_args()
-    device = "cuda" if torch.cuda.is_available() else "cpu"
+    device = open_device()
     codec = load_release(arguments.run / "release", torch.bfloat16, device)
     codec = with_encoder(codec, arguments.run / "encoder.safetensors")
     arguments.out.mkdir(parents=True, exist_ok=True)

@@ -39,6 +39,7 @@ from experiments.runs import experiment_status
 from experiments.stand_in.letters import letter_ids
 from experiments.stand_in.spoken_codes import SpokenCodes
 from language_model import Prompt, generate, load_language_model
+from system.device import open_device
 
 PROMPT_FRAMES = 50  # a speaker's prompt is the clip nearest to this length
 MOST_FRAMES = 200
@@ -80,7 +81,7 @@ def unseen_voices(speech: SpokenCodes, speakers: int) -> dict[str, Tensor]:
 
 
 def judge(options: argparse.Namespace) -> int:
-    device = torch.device(options.device)
+    device = open_device(options.device)
     model = load_language_model(options.release, device)
     codec = load_release(options.release, device=device)
     speech = SpokenCodes([options.codes], "test")
@@ -178,7 +179,7 @@ def main() -> int:
     parser.add_argument("--sentences", type=int, default=4, help="of each unseen speaker (default: %(default)s)")
     parser.add_argument("--preset-sentences", type=int, default=10, help="of each preset (default: %(default)s)")
     parser.add_argument("--cfg-alpha", type=float, default=1.2, help="guidance (default: %(default)s)")
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--device", default="", help="(default: a GPU where there is one)")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
     return experiment_status(lambda: judge(options), "what was spoken so far is kept")

@@ -40,6 +40,7 @@ from experiments.stand_in.labelled_speech import NO_CLASS, UNIT, LabelledSpeech
 from experiments.stand_in.settings import read_settings
 from losses import Balancer, MelDistance, STFTDistance, commitment
 from losses.discriminator import STFTDiscriminator, feature_matching, hinge_loss
+from system.device import open_device
 
 QUARTERS = 4  # of a frame, 20 ms each, whose phonemes are predicted
 WARM_UP = 4  # steps of a kind before one is captured
@@ -365,8 +366,9 @@ def main() -> int:
         print(f"error: {error}", file=sys.stderr)
         return 2
 
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = open_device()
     if device.type == "cuda":
+        # the one program that rounds to TF32, as the codec of `data/stand_in` was trained
         torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
         torch.backends.cudnn.benchmark = True
         torch.cuda.set_stream(torch.cuda.Stream())  # CUDA graphs cannot be captured on the default one

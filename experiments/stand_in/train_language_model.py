@@ -53,6 +53,7 @@ from experiments.stand_in.spoken_codes import QUARTERS, Batches, Inputs, Packer,
 from language_model import LanguageModel, LanguageModelConfig, Prompt
 from language_model.checkpoint import checkpoint_tensors
 from language_model.losses import flow_matching_loss
+from system.device import open_device
 
 WARM_UP = 4  # steps before one is captured in a CUDA graph
 SPOKEN_FRAMES = 60  # frames that a spoken sentence may take beyond the original's
@@ -462,7 +463,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 2
     speech = SpokenCodes(arguments.codes, "train", clips=settings.clips)
     held_out = SpokenCodes(arguments.codes[:1], "dev", speech.class_of)
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = open_device()
     if device.type == "cuda":
         torch.cuda.set_stream(torch.cuda.Stream())  # CUDA graphs cannot be captured on the default one
         torch._dynamo.config.recompile_limit = 64

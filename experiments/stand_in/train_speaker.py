@@ -27,6 +27,7 @@ from experiments.runs import experiment_status
 from experiments.stand_in.speaker_network import SMALL, write_hyperparameters
 from losses.resampling import JUDGE_RATE, band_limited_resample
 from losses.speaker import WEIGHTS, SpeakerNetwork, load_speaker_network
+from system.device import open_device
 
 MARGIN, SCALE = 0.2, 30.0  # additive angular margin, as the published network's
 NOISE_DB = (10.0, 40.0)  # signal to added white noise: synthetic speech is cleaner than the reconstructions to judge
@@ -42,7 +43,7 @@ def main() -> int:
     parser.add_argument("--batch-size", type=int, default=32, help="crops in a step (default: %(default)s)")
     parser.add_argument("--seconds", type=float, default=2.0, help="of a training crop (default: %(default)s)")
     parser.add_argument("--lr", type=float, default=2e-3, help="highest learning rate (default: %(default)s)")
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--device", type=open_device, default=open_device(), help="(default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
     return experiment_status(lambda: train_and_measure(options), "the network is written when its training ends")

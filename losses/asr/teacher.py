@@ -7,7 +7,7 @@ import math
 import pickle
 import warnings
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import whisper
@@ -15,7 +15,7 @@ from filelock import FileLock
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils.rnn import pad_sequence
-from whisper.audio import HOP_LENGTH, log_mel_spectrogram
+from whisper.audio import HOP_LENGTH, N_FFT, mel_filters
 from whisper.model import Whisper, disable_sdpa
 from whisper.tokenizer import get_tokenizer
 
@@ -38,6 +38,16 @@ SIZES = {(4, 384): "tiny", (6, 512): "base", (12, 768): "small", (24, 1024): "me
 NEWER_VOCABULARY = 51866  # has one language more
 NEWER_SIZES = {(4, 1280): "turbo", (32, 1280): "large-v3"}
 RECIPE = 1  # part of the cache's name; raise it when a code change changes transcripts
+
+
+class Tokens(NamedTuple):
+    """Transcripts of B clips, without prompt and end token."""
+
+    tokens: Tensor  # [B, L], padded with the end token
+    counts: Tensor  # [B]
+
+    def rows(self) -> list[list[int]]:
+        return [row[:count] for row, count in zip(self.tokens.tolist(), self.counts.tolist(), strict=True)]
 
 
 class Teacher:
@@ -75,7 +85,10 @@ class Teacher:
         self.width = model.dims.n_text_state
         self.context = round(context_seconds * FRAME_RATE)  # in frames of 20 ms
         self.resample = band_limited_resample(SAMPLE_RATE).to(self.device)
-        self.prompt = torch.tensor(self.tokenizer.sot_sequence_including_notimestamps, device=self.device)
+        self.mel_filters = mel_filters(self.device, model.dims.n_mels)
+        self.mel_window = torch.hann_window(N_FFT, device=self.device)
+        prompt = self.tokenizer.sot_sequence_including_notimestamps
+        self.prompt, self.start = torch.tensor(prompt, device=self.device), prompt.index(self.tokenizer.sot)
         self.heads: list[tuple[int, int]] = [tuple(pair) for pair in model.alignment_heads.indices().T.tolist()]
         # allow only text and the end token: no special tokens, no timestamps, no symbols for music and noise
         forbidden = torch.zeros(model.dims.n_vocab, dtype=torch.bool, device=self.device)
@@ -120,6 +133,9 @@ class Teacher:
         gives the same targets as alone: samples after its length do not count. A clip gets no tokens if Whisper finds
         no speech in it, or if its transcript does not end. Raises ValueError for clips longer than the window or
         shorter than 0.1 s.
+
+        On a GPU, without lengths and without a cache, this never waits for the device, so that a CUDA graph can record
+        it. L is then the largest number of tokens that a transcript may have.
         """
         frames = math.ceil(waveform.shape[-1] / FRAME_SIZE)
         sizes = [waveform.shape[-1]] * len(waveform) if lengths is None else [int(length) for length in lengths]
@@ -128,6 +144,9 @@ class Teacher:
                 f"clips are {min(sizes) / SAMPLE_RATE:.2f} to {max(sizes) / SAMPLE_RATE:.2f} s long, expected 0.1 to "
                 f"{self.context / FRAME_RATE} s: see losses.asr_context_seconds"
             )
+        if lengths is None:
+            with torch.autocast(self.device.type, enabled=False):
+                return self._targets_of_equal_length(waveform.to(self.device))
         alignments: list[Tensor] = [waveform.new_empty(0)] * len(sizes)
         states, masks = alignments.copy(), alignments.copy()
         with torch.autocast(self.device.type, enabled=False):
@@ -147,7 +166,7 @@ class Teacher:
         """The transcripts of waveforms [B, T] at 24 kHz. A clip without speech has an empty one."""
         with torch.no_grad():
             tokens = self._generate(self._encode(waveform.to(self.device)), waveform.shape[-1])
-        return [self.tokenizer.decode(row).strip() for row in tokens]
+        return [self.tokenizer.decode(row).strip() for row in tokens.rows()]
 
     def fingerprint(self) -> str:
         """A short hash of everything that transcripts depend on besides the clip: weights and settings."""
@@ -164,21 +183,22 @@ class Teacher:
         if self.cache is None:
             return self._read(audio, self._generate(audio, waveform.shape[-1]), waveform.shape[-1])
         keys = [hashlib.sha256(clip.numpy().tobytes()).hexdigest() for clip in waveform.float().cpu()]
-        tokens = [self.cache.get(key) for key in keys]
-        new = [i for i, kept in enumerate(tokens) if kept is None]
+        kept = [self.cache.get(key) for key in keys]
+        new = [i for i, row in enumerate(kept) if row is None]
         if new:
-            for i, row in zip(new, self._generate(audio[new], waveform.shape[-1]), strict=True):
-                tokens[i] = row
+            for i, row in zip(new, self._generate(audio[new], waveform.shape[-1]).rows(), strict=True):
+                kept[i] = row
                 self.cache.put(keys[i], row)
-        return self._read(audio, [row for row in tokens if row is not None], waveform.shape[-1])
+        rows = [torch.tensor(row, dtype=torch.long, device=self.device) for row in kept]
+        counts = torch.tensor([len(row) for row in rows], device=self.device)
+        tokens = pad_sequence(rows, batch_first=True, padding_value=self.tokenizer.eot)
+        return self._read(audio, Tokens(tokens, counts), waveform.shape[-1])
 
     def _encode(self, waveform: Tensor) -> Tensor:
         """The encoder's states [B, context, width] for waveforms [B, T], padded with silence at the end."""
         low = self.resample(waveform.float())
         low = F.pad(low, (0, 2 * self.context * HOP_LENGTH - low.shape[-1]))
-        # one clip at a time: the spectrogram's floor is relative to the loudest point of the whole input
-        mels = self.model.dims.n_mels
-        mel = torch.stack([log_mel_spectrogram(clip, mels) for clip in low]).to(self.dtype)
+        mel = self._log_mel(low).to(self.dtype)
         encoder = self.model.encoder  # its own `forward` takes exactly 30 s, so we call the layers
         hidden = F.gelu(encoder.conv2(F.gelu(encoder.conv1(mel)))).transpose(1, 2)
         hidden = hidden + encoder.positional_embedding[: self.context].to(self.dtype)
@@ -186,10 +206,19 @@ class Teacher:
             hidden = block(hidden)
         return encoder.ln_post(hidden)
 
-    def _generate(self, audio: Tensor, samples: int) -> list[list[int]]:
-        """Greedy decoding: the tokens of each row of the encoder's states, without prompt and end token. A row is empty
-        if there is no speech, or if the transcript does not end."""
-        end = self.tokenizer.eot
+    def _log_mel(self, waveform: Tensor) -> Tensor:
+        """The log-mel spectrograms [B, mels, frames] of waveforms [B, T] at 16 kHz, each as openai-whisper's
+        `log_mel_spectrogram` gives it. That takes one clip, and waits for the GPU."""
+        spectrum = torch.stft(waveform, N_FFT, HOP_LENGTH, window=self.mel_window, return_complex=True)
+        power = spectrum[..., :-1].abs().square()
+        log = (self.mel_filters @ power).clamp(min=1e-10).log10()
+        return (torch.maximum(log, log.amax(dim=(1, 2), keepdim=True) - 8) + 4) / 4
+
+    def _generate(self, audio: Tensor, samples: int) -> Tokens:
+        """Greedy decoding of each row of the encoder's states. A row is empty if there is no speech, or if the
+        transcript does not end. On a GPU all tokens up to the limit are generated: to ask whether all rows have ended
+        would be to wait for it."""
+        end, on_gpu = self.tokenizer.eot, audio.is_cuda
         limit = min(
             TOKENS_AT_LEAST + math.ceil(TOKENS_A_SECOND * samples / SAMPLE_RATE), self.model.dims.n_text_ctx // 2
         )
@@ -198,11 +227,10 @@ class Teacher:
         rows: list[Tensor] = []
         cache, hooks = self.model.install_kv_cache_hooks()
         try:
-            while len(rows) < limit and not ended.all():
+            while len(rows) < limit and (on_gpu or not ended.all()):
                 logits = self.model.decoder(chosen, audio, kv_cache=cache)
                 if not rows:
-                    start = self.prompt.tolist().index(self.tokenizer.sot)
-                    no_speech = logits[:, start].softmax(dim=-1)[:, self.tokenizer.no_speech]
+                    no_speech = logits[:, self.start].softmax(dim=-1)[:, self.tokenizer.no_speech]
                 best = logits[:, -1].masked_fill(self.forbidden, -math.inf).argmax(dim=-1)
                 token = torch.where(ended, end, best)
                 ended |= token == end
@@ -211,20 +239,16 @@ class Teacher:
         finally:
             for hook in hooks:
                 hook.remove()
-        speech = ended & (no_speech <= NO_SPEECH)
-        return [
-            [token for token in row if token != end] if spoken else []
-            for row, spoken in zip(torch.stack(rows, dim=1).tolist(), speech.tolist(), strict=True)
-        ]
+        tokens = torch.stack(rows, dim=1)
+        tokens = tokens.masked_fill(~(ended & (no_speech <= NO_SPEECH))[:, None], end)
+        counts = (tokens != end).sum(dim=1)
+        return Tokens(tokens if on_gpu else tokens[:, : int(counts.max())], counts)
 
-    def _read(self, audio: Tensor, tokens: list[list[int]], samples: int) -> DistillationTargets:
+    def _read(self, audio: Tensor, transcripts: Tokens, samples: int) -> DistillationTargets:
         """Alignment and states of known transcripts, in one pass of the decoder."""
-        end, first = self.tokenizer.eot, len(self.prompt)
-        text = pad_sequence(
-            [torch.tensor([*row, end], device=self.device) for row in tokens], batch_first=True, padding_value=end
-        )
-        sequence = torch.cat([self.prompt.expand(len(tokens), -1), text], dim=1)
-        counts = torch.tensor([len(row) for row in tokens], device=self.device)[:, None]
+        tokens, counts, first = transcripts.tokens, transcripts.counts[:, None], len(self.prompt)
+        ends = torch.full_like(counts, self.tokenizer.eot)
+        sequence = torch.cat([self.prompt.expand(len(tokens), -1), tokens, ends], dim=1)
         places = torch.arange(sequence.shape[1], device=self.device)
 
         scores: list[Tensor] = []
@@ -246,7 +270,7 @@ class Teacher:
         timing = torch.stack([scores[layer][:, head] for layer, head in self.heads], dim=1)
         aligned = align(timing, places <= counts + first)  # with prompt and one end token, as in timing.py
         # the state that predicts a token is one position before it: for the first token, at the prompt's last position
-        given = slice(first - 1, first - 1 + int(counts.max()))
+        given = slice(first - 1, first - 1 + tokens.shape[1])
         alignment, states = aligned[:, given], decoder.ln(hidden)[:, given].float()
         mask = (places[: alignment.shape[1]] < counts) & (alignment.sum(dim=-1) > 0)
         return DistillationTargets(alignment * mask[..., None], states * mask[..., None], mask)
