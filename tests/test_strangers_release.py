@@ -22,7 +22,7 @@ from codec.voices import load_voice
 from experiments.random_release import TINY, params_json
 from release.changes import STATE
 from tests.injecting import Case, inject, make_case
-from tests.patching import PRESET, clip, make_release, patch, snapshot
+from tests.patching import PRESET, clip, make_release, patch
 
 DIM = TINY.embedding_dim
 
@@ -431,13 +431,3 @@ def test_a_link_of_a_release_that_leads_out_is_named_when_it_is_copied(
     (case.release / "LICENSE").symlink_to("params.json")
     assert inject(case.release, "--merge", "--output", tmp_path / "new", "--encoder", case.encoder) == 0
     assert f"README.md of {case.release} are links to files outside of it" in capsys.readouterr().out
-
-
-def test_releases_of_others_that_are_in_order_are_used(release: Path, tmp_path: Path) -> None:
-    """The state of somebody else's changes is published with the release."""
-    assert patch(release, "--voice", f"anna={clip(tmp_path / 'a.wav')}") == 0
-    before = snapshot(release)
-    assert patch(release, "--check") == 0
-    assert patch(release, "--voice", f"bert={clip(tmp_path / 'b.wav')}") == 0
-    assert patch(release, "--undo") == 0
-    assert snapshot(release) == before
