@@ -123,7 +123,7 @@ def base_url(url: str) -> str:
         valid = False
     if not valid:
         raise SpeechError(f"{shortened(url)}: expected one such as http://127.0.0.1:8000")
-    return re.sub(r"/*(/v1(/audio/speech)?)?/*$", "", url)
+    return url.rstrip("/").removesuffix("/v1/audio/speech").removesuffix("/v1").rstrip("/")
 
 
 def healthy(url: str) -> bool:

@@ -184,7 +184,8 @@ def test_voices_of_a_release_are_read_and_changed_or_refused_in_a_sentence(tmp_p
             replace(release / name, odd_json(smaller, dice) if dice.random() < 0.6 else json.dumps(smaller).encode())
         replace(release / ADDED, odd_json(added, dice))
         voices = refused_or_taken(lambda: read_named_voices(release), ReleaseError)
-        if isinstance(voices, NamedVoices):
+        params = refused_or_taken(lambda: CodecConfig.from_params(read_params_file(release / PARAMS)), ReleaseError)
+        if isinstance(voices, NamedVoices) and params is not None:
             rows = {PRESET: 5, dice.choice(ODD): 7}
             repaired = refused_or_taken(lambda: voices.repaired(TINY, rows)[0], ReleaseError)  # noqa: B023
             if isinstance(repaired, NamedVoices):
