@@ -21,6 +21,7 @@ if __name__ == "__main__":  # Ctrl-C during the imports below, which take second
 
 import argparse
 import json
+import math
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -81,6 +82,12 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
         metavar="N",
         help="only N clips or lines (default: all)",
     )
+    parser.add_argument(
+        "--longest",
+        type=seconds,
+        metavar="SECONDS",
+        help="where endless speech is cut (default: the server's)",
+    )
     parser.add_argument("--shown", type=whole_number, default=12, metavar="N", help="texts on the page (default: 12)")
     add_judge_options(parser, JUDGES)
     parser.add_argument("--seed", type=int, default=0, help="for intervals (default: 0)")
@@ -88,6 +95,14 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     if arguments.list and (arguments.texts or arguments.per_clip > 1):
         parser.error("--list has the texts: leave out --texts and --per-clip")
     return arguments
+
+
+def seconds(text: str) -> float:
+    """An argument that is more than 0."""
+    value = float(text)
+    if not 0 < value < math.inf:
+        raise ValueError(text)
+    return value
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -120,6 +135,7 @@ def options(arguments: argparse.Namespace, folder: Path) -> Options:
         texts_file=arguments.texts,
         per_clip=arguments.per_clip,
         limit=arguments.clips,
+        longest=arguments.longest,
         without=arguments.without,
         jobs=arguments.jobs,
         whisper=arguments.whisper,

@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+from codec.config import FRAME_SIZE
 from codec.files import shortened
 from data.reference import SAMPLE_RATE, Reference
 from system.command import UserError
@@ -56,20 +57,23 @@ class Timing:
     took: float
 
 
-def request_by_clip(text: str, reference: Reference) -> dict[str, Any]:
-    """The body of a request that speaks `text` in the voice of a clip."""
+def request_by_clip(text: str, reference: Reference, longest: float | None = None) -> dict[str, Any]:
+    """The body of a request that speaks `text` in the voice of a clip, for `longest` seconds at most."""
     wav = base64.b64encode(reference.wav()).decode()
-    return _request(text) | {"ref_audio": f"data:audio/wav;base64,{wav}"}
+    return _request(text, longest) | {"ref_audio": f"data:audio/wav;base64,{wav}"}
 
 
-def request_by_name(text: str, voice: str) -> dict[str, Any]:
-    """The body of a request that speaks `text` in a named voice of the server."""
-    return _request(text) | {"voice": voice}
+def request_by_name(text: str, voice: str, longest: float | None = None) -> dict[str, Any]:
+    """The body of a request that speaks `text` in a named voice of the server, for `longest` seconds at most."""
+    return _request(text, longest) | {"voice": voice}
 
 
-def _request(text: str) -> dict[str, Any]:
+def _request(text: str, longest: float | None) -> dict[str, Any]:
     # pcm, because the server breaks off a streamed wav
-    return {"input": text, "response_format": "pcm", "stream_format": "audio"}
+    body: dict[str, Any] = {"input": text, "response_format": "pcm", "stream_format": "audio"}
+    if longest is not None:
+        body["max_new_tokens"] = max(1, round(longest * SAMPLE_RATE / FRAME_SIZE))
+    return body
 
 
 def speak(url: str, body: dict[str, Any], out: Path) -> Timing:

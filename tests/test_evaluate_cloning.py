@@ -239,6 +239,13 @@ def test_named_voices_speak_the_same_texts_and_are_compared_with_their_clip(
     assert [request.get("voice") for request in server.posted] == 3 * [None] + 3 * ["anna"] + 3 * ["neutral"]
 
 
+def test_longest_asks_for_that_many_frames_of_80_ms(
+    prompts: Path, server: SpeakingServer, recognizer: Recognizer
+) -> None:
+    assert run(prompts, "--server", f"new={server.url}", "--clips", 1, "--longest", 10) == 0
+    assert [request["max_new_tokens"] for request in server.posted] == [125]
+
+
 def test_voices_alone_need_only_texts(
     prompts: Path, server: SpeakingServer, recognizer: Recognizer, tmp_path: Path
 ) -> None:

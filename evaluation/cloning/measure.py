@@ -32,8 +32,9 @@ JUDGES = ("words", "resemblyzer", "ecapa", "wavlm", "quality")
 @dataclass(frozen=True)
 class Options:
     """What to measure. Prompts are either the lines of `list_file`, or the clips of `data` with the lines of
-    `texts_file`; without clips only `voices` speak. `limit` is the number of prompts or clips, 0 for all. `folder`
-    keeps what was spoken and judged. Judges are explained at `open_judges`."""
+    `texts_file`; without clips only `voices` speak. `limit` is the number of prompts or clips, 0 for all. `longest` is
+    when a server stops speaking, in seconds of speech; None is the server's own limit. `folder` keeps what was spoken
+    and judged. Judges are explained at `open_judges`."""
 
     servers: Sequence[str]
     voices: Sequence[str]
@@ -44,6 +45,7 @@ class Options:
     texts_file: str = ""
     per_clip: int = 1
     limit: int = 0
+    longest: float | None = None
     without: Collection[str] = ()
     jobs: int = 1
     whisper: str = "base"
@@ -57,7 +59,8 @@ def measure_cloning(options: Options) -> CloningResults:
     """Raises DataError or BadClipError for bad prompts, NoServerError if a server does not answer at the start, and
     JudgeError if the judges fail."""
     prompts, problems, notes = read_prompts(options)
-    systems = read_systems(options.servers, options.voices, with_clips=any(prompt.clip for prompt in prompts))
+    with_clips = any(prompt.clip for prompt in prompts)
+    systems = read_systems(options.servers, options.voices, with_clips, options.longest)
     spoken = speak_all(systems, prompts, options.folder / "spoken", show_progress)
     if not any(each and not each.failed for one in spoken.values() for each in one.utterances):
         reasons = [each.failed for one in spoken.values() for each in one.utterances if each]
@@ -140,6 +143,7 @@ def settings(options: Options, prompts: Sequence[Prompt]) -> dict[str, Any]:
         "texts": options.texts_file,
         "texts_per_clip": options.per_clip,
         "prompts": options.limit or "all",
+        "longest": options.longest or "the server's own limit",
         "without": list(options.without),
         "machine": machine(options.device),
         "resampler": f"{RESAMPLER}; for ECAPA torchaudio's",

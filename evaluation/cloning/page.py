@@ -18,6 +18,7 @@ FACTS = (  # settings that the page lists
     "data",
     "texts",
     "prompts",
+    "longest",
     "without",
     "machine",
     "resampler",

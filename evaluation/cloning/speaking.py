@@ -46,13 +46,14 @@ class System:
     url: str
     voice: str = ""
     reference: Speech | None = None
+    longest: float | None = None  # seconds of speech at which the server is to stop
 
     def request(self, prompt: Prompt) -> dict[str, Any]:
         """The request's body. The prompt needs a clip if the system has no voice."""
         if self.voice:
-            return request_by_name(prompt.text, self.voice)
+            return request_by_name(prompt.text, self.voice, self.longest)
         assert prompt.clip is not None
-        return request_by_clip(prompt.text, Reference(prompt.clip.waveform[None], ()))
+        return request_by_clip(prompt.text, Reference(prompt.clip.waveform[None], ()), self.longest)
 
 
 @dataclass(frozen=True)
@@ -83,7 +84,9 @@ class Spoken:
         return sum(utterance is not None for utterance in self.utterances)
 
 
-def read_systems(servers: Sequence[str], voices: Sequence[str], with_clips: bool) -> list[System]:
+def read_systems(
+    servers: Sequence[str], voices: Sequence[str], with_clips: bool, longest: float | None = None
+) -> list[System]:
     """The systems of `--server [NAME=]URL ...` and `--voice NAME[=CLIP] ...`: of each server first the one that speaks
     in the clips' voices, if there are clips, then its named voices. Raises DataError for a bad name, SpeechError for a
     bad URL, and BadClipError for a bad clip."""
@@ -101,9 +104,9 @@ def read_systems(servers: Sequence[str], voices: Sequence[str], with_clips: bool
     systems = []
     for name, url in named.items():
         if with_clips:
-            systems.append(System(name, url))
+            systems.append(System(name, url, longest=longest))
         for voice, reference in spoken:
-            systems.append(System(voice if len(named) == 1 else f"{name}:{voice}", url, voice, reference))
+            systems.append(System(voice if len(named) == 1 else f"{name}:{voice}", url, voice, reference, longest))
     names = [system.name for system in systems]
     if len({*names, CLIP}) <= len(names):
         raise DataError(f"two systems have the same name, or one is called {CLIP!r}: {', '.join(names)}")
