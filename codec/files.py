@@ -90,7 +90,7 @@ def held_twice(files: Mapping[Path, Iterable[str]]) -> str:
     holders: dict[str, list[str]] = {}
     for path, names in files.items():
         for name in names:
-            holders.setdefault(name, []).append(path.name)
+            holders.setdefault(name, []).append(shortened(path.name))
     twice = [tuple(paths) for paths in holders.values() if len(paths) > 1]
     if not twice:
         return ""

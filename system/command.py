@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from system.environment import from_environment
+from system.names import printable
 from system.signals import EndingSignals, RaisedSignals, StoppedError
 
 
@@ -26,7 +27,8 @@ def exit_status(
     tidy up after a signal: it ends the process where it is, even in a library that would first finish a download.
 
     Printing never fails: what standard output and standard error cannot encode is printed as `\\udce9` or `\\u58f0`.
-    Names of files and voices may hold bytes that are no UTF-8, and the locale may know nothing but ASCII."""
+    Names of files and voices may hold bytes that are no UTF-8, and the locale may know nothing but ASCII. In the
+    sentence of an error, characters that would control the terminal are printed as `\\x1b`."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
@@ -48,7 +50,8 @@ def exit_status(
             sentence = f"{refusal}; {when_refused}" if when_refused else refusal
         else:
             raise
-    print(f"error: {sentence}", file=sys.stderr)
+    shown = "\n".join(printable(line) for line in sentence.split("\n"))
+    print(f"error: {shown}", file=sys.stderr)
     return status
 
 
