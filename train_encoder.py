@@ -24,6 +24,7 @@ if __name__ == "__main__":  # Ctrl-C during the imports below, which take second
     end_on_signals()
 
 import argparse
+from collections.abc import Sequence
 from contextlib import closing
 from pathlib import Path
 
@@ -133,11 +134,15 @@ class Trainer:
     def autocast(self) -> torch.autocast:
         return torch.autocast(self.ranks.device.type, torch.bfloat16, enabled=self.bf16)
 
-    def step(self, waveform: Tensor, step: int, pairs: PairBatch | None = None) -> dict[str, Tensor]:
-        """One step on this rank's crops [B, 1, T] and crops of pairs, in `accumulate` parts. Returns metrics, on the
-        device."""
+    def step(
+        self, waveform: Tensor, step: int, pairs: PairBatch | None = None, languages: Sequence[str] = ()
+    ) -> dict[str, Tensor]:
+        """One step on this rank's crops [B, 1, T], in their languages [B], and crops of pairs, in `accumulate` parts.
+        Returns metrics, on the device."""
         losses = self.losses_of(step)
-        inputs = step_inputs(self.config, self.ranks, self.codec, waveform, step, pairs)
+        spoken = languages or [""] * len(waveform)
+        numbers = self.asr_teacher.numbered_languages(spoken) if self.config.losses.asr else None
+        inputs = step_inputs(self.config, self.ranks, self.codec, waveform, step, pairs, numbers)
         metrics, flags = self.graphed_compute(inputs, losses)
         self.monitor.observe(step, flags)
         self.ema.update(step)
@@ -231,7 +236,7 @@ class Trainer:
         if weights.commitment:
             values["commitment"] = commitment(semantic, quantized.semantic)
         if "asr" in losses:
-            targets = self.asr_teacher.targets(waveform[:, 0])
+            targets = self.asr_teacher.targets(waveform[:, 0], languages=inputs.languages.chunk(parts)[part])
             values["asr"] = self.asr_projection.network(targets, quantized.semantic)
             metrics["asr_silent_clips"] = targets.clips_without_speech.float()
         if weights.diversity:
@@ -315,7 +320,8 @@ def train(config: Config, ranks: Ranks) -> None:
             progress.count("kept", batch.kept)
             names = in_parts(batch.names, pairs.names if pairs else (), config.accumulate)
             trainer.monitor.note_clips(step, names)
-            on_device = trainer.step(batch.waveform.to(ranks.device, non_blocking=True), step, pairs)
+            waveform = batch.waveform.to(ranks.device, non_blocking=True)
+            on_device = trainer.step(waveform, step, pairs, batch.languages)
             progress.advance()
             done = step + 1
             stopped = ranks.largest(stop.number)

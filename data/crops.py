@@ -37,6 +37,7 @@ class Item(NamedTuple):
     waveform: Tensor  # [1, T]
     skipped: tuple[Fault, ...]  # the clips that it replaces, which could not be used
     kept: tuple[Fault, ...]  # faults of its own clip
+    language: str  # as its source writes it; empty if unknown
 
 
 class Batch(NamedTuple):
@@ -44,6 +45,7 @@ class Batch(NamedTuple):
     waveform: Tensor  # [B, 1, T]
     skipped: tuple[Fault, ...]
     kept: tuple[Fault, ...]
+    languages: tuple[str, ...]
 
 
 class Crops(Dataset[Item]):
@@ -79,7 +81,8 @@ class Crops(Dataset[Item]):
                 index = self.order.replacement(index, attempt, generator)
                 continue
             start = int(torch.randint(waveform.shape[-1] - self.length + 1, (), generator=generator))
-            return Item(clip.name, waveform[:, start : start + self.length], tuple(skipped), kept)
+            crop = waveform[:, start : start + self.length]
+            return Item(clip.name, crop, tuple(skipped), kept, clip.language)
         raise DataError(f"no usable clip among {ATTEMPTS} tried; the last one: {skipped[-1].message}")
 
     def usable(self, index: int, generator: torch.Generator | None = None) -> tuple[Clip, Tensor, tuple[Fault, ...]]:
@@ -176,4 +179,5 @@ def _collate(items: list[Item]) -> Batch:
                 "a loader worker has no room for a batch in shared memory: enlarge /dev/shm (docker run --shm-size), "
                 "or set data.workers lower"
             ) from error
-    return Batch(tuple(item.name for item in items), waveform, skipped, kept)
+    names, languages = (tuple(getattr(item, key) for item in items) for key in ("name", "language"))
+    return Batch(names, waveform, skipped, kept, languages)

@@ -46,10 +46,12 @@ def measure(count: int, seconds: float) -> int:
         with torch.no_grad():
             audio = teacher._encode(waveform)
             encoded = time.process_time()
-            tokens = teacher._generate(audio, samples)
+            prompts = teacher.prompt.expand(len(audio), -1)
+            transcripts = teacher._generate(audio, samples, prompts)
             generated = time.process_time()
-            teacher._read(audio, tokens, samples)
+            teacher._read(audio, transcripts, samples, prompts)
         read = time.process_time()
+        tokens = transcripts.rows()
         texts = [teacher.tokenizer.decode(row) for row in tokens]
         expected = expected or texts
         pairs = list(zip(expected, texts, strict=True))

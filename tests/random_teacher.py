@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import pytest
 import torch
 
@@ -14,7 +16,10 @@ class RandomTeacher:
 
     width = 12
 
-    def targets(self, waveform: torch.Tensor) -> DistillationTargets:
+    def numbered_languages(self, names: Sequence[str]) -> torch.Tensor:
+        return torch.zeros(len(names), dtype=torch.long)
+
+    def targets(self, waveform: torch.Tensor, languages: torch.Tensor | None = None) -> DistillationTargets:
         batch, frames = len(waveform), -(-waveform.shape[-1] // 1920)
         generator = torch.Generator().manual_seed(batch * frames)
         mask = torch.tensor([[True, True]] * (batch - 1) + [[False, False]])
@@ -24,6 +29,6 @@ class RandomTeacher:
         return DistillationTargets(alignment, states, mask)
 
 
-def use_random_teacher(patch: pytest.MonkeyPatch) -> None:
+def use_random_teacher(patch: pytest.MonkeyPatch, teacher: RandomTeacher | None = None) -> None:
     """`Teacher.load` returns this teacher instead of Whisper."""
-    patch.setattr(losses.asr.teacher.Teacher, "load", lambda *arguments, **options: RandomTeacher())
+    patch.setattr(losses.asr.teacher.Teacher, "load", lambda *arguments, **options: teacher or RandomTeacher())

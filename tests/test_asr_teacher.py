@@ -16,6 +16,7 @@ import losses.asr.teacher
 from codec.config import FRAME_SIZE, SAMPLE_RATE
 from data import decode, open_clips
 from losses.asr.distillation import ASRDistillation, DistillationTargets
+from losses.asr.languages import whisper_language
 from losses.asr.teacher import Teacher, TeacherError, in_half, set_alignment_heads
 from tests.whisper_base import whisper_base
 
@@ -281,9 +282,9 @@ def test_only_clips_without_a_cached_transcript_are_transcribed(
     generated: list[int] = []
     original = Teacher._generate
 
-    def counting(self: Teacher, audio: torch.Tensor, samples: int) -> list[list[int]]:
+    def counting(self: Teacher, audio: torch.Tensor, samples: int, prompts: torch.Tensor) -> list[list[int]]:
         generated.append(len(audio))
-        return original(self, audio, samples)
+        return original(self, audio, samples, prompts)
 
     monkeypatch.setattr(Teacher, "_generate", counting)
     mixed = cached.targets(crops)
@@ -331,3 +332,39 @@ def test_a_cache_that_cannot_be_written_gives_a_warning_and_the_same_targets(
 def test_the_frame_rates_are_the_codecs() -> None:
     assert FRAME_SIZE * 12.5 == SAMPLE_RATE
     assert losses.asr.teacher.FRAME_RATE == 50
+
+
+@pytest.mark.parametrize(
+    ("name", "code"),
+    [("de", "de"), ("DE", "de"), ("de-AT", "de"), ("zh_CN", "zh"), ("German", "de"), ("sv-SE", "sv"), ("nb-NO", "no")],
+)
+def test_languages_are_known_by_the_names_that_corpora_give_them(name: str, code: str) -> None:
+    assert whisper_language(name) == code
+    assert whisper_language(f"x{name}") is None
+
+
+def test_each_clip_has_the_targets_of_its_own_language(quick: Teacher, crops: torch.Tensor) -> None:
+    german = Teacher(quick.model, language="de", context_seconds=WINDOW)
+    mixed = quick.targets(crops, languages=quick.numbered_languages(["", "de-DE"]))
+    for i, alone in enumerate((quick.targets(crops[:1]), german.targets(crops[1:]))):
+        tokens = int(alone.mask.sum())
+        assert tokens == int(mixed.mask[i].sum())
+        assert torch.allclose(mixed.states[i, :tokens], alone.states[0, :tokens], atol=1e-3)
+
+
+def test_a_clip_in_a_language_that_whisper_does_not_know_has_no_targets(quick: Teacher, crops: torch.Tensor) -> None:
+    teacher = Teacher(quick.model, context_seconds=WINDOW)
+    with pytest.warns(UserWarning, match="does not know the language 'eo': its clips train without ASR") as warned:
+        languages = teacher.numbered_languages(["eo", "en", "eo", ""])
+    assert len(warned) == 1
+    assert torch.equal(languages[:2], languages[2:])
+    targets = teacher.targets(crops, languages=languages[:2])
+    assert targets.has_speech.tolist() == [False, True]
+
+
+def test_the_cache_keeps_a_clips_transcripts_of_two_languages_apart(
+    cached: Teacher, crops: torch.Tensor, tmp_path: Path
+) -> None:
+    for names in (["en"], ["de"], [""], ["German"]):
+        cached.targets(crops[:1], languages=cached.numbered_languages(names))
+    assert len(list((tmp_path / "cache").rglob("*.safetensors"))) == 2

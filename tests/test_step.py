@@ -152,7 +152,7 @@ def test_clips_without_speech_add_up(settings: Path, monkeypatch: pytest.MonkeyP
     training = train_encoder.Trainer(load_config(settings, (*EVERY_PART, "losses.asr_every=2")), ALONE)
     make = training.asr_teacher.targets
 
-    def of_silence(waveform: torch.Tensor) -> DistillationTargets:
+    def of_silence(waveform: torch.Tensor, languages: torch.Tensor) -> DistillationTargets:
         found = make(waveform)
         return found._replace(mask=found.mask & (torch.arange(4)[:, None] == 0))
 

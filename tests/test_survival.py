@@ -22,7 +22,6 @@ from safetensors.torch import load_file
 
 import train_encoder
 from data.crops import Crops, Item
-from data.pairs import PairBatch
 from experiments.random_speech import audio_bytes
 from tests.random_teacher import use_random_teacher
 from tests.rank_processes import start, statuses
@@ -287,11 +286,11 @@ def test_a_signal_lets_the_step_end_saves_and_gives_its_status(
     step = train_encoder.Trainer.step
 
     def asked_to_stop(
-        self: train_encoder.Trainer, waveform: torch.Tensor, at: int, pairs: PairBatch | None
+        self: train_encoder.Trainer, waveform: torch.Tensor, at: int, *others: Any
     ) -> dict[str, torch.Tensor]:
         if at == 2:
             os.kill(os.getpid(), number)
-        return step(self, waveform, at, pairs)
+        return step(self, waveform, at, *others)
 
     monkeypatch.setattr(train_encoder.Trainer, "step", asked_to_stop)
     monkeypatch.setattr(sys, "argv", ["train_encoder.py", "--config", str(settings), "save_every=100"])

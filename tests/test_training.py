@@ -20,7 +20,6 @@ import train_encoder
 from codec import load_release
 from codec.checkpoint import checkpoint_tensors, codec_fingerprint, with_encoder
 from codec.tensors import ENCODER_PREFIXES, expected_encoder
-from data.pairs import PairBatch
 from experiments.random_release import TINY, params_json, random_codec, write_release
 from experiments.random_speech import audio_bytes
 from tests.random_pairs import random_shards
@@ -392,10 +391,8 @@ def test_values_that_are_not_finite_stop_the_run_with_their_name(
     config = load_config(settings)
     training_step = train_encoder.Trainer.step
 
-    def broken(
-        self: train_encoder.Trainer, waveform: torch.Tensor, step: int, pairs: PairBatch | None
-    ) -> dict[str, torch.Tensor]:
-        return training_step(self, waveform * float("nan") if step == 3 else waveform, step, pairs)
+    def broken(self: train_encoder.Trainer, waveform: torch.Tensor, step: int, *others: Any) -> dict[str, torch.Tensor]:
+        return training_step(self, waveform * float("nan") if step == 3 else waveform, step, *others)
 
     monkeypatch.setattr(train_encoder.Trainer, "step", broken)
     with pytest.raises(train_encoder.TrainingError, match=r"step 4: .*mel.* not finite"):

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from losses.asr.distillation import ASRDistillation
 from losses.discriminator import Discriminator
-from training.config import Config
+from training.config import Config, ConfigError
 from training.distributed import Ranks
 from training.optimization import adam, load_optimizer
 
@@ -71,8 +71,15 @@ def build_discriminator(config: Config, ranks: Ranks) -> AuxiliaryNetwork[Discri
 
 def build_asr(config: Config, ranks: Ranks, semantic_dim: int) -> tuple[Teacher, AuxiliaryNetwork[ASRDistillation]]:
     """The frozen Whisper, which rank 0 downloads first, and the projection that learns."""
-    from losses.asr.teacher import Teacher  # importing Whisper takes seconds
+    from losses.asr.languages import whisper_language  # importing Whisper takes seconds
+    from losses.asr.teacher import Teacher
 
+    for source in config.data.train:
+        if source.asr_language and not whisper_language(source.asr_language):
+            raise ConfigError(
+                f"asr_language of {source.name} in data.train is {source.asr_language!r}, expected a language that "
+                "Whisper knows, such as de or German"
+            )
     options, cache = config.losses, Path(config.hf_cache) if config.hf_cache else None
     with ranks.main_first():
         teacher = Teacher.load(

@@ -86,7 +86,7 @@ class Losses:
     balancer_decay: float = 0.999  # of the averaged gradient norms; short runs need 0.99 to forget their start
     speaker_model: InputPath = "speechbrain/spkrec-ecapa-voxceleb"  # a hub name, or a folder with its two files
     asr_teacher: InputPath = "base"  # a Whisper by name, downloaded once, or a .pt file in openai-whisper's format
-    asr_language: str = "en"
+    asr_language: str = "en"  # of clips whose source names none
     asr_every: int = 1  # the teacher runs in every n-th step; its weight is the same share there
     asr_context_seconds: float = 30.0  # the window that the teacher's clips are padded to: shorter is faster and worse
     asr_cache: OutputPath = ""  # a folder for the teacher's transcripts, for runs that share data and seed

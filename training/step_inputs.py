@@ -37,6 +37,7 @@ class StepInputs(NamedTuple):
     seeds: Tensor  # [entries], random numbers for the codebook
     learning_rate: Tensor  # scalar
     l1_stft_factor: Tensor  # scalar, on the weights of l1 and stft
+    languages: Tensor  # [B], of the crops, as Whisper numbers them; all 0 without a teacher
     pair_codes: Tensor  # [P, 37, context + F] and [P]: data.pairs.PairBatch
     pair_begins: Tensor
 
@@ -46,7 +47,13 @@ class StepInputs(NamedTuple):
 
 
 def step_inputs(
-    config: Config, ranks: Ranks, codec: Codec, waveform: Tensor, step: int, pairs: PairBatch | None = None
+    config: Config,
+    ranks: Ranks,
+    codec: Codec,
+    waveform: Tensor,
+    step: int,
+    pairs: PairBatch | None = None,
+    languages: Tensor | None = None,
 ) -> StepInputs:
     """This rank's inputs for its crops [B, 1, T], and for its crops of pairs if there are any. Random numbers are drawn
     for the crops of all ranks, as a function of the seed and the step, and each rank takes its part."""
@@ -56,7 +63,8 @@ def step_inputs(
     seeds = codec.quantizer.semantic_codebook.draw(generator)
     rate, factor = torch.tensor(learning_rate(step, config)), torch.tensor(config.losses.l1_stft_decay**step)
     pairs = pairs or empty_pairs(0, codec.config, frames)
-    others = (*draw, seeds, rate, factor, pairs.codes, pairs.begins)
+    languages = torch.zeros(len(waveform), dtype=torch.long) if languages is None else languages
+    others = (*draw, seeds, rate, factor, languages, pairs.codes, pairs.begins)
     return StepInputs(waveform, *(to_device(tensor, ranks.device) for tensor in others))
 
 

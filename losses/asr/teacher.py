@@ -6,6 +6,7 @@ import hashlib
 import math
 import pickle
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,13 +18,15 @@ from torch.nn import functional as F
 from torch.nn.utils.rnn import pad_sequence
 from whisper.audio import HOP_LENGTH, N_FFT, mel_filters
 from whisper.model import Whisper, disable_sdpa
-from whisper.tokenizer import get_tokenizer
+from whisper.tokenizer import LANGUAGES, get_tokenizer
 
 from codec.config import FRAME_SIZE, SAMPLE_RATE
 from losses.asr.alignment import align
 from losses.asr.distillation import DistillationTargets, TeacherError
+from losses.asr.languages import whisper_language
 from losses.asr.transcript_cache import TranscriptCache
 from losses.resampling import band_limited_resample
+from system.names import printable
 
 WHISPER_FRAME = 480  # samples: 20 ms, one frame after the encoder's second convolution
 FRAME_RATE = SAMPLE_RATE // WHISPER_FRAME  # 50 Hz
@@ -37,6 +40,7 @@ NO_SPEECH = 0.85
 SIZES = {(4, 384): "tiny", (6, 512): "base", (12, 768): "small", (24, 1024): "medium", (32, 1280): "large-v2"}
 NEWER_VOCABULARY = 51866  # has one language more
 NEWER_SIZES = {(4, 1280): "turbo", (32, 1280): "large-v3"}
+UNKNOWN_LANGUAGE = -1
 RECIPE = 1  # part of the cache's name; raise it when a code change changes transcripts
 
 
@@ -53,7 +57,7 @@ class Tokens(NamedTuple):
 class Teacher:
     """Makes distillation targets with a frozen Whisper. It is deliberately not a module: it is never trained or saved.
 
-    language: of the speech, by Whisper's code ("en"). English-only models accept only "en".
+    language: of the clips that come without one ("en"). English-only models accept only "en".
     context_seconds: each clip is padded with silence to this window. Whisper was trained with 30 s. With a shorter
         window it misses ends and loops (measured by experiments/teacher_window.py), but saves time without a GPU.
     cache: the folder of the transcript cache, see TranscriptCache; None means no cache.
@@ -68,11 +72,14 @@ class Teacher:
         context_seconds: float = WINDOW_SECONDS,
         cache: Path | None = None,
     ):
-        if not model.is_multilingual and language != "en":
+        if not model.is_multilingual and whisper_language(language) != "en":
             raise TeacherError(f"losses.asr_language is {language!r}, but the teacher is English-only: expected 'en'")
         try:
             self.tokenizer = get_tokenizer(
-                model.is_multilingual, num_languages=model.num_languages, language=language, task="transcribe"
+                model.is_multilingual,
+                num_languages=model.num_languages,
+                language=whisper_language(language) or language,
+                task="transcribe",
             )
         except ValueError as error:
             raise TeacherError(
@@ -80,6 +87,11 @@ class Teacher:
             ) from error
         if not 0 < context_seconds <= WINDOW_SECONDS:
             raise TeacherError(f"losses.asr_context_seconds is {context_seconds}, expected more than 0 and at most 30")
+        self.language = str(self.tokenizer.language or "en")
+        # the token of each language that this model knows, which is the second one of the prompt
+        codes = list(LANGUAGES)[: model.num_languages] if model.is_multilingual else []
+        self.languages = {code: int(self.tokenizer.to_language_token(code)) for code in codes} or {"en": 0}
+        self.warned: set[str] = set()
         self.model = model.eval().requires_grad_(False)
         self.device, self.dtype = model.device, model.encoder.conv1.weight.dtype
         self.width = model.dims.n_text_state
@@ -125,14 +137,34 @@ class Teacher:
         model = model.to(device)
         return cls(in_half(model) if model.device.type == "cuda" else model, **options)
 
+    def numbered_languages(self, names: Sequence[str]) -> Tensor:
+        """The languages [B] of clips as `targets` takes them, on the CPU. A name is a corpus's (`de`, `de-DE`,
+        `German`); an empty one is the teacher's own language. A clip in a language that this Whisper does not know gets
+        UNKNOWN_LANGUAGE and no targets; one warning names the language."""
+        numbers = []
+        for name in names:
+            code = whisper_language(name) if name else self.language
+            numbers.append(self.languages.get(code or "", UNKNOWN_LANGUAGE))
+            if numbers[-1] == UNKNOWN_LANGUAGE and name not in self.warned:
+                self.warned.add(name)
+                warnings.warn(
+                    f"the Whisper teacher does not know the language {printable(name)[:40]!r}: its clips train without "
+                    "ASR distillation",
+                    stacklevel=2,
+                )
+        return torch.tensor(numbers, dtype=torch.long)
+
     @torch.no_grad()
-    def targets(self, waveform: Tensor, lengths: Tensor | None = None) -> DistillationTargets:
-        """The targets for waveforms [B, T] at 24 kHz in [-1, 1], over F = ceil(T / 1920) codec frames.
+    def targets(
+        self, waveform: Tensor, lengths: Tensor | None = None, languages: Tensor | None = None
+    ) -> DistillationTargets:
+        """The targets for waveforms [B, T] at 24 kHz in [-1, 1], over F = ceil(T / 1920) codec frames. `languages` [B]
+        come from `numbered_languages`; without them all clips are in the teacher's own language.
 
         If clips are padded at the end, `lengths` [B] are their lengths in samples; without it all have T. Each clip
         gives the same targets as alone: samples after its length do not count. A clip gets no tokens if Whisper finds
-        no speech in it, or if its transcript does not end. Raises ValueError for clips longer than the window or
-        shorter than 0.1 s.
+        no speech in it or does not know its language, or if its transcript does not end. Raises ValueError for clips
+        longer than the window or shorter than 0.1 s.
 
         On a GPU, without lengths and without a cache, this never waits for the device, so that a CUDA graph can record
         it. L is then the largest number of tokens that a transcript may have.
@@ -144,17 +176,19 @@ class Teacher:
                 f"clips are {min(sizes) / SAMPLE_RATE:.2f} to {max(sizes) / SAMPLE_RATE:.2f} s long, expected 0.1 to "
                 f"{self.context / FRAME_RATE} s: see losses.asr_context_seconds"
             )
+        if languages is None:
+            languages = torch.full((len(waveform),), self.languages[self.language], device=self.device)
+        languages = languages.to(self.device)
         if lengths is None:
             with torch.autocast(self.device.type, enabled=False):
-                return self._targets_of_equal_length(waveform.to(self.device))
+                return self._targets_of_equal_length(waveform.to(self.device), languages)
         alignments: list[Tensor] = [waveform.new_empty(0)] * len(sizes)
         states, masks = alignments.copy(), alignments.copy()
         with torch.autocast(self.device.type, enabled=False):
             for size in sorted(set(sizes)):  # attention takes no lengths: batches have clips of one length
                 members = [i for i, other in enumerate(sizes) if other == size]
-                for i, *parts in zip(
-                    members, *self._targets_of_equal_length(waveform[members, :size].to(self.device)), strict=True
-                ):
+                part = waveform[members, :size].to(self.device)
+                for i, *parts in zip(members, *self._targets_of_equal_length(part, languages[members]), strict=True):
                     alignments[i], states[i], masks[i] = parts
         return DistillationTargets(
             pad_sequence([F.pad(a, (0, frames - a.shape[-1])) for a in alignments], batch_first=True),
@@ -165,7 +199,8 @@ class Teacher:
     def transcribe(self, waveform: Tensor) -> list[str]:
         """The transcripts of waveforms [B, T] at 24 kHz. A clip without speech has an empty one."""
         with torch.no_grad():
-            tokens = self._generate(self._encode(waveform.to(self.device)), waveform.shape[-1])
+            prompts = self.prompt.expand(len(waveform), -1)
+            tokens = self._generate(self._encode(waveform.to(self.device)), waveform.shape[-1], prompts)
         return [self.tokenizer.decode(row).strip() for row in tokens.rows()]
 
     def fingerprint(self) -> str:
@@ -177,22 +212,41 @@ class Teacher:
             digest.update(key.encode() + tensor.cpu().contiguous().view(torch.uint8).numpy().tobytes())
         return digest.hexdigest()[:16]
 
-    def _targets_of_equal_length(self, waveform: Tensor) -> DistillationTargets:
-        """The targets for clips [B, T] that all have the length T."""
-        audio = self._encode(waveform)
+    def _targets_of_equal_length(self, waveform: Tensor, languages: Tensor) -> DistillationTargets:
+        """The targets for clips [B, T] that all have the length T, in languages [B]."""
+        audio, prompts = self._encode(waveform), self._prompts(languages)
+        tokens = self._transcripts(waveform, audio, languages, prompts)
+        known = Tokens(tokens.tokens, tokens.counts * (languages != UNKNOWN_LANGUAGE))
+        return self._read(audio, known, waveform.shape[-1], prompts)
+
+    def _prompts(self, languages: Tensor) -> Tensor:
+        """The prompt of each clip: start, language, task, no timestamps."""
+        prompts = self.prompt.repeat(len(languages), 1)
+        if self.model.is_multilingual:
+            prompts[:, 1] = torch.where(languages == UNKNOWN_LANGUAGE, self.languages[self.language], languages)
+        return prompts
+
+    def _transcripts(self, waveform: Tensor, audio: Tensor, languages: Tensor, prompts: Tensor) -> Tokens:
+        """The tokens of clips [B, T], from the cache as far as they are there."""
         if self.cache is None:
-            return self._read(audio, self._generate(audio, waveform.shape[-1]), waveform.shape[-1])
-        keys = [hashlib.sha256(clip.numpy().tobytes()).hexdigest() for clip in waveform.float().cpu()]
+            return self._generate(audio, waveform.shape[-1], prompts)
+        keys = [self._key(*each) for each in zip(waveform.float().cpu(), languages.tolist(), strict=True)]
         kept = [self.cache.get(key) for key in keys]
         new = [i for i, row in enumerate(kept) if row is None]
         if new:
-            for i, row in zip(new, self._generate(audio[new], waveform.shape[-1]).rows(), strict=True):
+            for i, row in zip(new, self._generate(audio[new], waveform.shape[-1], prompts[new]).rows(), strict=True):
                 kept[i] = row
                 self.cache.put(keys[i], row)
         rows = [torch.tensor(row, dtype=torch.long, device=self.device) for row in kept]
         counts = torch.tensor([len(row) for row in rows], device=self.device)
-        tokens = pad_sequence(rows, batch_first=True, padding_value=self.tokenizer.eot)
-        return self._read(audio, Tokens(tokens, counts), waveform.shape[-1])
+        return Tokens(pad_sequence(rows, batch_first=True, padding_value=self.tokenizer.eot), counts)
+
+    def _key(self, clip: Tensor, language: int) -> str:
+        """The key of a clip [T] in the cache."""
+        digest = hashlib.sha256(clip.numpy().tobytes())
+        if language != self.languages[self.language]:  # the teacher's own language is in its fingerprint
+            digest.update(f"language {language}".encode())
+        return digest.hexdigest()
 
     def _encode(self, waveform: Tensor) -> Tensor:
         """The encoder's states [B, context, width] for waveforms [B, T], padded with silence at the end."""
@@ -214,15 +268,15 @@ class Teacher:
         log = (self.mel_filters @ power).clamp(min=1e-10).log10()
         return (torch.maximum(log, log.amax(dim=(1, 2), keepdim=True) - 8) + 4) / 4
 
-    def _generate(self, audio: Tensor, samples: int) -> Tokens:
-        """Greedy decoding of each row of the encoder's states. A row is empty if there is no speech, or if the
-        transcript does not end. On a GPU all tokens up to the limit are generated: to ask whether all rows have ended
-        would be to wait for it."""
+    def _generate(self, audio: Tensor, samples: int, prompts: Tensor) -> Tokens:
+        """Greedy decoding of each row of the encoder's states, after its prompt. A row is empty if there is no speech,
+        or if the transcript does not end. On a GPU all tokens up to the limit are generated: to ask whether all rows
+        have ended would be to wait for it."""
         end, on_gpu = self.tokenizer.eot, audio.is_cuda
         limit = min(
             TOKENS_AT_LEAST + math.ceil(TOKENS_A_SECOND * samples / SAMPLE_RATE), self.model.dims.n_text_ctx // 2
         )
-        chosen = self.prompt.expand(len(audio), -1)
+        chosen = prompts
         ended = torch.zeros(len(audio), dtype=torch.bool, device=self.device)
         rows: list[Tensor] = []
         cache, hooks = self.model.install_kv_cache_hooks()
@@ -244,11 +298,11 @@ class Teacher:
         counts = (tokens != end).sum(dim=1)
         return Tokens(tokens if on_gpu else tokens[:, : int(counts.max())], counts)
 
-    def _read(self, audio: Tensor, transcripts: Tokens, samples: int) -> DistillationTargets:
+    def _read(self, audio: Tensor, transcripts: Tokens, samples: int, prompts: Tensor) -> DistillationTargets:
         """Alignment and states of known transcripts, in one pass of the decoder."""
         tokens, counts, first = transcripts.tokens, transcripts.counts[:, None], len(self.prompt)
         ends = torch.full_like(counts, self.tokenizer.eot)
-        sequence = torch.cat([self.prompt.expand(len(tokens), -1), tokens, ends], dim=1)
+        sequence = torch.cat([prompts, tokens, ends], dim=1)
         places = torch.arange(sequence.shape[1], device=self.device)
 
         scores: list[Tensor] = []
