@@ -75,8 +75,10 @@ class Release:
 
     @property
     def copies(self) -> str:
-        """A sentence about tensors that two of the checkpoint's files hold, empty if there are none."""
-        return held_twice({path: file.tensors for path, file in self.files.items()})
+        """A sentence about tensors that two of the checkpoint's files hold, empty if there are none. An encoder's
+        tensors do not count: they are in two files while shards are rewritten."""
+        rest = {path: file.tensors.keys() - encoder_part(file.tensors) for path, file in self.files.items()}
+        return held_twice({path: sorted(names) for path, names in rest.items()})
 
     @property
     def merged(self) -> dict[Path, dict[str, Stored]]:
