@@ -205,10 +205,20 @@ def _reasons(name: str) -> Iterator[None]:
         raise BadClipError(name, "cannot be read", str(error.strerror)) from error
 
 
+class _Bytes(io.BytesIO):
+    """In damaged files libsndfile seeks to places before the beginning. An exception in its call would be printed."""
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        try:
+            return super().seek(offset, whence)
+        except (ValueError, OverflowError):
+            return self.tell()
+
+
 def _opened(clip: Clip) -> Stream:
     """The clip's bytes as a stream. Raises OSError, and BadClipError for a pipe or a device, which could block."""
     if isinstance(clip.audio, bytes):
-        return io.BytesIO(clip.audio)
+        return _Bytes(clip.audio)
     descriptor = os.open(clip.audio, os.O_RDONLY | os.O_NONBLOCK)
     if not stat.S_ISREG(os.fstat(descriptor).st_mode):
         os.close(descriptor)
@@ -284,7 +294,7 @@ def _with_size(name: str, stream: Stream, data: _WavData) -> io.BytesIO:
     stream.seek(0)
     content = bytearray(stream.read())
     content[data.place : data.place + 4] = b"\xff" * 4
-    return io.BytesIO(content)
+    return _Bytes(content)
 
 
 def _is_ogg_cut_short(stream: Stream) -> bool:

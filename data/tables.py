@@ -30,6 +30,7 @@ SPLITS = "dataset_dict.json"  # of one that `DatasetDict.save_to_disk` wrote
 PATTERN = re.compile(r"[*?\[\]]|::|://|[\udc80-\udcff]")  # `datasets` takes such a path for a pattern or a URL
 USUAL = {"audio": "audio", "text": "text_normalized", "speaker": "speaker_id", "id": "id"}  # columns, LibriTTS-R's
 OF_A_CLIP = ("speaker", "text", "language")
+LONGEST = 300  # characters of a name; one of Common Voice's speakers has 128
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
@@ -53,7 +54,7 @@ class Columns:
                 found[meaning] = name
             elif given or meaning == "audio":
                 raise DataError(
-                    f"{printable(path)} lacks the column {printable(name)}; it has {_listed(schema.names)}. "
+                    f"{printable(path)} lacks the column {shown(name)}; it has {_listed(schema.names)}. "
                     f"Name the column in the source's section, as in {meaning}: NAME (docs/data.md)"
                 )
         kind = _type_of(schema, found["audio"])
@@ -95,16 +96,16 @@ class TableClips:
         audio = values["audio"]
         stored = audio if isinstance(audio, dict) else {"path" if isinstance(audio, str) else "bytes": audio}
         content, place = stored.get("bytes"), stored.get("path")
-        name = printable(str(values.get("id") or place or name))
+        name = shown(str(values.get("id") or place or name))
         if not content and place:
             content = _beside(path, place)
             if content is None:
-                detail = f"no bytes, and its path {printable(place)} does not exist: embed the sound, or copy the file"
+                detail = f"no bytes, and its path {shown(place)} does not exist: embed the sound, or copy the file"
                 raise BadClipError(name, "holds no audio", detail)
         if not content:
             raise BadClipError(name, "holds no audio")
         speaker, text, language = (str(values[key]) if values.get(key) is not None else "" for key in OF_A_CLIP)
-        return Clip(name, content, printable(speaker), text, language or self.language)
+        return Clip(name, content, shown(speaker), text, language or self.language)
 
     def speakers(self) -> np.ndarray:
         """Rows of all tables with the same name are of one speaker, also if one table has numbers and another texts.
@@ -299,6 +300,11 @@ def _beside(table: Path, place: str) -> Path | None:
     return None
 
 
+def shown(text: str, limit: int = LONGEST) -> str:
+    """A name from a table, which may be of any length, for messages and lists."""
+    return printable(text if len(text) <= limit else f"{text[:limit]}...")
+
+
 def _listed(names: Sequence[str], folder: Path | None = None) -> str:
-    shown = [printable(folder / name if folder else name) for name in names[:20]]
-    return ", ".join(shown) + (f" and {len(names) - 20} more" if len(names) > 20 else "") or "none"
+    listed = [shown(str(folder / name)) if folder else shown(name, 60) for name in names[:20]]
+    return ", ".join(listed) + (f" and {len(names) - 20} more" if len(names) > 20 else "") or "none"
