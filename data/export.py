@@ -30,7 +30,7 @@ from system.signals import children_without_ctrl_c
 LONGEST_NAME = 200  # bytes of a folder's name
 
 
-class _Writer:
+class Writer:
     def __init__(self, clips: Clips, folder: Path):
         self.clips, self.folder = clips, folder
 
@@ -80,7 +80,7 @@ def export(options: argparse.Namespace) -> int:
     with children_without_ctrl_c():
         workers = multiprocessing.get_context("spawn").Pool(options.workers)
     with workers as pool:
-        problems = [text for text in pool.imap(_Writer(clips, options.folder), range(len(clips)), chunksize=16) if text]
+        problems = [text for text in pool.imap(Writer(clips, options.folder), range(len(clips)), chunksize=16) if text]
     for text in problems:
         print(f"left out: {text}", file=sys.stderr)
     print(f"{len(clips) - len(problems)} clips in {options.folder}")
