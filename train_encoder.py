@@ -245,8 +245,9 @@ class Trainer:
         if weights.shaping:
             values["shaping"] = self.shaping(acoustic)
         if weights.inversion:
-            values["inversion"], found = self.inversion(of_pairs[..., : pairs.codes.shape[-1]], pairs.codes)
-            metrics |= found
+            whole_frames = of_pairs[..., : pairs.codes.shape[-1]]
+            values["inversion"], shares = self.inversion(whole_frames, pairs.codes, pairs.counted)
+            metrics |= shares
         at_latent = {**gradients(values, latent), "reconstruction": latent.grad}
         if "asr" in losses:  # the projection learns here, from the same loss as the encoder
             self.asr_projection.backward(values["asr"])

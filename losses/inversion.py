@@ -3,12 +3,13 @@
 The decoder makes nearly the same sound of many codes. The language model knows one way of using them, and what it
 speaks shows that way. So the codes of its speech are a target that the sound alone does not give. With z the semantic
 latent of a frame, a its acoustic latents, e_k the K entries of the codebook and s its spacing
-(`losses.diversity.codebook_spacing`), the loss is the mean over the frames of
+(`losses.diversity.codebook_spacing`), the loss of a frame is
 
     −log softmax_k(−|z − e_k|² / (T s))[c]  +  PULL |z − e_c|² / s  +  mean over the 36 of (½ (L − 1) (tanh a − level))²
 
 The first part chooses the entry, the second draws the latent to it, and the third is the squared distance to each
-acoustic level, in units of the distance between two levels.
+acoustic level, in units of the distance between two levels. Frames that do not count add nothing; the sum is divided by
+the number of all frames, so that two ranks compute what one computes on the whole batch.
 """
 
 from __future__ import annotations
@@ -24,9 +25,9 @@ PULL = 0.3  # weight of the distance to the right entry, as in the trial that sh
 
 
 class Inversion(nn.Module):
-    """Takes latents [B, semantic + acoustic, F] and the codes [B, 37, F] that were decoded. Returns the loss, and the
-    shares of codes that the latents find again: semantic, acoustic, and acoustic up to one level. `temperature` is T.
-    Only the latents get a gradient."""
+    """Takes latents [B, semantic + acoustic, F], the codes [B, 37, F] that were decoded, and which frames [B, F] count.
+    Returns the loss, and the shares of codes that the latents find again in these frames: semantic, acoustic, and
+    acoustic up to one level. `temperature` is T. Only the latents get a gradient."""
 
     entries: Tensor
     spacing: Tensor
@@ -41,19 +42,24 @@ class Inversion(nn.Module):
         self.register_buffer("entries", entries, persistent=False)
         self.register_buffer("spacing", codebook_spacing(entries), persistent=False)
 
-    def forward(self, latent: Tensor, codes: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+    def forward(self, latent: Tensor, codes: Tensor, counted: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         semantic, acoustic = latent.float().split(self.split_sizes, dim=1)
         wanted, wanted_levels = codes[:, 0].reshape(-1), codes[:, 1:]
         frames = semantic.transpose(1, 2).reshape(-1, semantic.shape[1])
         squared = frames.square().sum(1, keepdim=True) - 2 * frames @ self.entries.T + self.entries.square().sum(1)
-        choice = F.cross_entropy(-squared / (self.temperature * self.spacing), wanted)
-        pull = (frames - self.entries[wanted]).square().sum(dim=1).mean() / self.spacing
+        choice = F.cross_entropy(-squared / (self.temperature * self.spacing), wanted, reduction="none")
+        pull = (frames - self.entries[wanted]).square().sum(dim=1) / self.spacing
         steps = (torch.tanh(acoustic) + 1) * ((self.levels - 1) / 2)  # 0 to L − 1
-        loss = choice + PULL * pull + (steps - wanted_levels).square().mean()
+        of_levels = (steps - wanted_levels).square().mean(dim=1)
+        loss = ((choice + PULL * pull).view_as(of_levels) + of_levels) * counted  # [B, F]
+
+        def share(found: Tensor) -> Tensor:
+            return (found * counted).sum() / counted.sum().clamp(min=1)
+
         distance = (steps.detach().round() - wanted_levels).abs()
         found = {
-            "found/semantic": (squared.detach().argmin(dim=1) == wanted).float().mean(),
-            "found/acoustic": (distance == 0).float().mean(),
-            "found/acoustic_within_one": (distance <= 1).float().mean(),
+            "found/semantic": share((squared.detach().argmin(dim=1) == wanted).view_as(of_levels)),
+            "found/acoustic": share((distance == 0).float().mean(dim=1)),
+            "found/acoustic_within_one": share((distance <= 1).float().mean(dim=1)),
         }
-        return loss, found
+        return loss.mean(), found

@@ -23,6 +23,8 @@ from data.speaking import LENGTH, LOOP, NO_END, Job, Plan, choose_voices, fault,
 from experiments.random_speech import audio_bytes
 from tests.random_pairs import random_pair
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 RATE = 12.5
 
 

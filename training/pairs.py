@@ -10,12 +10,18 @@ from torch import Tensor
 
 from codec.codec import Codec
 
+# At the beginning of a crop the encoder lacks the sound before. So the codes of its first frames say little. On the
+# stand-in the withheld encoder's codes of a crop were those of the whole clip from the fifth frame on.
+SETTLING = 4  # frames
+
 
 class DecodedPairs(NamedTuple):
     waveform: Tensor
     """[B, 1, T], the sound of the crops."""
     codes: Tensor
     """[B, 37, F] int64, the codes of the frames that lie wholly inside the crops."""
+    counted: Tensor
+    """[B, F] bool, the frames whose codes the encoder can find: all of a pair's beginning, else from SETTLING on."""
 
 
 class PairDecoder:
@@ -35,6 +41,7 @@ class PairDecoder:
         codes = codes.long()
         sound = self.decoder(self.quantizer.decode(codes))[:, 0].float()
         samples = torch.arange(self.samples, device=codes.device) + begins[:, None] * self.frame_size
-        frames = torch.arange(self.samples // self.frame_size, device=codes.device) + begins[:, None]
-        of_crop = codes.gather(2, frames[:, None].expand(-1, codes.shape[1], -1))
-        return DecodedPairs(sound.gather(1, samples)[:, None], of_crop)
+        frames = torch.arange(self.samples // self.frame_size, device=codes.device)
+        of_crop = codes.gather(2, (frames + begins[:, None])[:, None].expand(-1, codes.shape[1], -1))
+        counted = (frames >= min(SETTLING, len(frames) - 1)) | (begins == 0)[:, None]
+        return DecodedPairs(sound.gather(1, samples)[:, None], of_crop, counted)
