@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
 from codec.config import SPECIAL_TOKENS
@@ -46,7 +47,8 @@ class PackedModel:
 
     def attention_scores(self, number: int, head: int, rows: Tensor, positions: Tensor, document: Tensor) -> Tensor:
         """The scores [R, T, T], before the softmax, of one head of layer `number` for that layer's input."""
-        config, layer = self.model.config, self.model.backbone.layers[number]
+        config = self.model.config
+        layer: Any = self.model.backbone.layers[number]
         normed = rms_norm(rows, layer.input_layernorm.weight, config.norm_eps)
         shared = head // (config.n_heads // config.n_kv_heads)
         own, theirs = (slice(i * config.head_dim, (i + 1) * config.head_dim) for i in (head, shared))
@@ -86,13 +88,14 @@ def decoder_layer(
     return x + F.dropout(F.linear(F.silu(F.linear(normed, w1)) * F.linear(normed, w3), w2), dropout)
 
 
-def layer_weights(layer: nn.Module) -> list[Tensor]:
+def layer_weights(layer: Any) -> list[Tensor]:
+    """Of a `MistralDecoderLayer` of transformers, in the order that `decoder_layer` takes."""
     attention, mlp = layer.self_attn, layer.mlp
     linear = (
         *(attention.q_proj, attention.k_proj, attention.v_proj, attention.o_proj),
         *(mlp.gate_proj, mlp.up_proj, mlp.down_proj),
     )
-    return [part.weight for part in (*linear, layer.input_layernorm, layer.post_attention_layernorm)]  # type: ignore[union-attr, misc]
+    return [part.weight for part in (*linear, layer.input_layernorm, layer.post_attention_layernorm)]
 
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:

@@ -97,7 +97,8 @@ def judge(options: argparse.Namespace) -> int:
     words = Words(options.whisper, "en", torch.device("cpu"))
     resemblyzer = Resemblyzer(torch.device("cpu"))
     references = torch.stack([resemblyzer.embed(decoded(codec, codes)) for codes in unseen.values()])
-    judged, kept = [], {}
+    judged: list[dict[str, Any]] = []
+    kept: dict[str, Any] = {}
     for first in range(0, len(lines), BATCH):
         batch, began = lines[first : first + BATCH], time.monotonic()
         prompts = [Prompt(line.prompt, letter_ids(line.text)) for line in batch]

@@ -282,7 +282,7 @@ class Packer:
         return letters
 
 
-class Batches(IterableDataset):  # type: ignore[type-arg]
+class Batches(IterableDataset):
     """Endless batches. Each worker process deals from a deck of its own."""
 
     def __init__(self, speech: SpokenCodes, config: LanguageModelConfig, seed: int, **options: Any):

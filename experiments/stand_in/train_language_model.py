@@ -211,7 +211,7 @@ class Trainer:
         loss = losses["semantic"] + settings.acoustic * losses["acoustic"]
         for name in ("attention", "phonemes", "spelling"):
             loss = loss + getattr(settings, name) * shares * losses[name]
-        parameters = list(self.student.parameters())
+        parameters: list[Tensor] = list(self.student.parameters())
         gradients = [gradient.float() for gradient in torch.autograd.grad(loss, parameters)]
         norm = torch.stack(torch._foreach_norm(gradients)).norm()
         torch._foreach_mul_(gradients, (1 / norm.clamp(min=1)).clamp(max=1))
@@ -307,15 +307,16 @@ class Trainer:
         others = np.empty(len(speech), int)
         others[by_length] = np.roll(by_length, 1)
         rows = min(24, settings.rows)
-        batches = [
+        right, wrong = (
             [Packer(speech, self.config, rows, settings.length, seed, texts=texts).batch() for seed in (1, 2)]
             for texts in (None, others.tolist())
-        ]
+        )
         rng = np.random.default_rng(3)
         closed = [i for i in range(len(speech)) if speech.kinds[i] == "closed"] or list(range(len(speech)))
         chosen = rng.permutation(closed)[: settings.sentences].tolist()
         return Held(
-            *batches,
+            right,
+            wrong,
             prompts=[
                 Prompt(speech.codes(speech.voice(i, VOICE_FRAMES, rng)), letter_ids(speech.texts[i])) for i in chosen
             ],
@@ -327,7 +328,7 @@ class Trainer:
     def validate(self, held: Held, tables: tuple[Tensor, Tensor]) -> dict[str, float]:
         """Losses of the averaged weights on the dev split. `*_wrong_text` are of the same speech with another text."""
         self.average()
-        found = {}
+        found: dict[str, float] = {}
         for suffix, batches in (("", held.right), ("_wrong_text", held.wrong)):
             scores = [
                 self.losses(self.averaged, self.packed_average, batch.to(self.device), *tables, noisy=False)
