@@ -22,6 +22,7 @@ from tests.serving.scene import Scene
 from tests.serving.server import Server, data_url
 
 PRESETS = ("preset_1", "preset_2")
+LONG_TEXT = "The quick brown fox jumps over the lazy dog, and then it sleeps."
 FORMATS = ("wav", "pcm", "flac", "mp3", "opus")
 KINDS = {"wav": "wav", "flac": "flac", "mp3": "mpeg"}
 
@@ -91,6 +92,7 @@ def without_encoder(environment: Path, plain: Path, clips: dict[str, Path], work
     edit(folder / "tekken.json", lambda t: t["audio"]["voice_num_audio_tokens"].update(broken=len(embedding) + 1))
     with Server(environment, folder, work / "server without encoder") as server:
         ask_presets(scene, server)
+        scene.ask(server, "long text", voice=PRESETS[0], input=LONG_TEXT, max_new_tokens=40)
         scene.ask(server, "ref_audio", ref_audio=sent(clips["16_bits.wav"]))
         scene.ask(server, "nobody", voice="nobody")
         scene.ask(server, "preset again", voice=PRESETS[0])

@@ -23,6 +23,7 @@ from torch import Tensor
 PLATFORM = Path(__file__).parent / "cpu"
 START_SECONDS = 900  # 60 to 90 s on two idle cores
 ANSWER_SECONDS = 120
+TEXT = "Hello there."
 
 # Changes to vllm-omni's settings for Voxtral TTS that two cores and a few GB need: no compilation, small buffers.
 STAGE = {"enforce_eager": True, "async_scheduling": False, "max_num_seqs": 4}
@@ -54,6 +55,8 @@ class Server:
         command = [str(environment / "bin" / "vllm"), "serve", str(folder), "--omni", "--host", "127.0.0.1"]
         command += ["--port", str(self.port), "--gpu-memory-utilization", "0.2"]
         command += ["--stage-overrides", json.dumps(STAGES)]
+        # its own limits are 10 minutes, and 5 for each stage
+        command += ["--init-timeout", str(START_SECONDS), "--stage-init-timeout", str(START_SECONDS)]
         own = {"PATH": f"{environment / 'bin'}:{os.environ['PATH']}", "PYTHONPATH": str(PLATFORM)}
         own["SERVER_RECORDS"] = str(self.seen)
         with self.log.open("wb") as log:
@@ -66,6 +69,7 @@ class Server:
         except BaseException:
             self.stop()
             raise
+        self.take()  # what it computed to warm up
         said(f"vllm serve {folder.name} --omni: ready after {time.monotonic() - started:.0f} s")
 
     def _wait(self, started: float) -> None:
@@ -98,7 +102,7 @@ class Server:
 
     def ask(self, what: str, **request: Any) -> Answer:
         """POST /v1/audio/speech. `what` is the request's name in the log."""
-        content = {"input": "Hello there.", "max_new_tokens": 6} | request
+        content = {"input": TEXT, "max_new_tokens": 6} | request
         headers = {"Content-Type": "application/json"}
         posted = urllib.request.Request(f"{self.url}/v1/audio/speech", json.dumps(content).encode(), headers)
         try:

@@ -5,6 +5,9 @@ Each event is a file in the folder named by SERVER_RECORDS. The files are number
     {"waveform": [T], "codes": [37, F + 1]}   the encoder's input, a ref_audio, and its output: codes + 2, with the
                                               end-of-audio frame last
     {"prompt": [N, dim], "tokens": []}        the embeddings of the prompt's audio tokens, and how many tokens there are
+    {"hidden": [B, dim], "noise": [B, 36], "said": [B, 37]}
+                                              the language model's hidden states, the noise drawn for their frames, and
+                                              the frames' codes + 2
     {"frame": [37]}                           a generated frame's codes + 2, as they are fed back
 """
 
@@ -30,6 +33,8 @@ def record(model: Any) -> None:
         codec.encode_tokens,
         model.embed_input_ids,
     )
+    acoustic = model.model.acoustic_transformer
+    forward = acoustic.forward
     clips: list[Tensor] = []  # the ones that are being encoded now
 
     def write(event: dict[str, Tensor]) -> None:
@@ -62,4 +67,14 @@ def record(model: Any) -> None:
             input_ids=input_ids, multimodal_embeddings=multimodal_embeddings, is_multimodal=is_multimodal
         )
 
+    def say(llm_hidden: Tensor, cfg_alpha: Tensor) -> Tensor:
+        size = len(llm_hidden), acoustic.model_args.n_acoustic_codebook
+        state = torch.get_rng_state()
+        noise = torch.randn(*size, dtype=llm_hidden.dtype)  # what the model will draw
+        torch.set_rng_state(state)
+        said = forward(llm_hidden=llm_hidden, cfg_alpha=cfg_alpha)
+        write({"hidden": llm_hidden, "noise": noise, "said": said})
+        return said
+
     codec.encode_waveforms, codec.encode_tokens, model.embed_input_ids = waveforms, encode, embed
+    acoustic.forward = say
