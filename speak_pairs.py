@@ -25,13 +25,16 @@ import json
 import multiprocessing
 import os
 import queue
+import signal
 import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from datetime import timedelta
+from itertools import count
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
@@ -55,6 +58,7 @@ from system.files import write_whole
 DEFAULT_TEXTS = "mythicinfinity/libritts_r:train"
 TOGETHER = 250  # jobs that are given to the engine at once; their prompts are in memory
 REPORT_SECONDS = 30
+CLOSE_SECONDS = 60
 START_SECONDS = 1800  # of the engine: 8 GB may come from a slow disk
 PIPELINE = "voxtral_tts_codes"
 # vllm-omni's own settings for this stage (deploy/voxtral_tts.yaml). More than 32 sequences leave the CUDA graphs.
@@ -158,19 +162,16 @@ def speak(options: argparse.Namespace) -> int:
     context = multiprocessing.get_context("spawn")
     messages, enough = context.Queue(), context.Event()
     workers = [
-        context.Process(target=work, args=(task, number, device, messages, enough), name=f"process {number}")
+        context.Process(target=run_worker, args=(task, number, device, messages, enough), name=f"process {number}")
         for number, device in enumerate(devices)
     ]
     report = Report(before, options.hours)
-    if report.complete:
-        enough.set()
-    for worker in workers:
-        worker.start()
     try:
-        follow(workers, messages, report, enough)
+        for worker in workers if not report.complete else ():
+            worker.start()
+        follow([worker for worker in workers if worker.pid], messages, report, enough)
     finally:
-        for worker in workers:
-            worker.terminate()
+        stop(worker for worker in workers if worker.pid)
     report.show(final=True)
     print(f"pairs: {task.out}\nnext: python train_encoder.py --config configs/v4.yaml data.pairs={task.out}")
     return 0
@@ -226,12 +227,13 @@ def engine_settings(given: Sequence[str]) -> dict[str, Any]:
 
 def check_plan(task: Task) -> None:
     """Writes the plan's fingerprint, or compares it with the one that is there. Raises DataError if they differ."""
-    path, mine = task.out / "plan.json", {"plan": task.plan.fingerprint(), "codec_fingerprint": task.codec_fingerprint}
-    if path.exists() and json.loads(path.read_text(encoding="utf-8")) != mine:
+    path = task.out / "plan.json"
+    mine = json.dumps({"plan": task.plan.fingerprint(), "codec_fingerprint": task.codec_fingerprint}) + "\n"
+    if path.exists() and path.read_bytes() != mine.encode():
         raise DataError(
             f"{task.out} has pairs of other texts, voices, numbers or another release: name another folder with --out"
         )
-    write_whole(path, json.dumps(mine) + "\n")
+    write_whole(path, mine)
 
 
 def shard_seconds(path: Path, config: CodecConfig) -> float:
@@ -290,18 +292,41 @@ def follow(workers: Sequence[BaseProcess], messages: Any, report: Report, enough
             return
 
 
-def work(task: Task, number: int, device: str | None, messages: Any, enough: Any) -> None:
-    """One process: speaks every `task.processes`-th shard that is not there yet."""
+def stop(workers: Iterable[BaseProcess]) -> None:
+    """Ends processes that still run. Each may close its engine first, whose own processes would outlive it."""
+    running = [worker for worker in workers if worker.is_alive()]
+    for worker in running:
+        worker.terminate()
+    for worker in running:
+        worker.join(CLOSE_SECONDS)
+        worker.kill()
+
+
+def run_worker(task: Task, number: int, device: str | None, messages: Any, enough: Any) -> None:
+    """A process of its own, on one GPU. Of Ctrl-C the first process tells it, with SIGTERM."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     if device is not None:
         os.environ["CUDA_VISIBLE_DEVICES"] = device
-    engine: Engine | None = None
+    left = "the file that was being spoken is not written"
+    sys.exit(exit_status(lambda: work(task, number, messages, enough), left, left))
+
+
+def work(task: Task, number: int, messages: Any, enough: Any) -> int:
+    """Speaks every `task.processes`-th shard that is not there yet, as long as the process that asked for it lives.
+    Raises UserError if nothing of a shard is speech."""
+    parent, engine = multiprocessing.parent_process(), None
     clips = open_clips(task.prompts, task.cache) if task.prompts else None
-    shard = number
-    while not enough.is_set() and (task.plan.shards is None or shard < task.plan.shards):
-        path = task.out / f"pairs_{shard:05}.safetensors"
-        if not path.exists():
+    with ExitStack() as closing:
+        for shard in count(number, task.processes):
+            ended = task.plan.shards is not None and shard >= task.plan.shards
+            if ended or enough.is_set() or (parent and not parent.is_alive()):
+                return 0
+            path = task.out / f"pairs_{shard:05}.safetensors"
+            if path.exists():
+                continue
             if engine is None:
                 engine = Engine(task, clips, seed=task.plan.seed + shard)
+                closing.callback(engine.close)
                 messages.put(("ready", number))
             pairs = []
             for pair, reason in engine.pairs(task.plan.jobs(shard), task.plan.guidance(shard)):
@@ -311,13 +336,10 @@ def work(task: Task, number: int, device: str | None, messages: Any, enough: Any
                     pairs.append(pair)
                     messages.put(("spoken", pair.codes.shape[1] / task.config.frame_rate))
             if not pairs:
-                raise UserError(
-                    f"none of {task.plan.shard_jobs} texts became speech: does this release speak when served?"
-                )
+                texts = task.plan.shard_jobs
+                raise UserError(f"none of {texts} texts became speech: does this release speak when it is served?")
             write_shard(path, pairs, task.codec_fingerprint)
-        shard += task.processes
-    if engine is not None:
-        engine.close()
+    return 0
 
 
 class Engine:

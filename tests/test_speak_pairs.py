@@ -7,6 +7,7 @@ from __future__ import annotations
 import queue
 import threading
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -163,7 +164,7 @@ def parsed(release: Path, folder: Path, *more: str) -> Any:
 
 def messages_of(task: speak_pairs.Task, number: int = 0) -> list[tuple[str, Any]]:
     messages: queue.Queue[tuple[str, Any]] = queue.Queue()
-    speak_pairs.work(task, number, None, messages, threading.Event())
+    speak_pairs.work(task, number, messages, threading.Event())
     return list(messages.queue)
 
 
@@ -193,8 +194,6 @@ def test_what_is_there_is_not_spoken_again(task: speak_pairs.Task) -> None:
 
 
 def test_several_processes_share_the_shards(task: speak_pairs.Task) -> None:
-    from dataclasses import replace
-
     two = replace(task, processes=2)
     messages_of(two, 1)
     assert [path.name for path in task.out.iterdir()] == ["pairs_00001.safetensors"]
