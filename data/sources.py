@@ -92,6 +92,8 @@ def order_of(parts: Sequence[Clips], weights: Sequence[float], sampling: str, se
 
 def _open(source: Source, cache: str) -> Clips:
     path, name = Path(source.path), printable(source.name)
+    if not source.path:
+        raise DataError("the name of a source of speech is empty: is a variable of the shell not set?")
     if path.exists():
         if source.split:
             raise DataError(f"{name}: a local folder or file has no splits: leave out {source.split!r}")

@@ -19,6 +19,7 @@ import numpy as np
 from data.audio import BadClipError, Clip
 from data.clips import DataError
 from system.names import printable
+from system.untrusted import require_regular
 
 if TYPE_CHECKING:
     from pyarrow import DataType, Schema
@@ -158,6 +159,7 @@ def _open_table(path: Path, cache: str, columns: Columns) -> tuple[Any, dict[str
 
     kind = path.suffix.lower()
     try:
+        require_regular(path)
         if kind == ".arrow":
             table = Dataset.from_file(str(path)).data
             return table, columns.found_in(path, table.schema)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from pathlib import Path
 
@@ -120,7 +121,7 @@ NO_SETTINGS = {
     "its own base": (b"base: run.yaml", r"base leads back to .*run\.yaml"),
     "its own base in a circle": (b"base: ../NAME/run.yaml", r"base leads back to .*run\.yaml"),
     "a list of bases": (b"base: [a, b]", r"base is \['a', 'b'\], expected the name of a YAML file"),
-    "a folder as its base": (b"base: .", "is a folder: --config takes a YAML file"),
+    "a folder as its base": (b"base: .", "cannot be read .it is not a regular file"),
     "a base that no file can be named": (b'base: "a\\0b"', "cannot be read"),
 }
 
@@ -138,10 +139,12 @@ def test_a_file_that_holds_no_settings_is_named_with_what_is_wrong(tmp_path: Pat
 def test_a_file_that_cannot_be_read_is_named(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="does not exist"):
         load_config(tmp_path / "none.yaml")
-    with pytest.raises(ConfigError, match="is a folder: --config takes a YAML file"):
-        load_config(tmp_path)
-    with pytest.raises(ConfigError, match="is a folder"):
-        load_config("")
+    os.mkfifo(tmp_path / "pipe")
+    for path in (tmp_path, tmp_path / "pipe", "", "/dev/zero"):
+        with pytest.raises(
+            ConfigError, match=r"cannot be read \(it is not a regular file\): --config takes a YAML file"
+        ):
+            load_config(path)
     with pytest.raises(ConfigError, match="cannot be read"):
         load_config(tmp_path / ("x" * 5000))
 

@@ -6,16 +6,19 @@ are refused: settings need neither, and with them a short file can describe a hu
 
 from __future__ import annotations
 
+import os
 from collections.abc import Hashable, Mapping
 from pathlib import Path
 from typing import Any
 
 import yaml
 
+from system.untrusted import require_regular
 from training.setting_values import ConfigError, shown
 
 LARGEST = 100_000  # bytes; for a longer text YAML's reader takes many seconds
 DEEPEST = 8  # levels; settings have four
+EXPECTED = "--config takes a YAML file, such as configs/v3.yaml"
 EMPTY = ("", "~", "null", "Null", "NULL")
 
 Values = dict[str, Any]  # keys to text, None, lists and Values
@@ -45,7 +48,7 @@ def merged(base: Mapping[str, Any], changes: Mapping[str, Any]) -> Values:
     return both
 
 
-def _read(path: Path, readers: tuple[Path, ...]) -> Values:
+def _read(path: Path, readers: tuple[str, ...]) -> Values:
     values = parse_yaml(_content(path), str(path))
     if values is None:
         return {}
@@ -57,31 +60,31 @@ def _read(path: Path, readers: tuple[Path, ...]) -> Values:
         return values
     if not isinstance(base, str):
         raise ConfigError(f"{path}: base is {shown(base)}, expected the name of a YAML file in the same folder")
-    readers = (*readers, path.resolve())
+    readers = (*readers, os.path.realpath(path))  # Path.resolve raises an error for a link to itself
     other = path.parent / base
-    if "\0" not in base and other.resolve() in readers:
+    if "\0" not in base and os.path.realpath(other) in readers:
         raise ConfigError(f"{path}: base leads back to {other}, expected another file, which has no such base itself")
     return merged(_read(other, readers), values)
 
 
 def _content(path: Path) -> str:
     try:
+        if not str(path).startswith("/dev/fd/"):  # what a shell makes of <(command)
+            require_regular(path)
         with path.open("rb") as file:
             content = file.read(LARGEST + 1)
         if len(content) > LARGEST:
-            raise ConfigError(f"{path} is too large for settings: --config takes a YAML file, such as configs/v3.yaml")
+            raise ConfigError(f"{path} is too large for settings: {EXPECTED}")
         return content.decode("utf-8-sig")
     except FileNotFoundError:
-        raise ConfigError(f"{path} does not exist: --config takes a YAML file, such as configs/v3.yaml") from None
-    except IsADirectoryError:
-        raise ConfigError(f"{path} is a folder: --config takes a YAML file, such as configs/v3.yaml") from None
+        raise ConfigError(f"{path} does not exist: {EXPECTED}") from None
     except UnicodeDecodeError as error:
         raise ConfigError(
             f"{path} is not UTF-8 text ({error.reason} at byte {error.start}): save it as UTF-8"
         ) from error
     except (OSError, ValueError) as error:  # ValueError: a NUL in the name
         reason = (error.strerror if isinstance(error, OSError) else None) or error
-        raise ConfigError(f"{shown(str(path))} cannot be read ({reason})") from error
+        raise ConfigError(f"{shown(str(path))} cannot be read ({reason}): {EXPECTED}") from error
 
 
 class _TextLoader(yaml.BaseLoader):

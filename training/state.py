@@ -19,7 +19,7 @@ from codec.codec import Codec
 from codec.config import CodecConfig, read_params_file
 from losses import Balancer
 from training.auxiliary import AuxiliaryNetwork
-from training.checkpoints import CheckpointError, delete_old, load_newest, save_checkpoint
+from training.checkpoints import CheckpointError, checkpoints, delete_old, load_newest, save_checkpoint
 from training.config import Config, ConfigError, dump_config
 from training.distributed import Ranks
 from training.optimization import EMA, load_optimizer
@@ -117,7 +117,7 @@ class TrainingState:
         """Takes the EMA weights of another run's newest checkpoint; with `train=codec` its codebook too."""
         state = load_newest(folder / "checkpoints")
         if state is None:
-            raise ConfigError(f"start_from is {folder}, expected the output_dir of a run with checkpoints")
+            raise _no_start(folder)
         try:
             for networks in (self.trained, self.ema.networks):
                 networks.load_state_dict(state["ema"])
@@ -151,12 +151,19 @@ class TrainingState:
 
 def newest_checkpoint(config: Config, ranks: Ranks) -> tuple[dict[str, Any] | None, int]:
     """Rank 0's newest checkpoint in `output_dir`, None on the other ranks, which may not share its disk; and the step
-    to resume from, on all ranks. Raises ConfigError where the checkpoint is of another configuration."""
+    to resume from, on all ranks. Raises ConfigError where the checkpoint is of another configuration, or where there is
+    none, and `start_from` has none either."""
     state = load_newest(Path(config.output_dir) / "checkpoints") if ranks.main else None
     first_step = ranks.largest(state["step"] if state else 0)
     if state:
         check_same_run(state["config"], dump_config(config), state.get("folder", ""), "codec" in state)
+    elif ranks.main and config.start_from and not checkpoints(Path(config.start_from) / "checkpoints"):
+        raise _no_start(Path(config.start_from))
     return state, first_step
+
+
+def _no_start(folder: Path) -> ConfigError:
+    return ConfigError(f"start_from is {folder}, expected the output_dir of a run with checkpoints")
 
 
 def _current_folder() -> str:

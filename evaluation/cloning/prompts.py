@@ -13,6 +13,9 @@ from data import BadClipError, DataError
 from data.reference import read_clip
 from evaluation.speech import Problem, Speech, prepared_clip, spread
 from system.names import printable
+from system.untrusted import read_file
+
+MAX_TEXTS = 64 << 20  # bytes of a file of sentences
 
 FIELDS = "name|prompt text|prompt clip|text"
 NO_CLIP = torch.empty(0)
@@ -90,7 +93,7 @@ def read_texts(path: Path) -> list[str]:
 
 def _lines(path: Path) -> list[str]:
     try:
-        return path.read_text(encoding="utf-8-sig").splitlines()
+        return read_file(path, MAX_TEXTS).decode("utf-8-sig").splitlines()
     except OSError as error:
         raise DataError(f"{path} cannot be read ({error.strerror}): expected a text file") from error
     except UnicodeDecodeError as error:

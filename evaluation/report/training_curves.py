@@ -8,7 +8,9 @@ from pathlib import Path
 
 from evaluation.report.charts import Chart, Series, lines
 from system.command import UserError
+from system.untrusted import read_file
 
+LARGEST = 1 << 30  # bytes of a metrics file
 POINTS = 400  # at most, per curve, to keep the page small
 SHARES = {"share": "shares of the gradient, waveform", "share_latent": "shares of the gradient, latent"}
 NOT_SHOWN = ("skipped_clips", "kept_clips", "audio_seconds_per_second", "memory_gb")
@@ -23,7 +25,7 @@ def read_curves(path: Path) -> list[Chart]:
     the latent. If a resumed run logged a step twice, the last value counts. Raises CurvesError."""
     values: dict[str, dict[float, float]] = defaultdict(dict)
     try:
-        text = path.read_text(encoding="utf-8")
+        text = read_file(path, LARGEST).decode("utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise CurvesError(f"{path} cannot be read ({error}): --metrics takes a run's metrics.jsonl") from error
     for number, line in enumerate(text.splitlines(), 1):
@@ -32,7 +34,7 @@ def read_curves(path: Path) -> list[Chart]:
             step = float(entry.pop("step"))
             for name, value in entry.items():
                 values[name][step] = float(value)
-        except (ValueError, KeyError, AttributeError, TypeError) as error:
+        except (ValueError, KeyError, AttributeError, TypeError, RecursionError, OverflowError) as error:
             raise CurvesError(f"{path}, line {number}: expected a JSON object with a step and numbers") from error
     charts: list[Chart | None] = []
     shares: dict[str, list[Series]] = {kind: [] for kind in SHARES}
