@@ -10,7 +10,7 @@ from evaluation.cloning.speaking import CLIP
 from evaluation.report.page import Shown, headlines, score_rows, sounding_version, write_page
 from evaluation.speech import spread
 
-HEADLINES = ("wer", "speaker_resemblyzer", "nearest_resemblyzer", "distillmos")  # at the top, if they were measured
+HEADLINES = ("failed", "wer", "speaker_resemblyzer", "nearest_resemblyzer", "distillmos")  # at the top
 FACTS = (  # settings that the page lists
     "servers",
     "voices",
