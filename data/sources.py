@@ -85,7 +85,10 @@ def order_of(parts: Sequence[Clips], weights: Sequence[float], sampling: str, se
     else:
         speakers = [group.speakers() for group in groups]
         if len(groups) == 1 and not np.any(speakers[0]):
-            raise DataError("data.sampling is speakers, but all clips are of one speaker: set it to clips")
+            raise DataError(
+                "data.sampling is speakers, but all clips are of one speaker: set it to clips, or name the table's "
+                "column of speakers, as in speaker: NAME (docs/data.md)"
+            )
         orders = [BySpeaker(numbers, seed + i) for i, numbers in enumerate(speakers)]
     return Mixed(orders, [len(part) for part in parts], weights, seed) if any(weights) else orders[0]
 

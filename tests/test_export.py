@@ -33,4 +33,7 @@ def test_nothing_to_read_is_status_2(tmp_path: Path, capsys: pytest.CaptureFixtu
     broken = write_parquet(tmp_path / "broken.parquet", {"a": b"no audio"})
     assert export.main([str(tmp_path / "out"), str(broken), "--workers", "1"]) == 2
     assert export.main([str(tmp_path / "out"), str(tmp_path / "nowhere")]) == 2
+    for workers in ("0", "-1", "many"):
+        with pytest.raises(SystemExit, match=r"^2$"):
+            export.main([str(tmp_path / "out"), str(broken), "--workers", workers])
     assert "does not exist" in capsys.readouterr().err
