@@ -38,7 +38,7 @@ from evaluation.results import Results
 from evaluation.table import as_text, speed_lines
 from system.command import exit_status, model_folder
 from system.device import open_device
-from system.environment import from_environment
+from system.environment import expand_home, from_environment
 from system.files import write_whole
 
 DEMO_SPEECH = Path(__file__).parent / "data" / "demo" / "unseen.parquet"
@@ -60,7 +60,9 @@ def build_parser(description: str | None) -> argparse.ArgumentParser:
         help="one or several encoder.safetensors; requirements and the report are about the first one (default: the "
         "release's own encoder)",
     )
-    parser.add_argument("--against", metavar="FILE", help="the encoder to compare with, such as a withheld one")
+    parser.add_argument(
+        "--against", type=expand_home, metavar="FILE", help="the encoder to compare with, such as a withheld one"
+    )
     parser.add_argument(
         "--data", nargs="+", default=[str(DEMO_SPEECH)], metavar="PATH", help="folders of audio, parquet files"
     )
@@ -70,10 +72,12 @@ def build_parser(description: str | None) -> argparse.ArgumentParser:
     parser.add_argument(
         "--clips", type=whole_number, default=0, metavar="N", help="only N clips, spread over all (default: all)"
     )
-    parser.add_argument("--json", metavar="FILE", help="write all figures to this file")
-    parser.add_argument("--report", metavar="DIR", help="write a page to listen to into this folder")
+    parser.add_argument("--json", type=expand_home, metavar="FILE", help="write all figures to this file")
+    parser.add_argument("--report", type=expand_home, metavar="DIR", help="write a page to listen to into this folder")
     parser.add_argument("--shown", type=whole_number, default=6, metavar="N", help="clips in the report (default: 6)")
-    parser.add_argument("--metrics", metavar="FILE", help="a run's metrics.jsonl; the report shows its curves")
+    parser.add_argument(
+        "--metrics", type=expand_home, metavar="FILE", help="a run's metrics.jsonl; the report shows its curves"
+    )
     add_judge_options(parser, (*NAMES, "speed"))
     parser.add_argument("--seed", type=int, default=0, help="for intervals and the untrained encoder (default: 0)")
     return parser

@@ -61,7 +61,7 @@ from release.splice import (
     relinked,
 )
 from system.command import exit_status, model_folder
-from system.environment import from_environment
+from system.environment import expand_home, from_environment
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -72,8 +72,12 @@ def main(argv: Sequence[str] | None = None) -> int:
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model-dir", metavar="DIR", help="the release's folder (default: MODEL_DIR)")
-    parser.add_argument("--encoder", metavar="FILE", help="default: encoder.safetensors in OUTPUT_DIR")
-    parser.add_argument("--output", metavar="DIR", help="with --merge: a new, complete folder instead of in place")
+    parser.add_argument(
+        "--encoder", type=expand_home, metavar="FILE", help="default: encoder.safetensors in OUTPUT_DIR"
+    )
+    parser.add_argument(
+        "--output", type=expand_home, metavar="DIR", help="with --merge: a new, complete folder instead of in place"
+    )
     parser.add_argument("--any-codec", action="store_true", help="accept an encoder trained against another codec")
     parser.add_argument("--dry-run", action="store_true", help="print what would be written, change nothing")
     what = parser.add_mutually_exclusive_group()

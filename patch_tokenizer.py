@@ -53,6 +53,7 @@ from release.voice_checks import (
     voice_findings,
 )
 from system.command import exit_status, model_folder
+from system.environment import expand_home
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -118,9 +119,9 @@ def named_clips(given: Iterable[str]) -> dict[str, list[str]]:
 def clip_paths(text: str) -> list[str]:
     """A.wav,B.wav -> both; but one path if a file of this name, with its commas, exists."""
     with suppress(OSError):  # the text can be too long for a file's name
-        if Path(text).is_file():
-            return [text]
-    return text.split(",")
+        if Path(expand_home(text)).is_file():
+            return [expand_home(text)]
+    return [expand_home(path) for path in text.split(",")]
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,7 @@ from data.clips import AUDIO_SUFFIXES, Clips, DataError, FolderClips, JoinedClip
 from data.hub import download
 from data.order import BySpeaker, Mixed, Order, Shuffled
 from data.tables import TABLES, Columns, TableClips, saved_tables
+from system.environment import expand_home
 from system.names import printable
 
 ON_HUB = re.compile(r"(?P<name>[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)(:(?P<split>[\w./-]+))?")
@@ -71,7 +72,7 @@ def open_sources(sources: Sequence[Source], cache: str = "") -> list[Clips]:
 
 def open_clips(paths: Sequence[str], cache: str = "") -> Clips:
     """All clips of several sources in their short form, one after another. Raises DataError as `open_sources` does."""
-    return JoinedClips(open_sources([Source.parse(path) for path in paths], cache))
+    return JoinedClips(open_sources([Source.parse(expand_home(path)) for path in paths], cache))
 
 
 def order_of(parts: Sequence[Clips], weights: Sequence[float], sampling: str, seed: int) -> Order:

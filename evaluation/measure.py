@@ -42,6 +42,7 @@ from evaluation.statistics import DRAWS, resampled
 from losses.mel import RESOLUTIONS
 from losses.shaping import voices_target
 from losses.speaker import PUBLISHED
+from system.environment import expand_home
 
 UNNAMED = "encoder"
 RESERVED = (ORIGINAL, "against", "untrained", "target")  # names of other columns and histograms
@@ -193,7 +194,7 @@ def named_encoders(given: Sequence[str], reserved: Collection[str] = ()) -> dict
             raise DataError(f"--encoder {text}: {name!r} cannot be an encoder's name: choose another one, NAME=FILE")
         if name in named:
             raise DataError(f"--encoder {text}: another one is called {name!r} too: give each a name, NAME=FILE")
-        named[name] = file
+        named[name] = expand_home(file)
     return named or {UNNAMED: None}
 
 

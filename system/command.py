@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import io
-import os
 import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from system.environment import from_environment
+from system.environment import expand_home, from_environment
 from system.names import printable
 from system.signals import EndingSignals, RaisedSignals, StoppedError
 
@@ -57,7 +56,7 @@ def exit_status(
 
 def model_folder(given: str | None) -> Path:
     """The release's folder: the one given, or else the one that MODEL_DIR names. Raises UserError if there is none."""
-    name = os.path.expanduser(given or "") or from_environment("MODEL_DIR")  # noqa: PTH111 (no error without a home)
+    name = expand_home(given or "") or from_environment("MODEL_DIR")
     if not name:
         raise UserError("no release given: pass --model-dir DIR, or set MODEL_DIR to the checkpoint's folder")
     if not Path(name).is_dir():

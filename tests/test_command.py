@@ -10,6 +10,11 @@ from pathlib import Path
 
 import pytest
 
+import inject_encoder
+import patch_tokenizer
+from data import DataError
+from data.sources import open_clips
+from evaluation.measure import named_encoders
 from system.command import UserError, exit_status, model_folder
 from system.signals import StoppedError
 
@@ -85,3 +90,18 @@ def test_a_name_that_the_terminal_cannot_show_never_ends_a_program(
 
     assert exit_status(command, "") == (2 if fails else 0)
     assert shown.getvalue().decode("ascii").removeprefix("error: ") == NAMES[name][fails] + "\n"
+
+
+def test_a_tilde_that_the_shell_leaves_is_the_home_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Shells expand a ~ only at the beginning of a word: not in --model-dir=~/release, nor in --voice a-b=~/a.wav."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "release").mkdir()
+    assert model_folder("~/release") == tmp_path / "release"
+    monkeypatch.setenv("MODEL_DIR", "~/release")
+    assert model_folder(None) == tmp_path / "release"
+    assert patch_tokenizer.clip_paths("~/a.wav,b.wav") == [f"{tmp_path}/a.wav", "b.wav"]
+    assert named_encoders(["new=~/a.safetensors"]) == {"new": f"{tmp_path}/a.safetensors"}
+    arguments = inject_encoder.parse(["--encoder=~/a", "--output=~/b", "--merge"])
+    assert (arguments.encoder, arguments.output) == (f"{tmp_path}/a", f"{tmp_path}/b")
+    with pytest.raises(DataError, match=f"{tmp_path}/speech does not exist"):
+        open_clips(["~/speech"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import shutil
 import subprocess
 import sys
@@ -27,6 +28,7 @@ from tests.rank_processes import start, statuses
 from training.checkpoints import RENAMED_STATE, STATE, CheckpointError, checkpoints, load_newest
 from training.config import Config, ConfigError, load_config
 from training.distributed import Ranks
+from training.progress import Progress
 from training.state import TrainingState
 
 ALONE = Ranks(0, 1, torch.device("cpu"))
@@ -89,6 +91,17 @@ def test_a_run_leaves_what_others_build_on(
     shares = [value for name, value in last.items() if name.startswith("share/")]
     assert sum(shares) == pytest.approx(1)
     assert [line["step"] for line in lines if "validation/mel" in line] == [0, 3, 6]
+
+
+def test_the_next_command_can_be_pasted_whatever_the_folders_are_called(
+    settings: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = load_config(settings, [f"model_dir={tmp_path}/my release"])
+    Progress(tmp_path / "run #1; it's", 0, 1, 1.0, ALONE).close(config, 0, 0.0)
+    command = capsys.readouterr().out.splitlines()[-1].removeprefix("next: ")
+    encoder = f"{tmp_path}/run #1; it's/encoder.safetensors"
+    script = ["python", "inject_encoder.py"]
+    assert shlex.split(command) == [*script, "--model-dir", f"{tmp_path}/my release", "--encoder", encoder]
 
 
 class KilledError(Exception):

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 from system.command import UserError
+from system.environment import expand_home
 
 PROJECT = Path(__file__).parents[1]
 # In paths ~ is the home folder. What a run reads is looked up in the project's folder if it is not in the current one.
@@ -40,8 +41,8 @@ def convert(value: Any, kind: Any, name: str) -> Any:
         return SWITCHES[text.lower()]
     _check_text(text, name)
     if kind == InputPath:
-        return in_project(os.path.expanduser(text))  # noqa: PTH111 (pathlib changes `x/` and raises without a home)
-    return os.path.expanduser(text) if kind == OutputPath else text  # noqa: PTH111
+        return in_project(expand_home(text))
+    return expand_home(text) if kind == OutputPath else text
 
 
 def in_project(path: str) -> str:

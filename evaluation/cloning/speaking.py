@@ -30,6 +30,7 @@ from evaluation.cloning.prompts import Prompt
 from evaluation.provenance import fingerprint, sha256
 from evaluation.scoring import Progress
 from evaluation.speech import Speech, prepared_clip
+from system.environment import expand_home
 from system.files import write_whole
 
 DEFAULT_URL = "http://127.0.0.1:8000"
@@ -117,6 +118,7 @@ def read_systems(
 
 def _voice(text: str) -> tuple[str, Speech | None]:
     voice, _, clip = text.partition("=")
+    clip = expand_home(clip)
     if not voice:
         raise DataError(f"--voice {text}: expected NAME or NAME=CLIP")
     return voice, replace(prepared_clip(read_clip(clip), clip)[0], speaker=voice) if clip else None
