@@ -30,6 +30,9 @@ class Clips(Protocol):
     def speakers(self) -> np.ndarray:
         """Each clip's speaker as a number from 0 on: [clips], int32."""
 
+    def texts(self) -> list[str]:
+        """Each clip's transcript, empty where there is none. No audio is read."""
+
 
 class FolderClips:
     """Every audio file below a folder, each real file once, sorted by path. In LibriTTS-R's layout,
@@ -67,6 +70,15 @@ class FolderClips:
         parts = [name.split(b"/") for name in self.names]
         return _numbered(np.array([b"/".join(part[:-up]) for part in parts]))
 
+    def texts(self) -> list[str]:
+        found = []
+        for index in range(len(self)):
+            try:
+                found.append(self.read(index).text)
+            except BadClipError:  # its transcript cannot be read
+                found.append("")
+        return found
+
     def _path(self, index: int) -> Path:
         return self.folder / os.fsdecode(self.names[index])
 
@@ -92,6 +104,9 @@ class JoinedClips:
             numbered.append(part.speakers() + known)
             known = int(numbered[-1].max()) + 1
         return np.concatenate(numbered)
+
+    def texts(self) -> list[str]:
+        return [text for part in self.parts for text in part.texts()]
 
 
 def files_below(folder: str) -> list[str]:

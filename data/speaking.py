@@ -99,25 +99,15 @@ def read_texts(source: str, cache: str = "") -> tuple[str, ...]:
     path = Path(source)
     if path.is_file() and path.suffix != ".parquet":
         try:
-            texts = [line.strip() for line in path.read_text(encoding="utf-8").splitlines()]
+            texts = path.read_text(encoding="utf-8").splitlines()
         except UnicodeDecodeError as error:
             raise DataError(f"{path} is no text in UTF-8 ({error}): convert it") from error
     else:
-        texts = list(_transcripts(open_clips([source], cache)))
-    found = tuple(text for text in texts if text)
+        texts = open_clips([source], cache).texts()
+    found = tuple(text.strip() for text in texts if text.strip())
     if not found:
         raise DataError(f"{source} has no texts: expected a text file, a text a line, or speech with transcripts")
     return found
-
-
-def _transcripts(clips: Clips) -> list[str]:
-    texts = []
-    for index in range(len(clips)):
-        try:
-            texts.append(clips.read(index).text.strip())
-        except BadClipError:  # the clip cannot be used, nor its text
-            continue
-    return texts
 
 
 def choose_voices(release: Path, wanted: Sequence[str]) -> tuple[str, ...]:

@@ -132,6 +132,17 @@ class TableClips:
         places[[known[name] for name in sorted(known)]] = np.arange(len(known), dtype=np.int32)
         return places[np.concatenate(numbers)]
 
+    def texts(self) -> list[str]:
+        """Each row's transcript. Raises DataError for a column of texts that are no UTF-8."""
+        found: list[str] = []
+        for path, table, columns in zip(self.paths, self.tables, self.columns, strict=True):
+            try:
+                values = _column(table, columns["text"]).to_pylist() if "text" in columns else [None] * len(table)
+            except ValueError as error:
+                raise DataError(f"{printable(path)} has transcripts that cannot be read: {error}") from error
+            found += ["" if value is None else str(value) for value in values]
+        return found
+
 
 def saved_tables(folder: Path) -> list[Path]:
     """The tables of a folder that `Dataset.save_to_disk` wrote, in their order; none for another folder. Raises

@@ -21,7 +21,7 @@ from codec.config import ReleaseError
 from data import DataError, open_clips
 from data.pairs import About, Pair, Pairs
 from data.speaking import LENGTH, LOOP, NO_END, Job, Plan, choose_voices, fault, loops, prompt_of, read_texts
-from experiments.random_speech import audio_bytes
+from experiments.random_speech import audio_bytes, write_parquet
 from tests.random_pairs import random_pair
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -104,6 +104,10 @@ def test_texts_are_lines_or_transcripts(tmp_path: Path, speech_folder: Path) -> 
     (chapter / "a.wav").write_bytes(audio_bytes(0.5))
     (chapter / "a.normalized.txt").write_text("What was said.\n")
     assert read_texts(str(tmp_path / "speech")) == ("What was said.",)
+    table = write_parquet(tmp_path / "table.parquet", {"a1": audio_bytes(0.1), "b1": b"no audio"})
+    assert read_texts(str(table), str(tmp_path / "cache")) == ("words", "words")
+    both = open_clips([str(tmp_path / "speech"), str(table), str(speech_folder)], str(tmp_path / "cache"))
+    assert both.texts() == ["What was said.", "words", "words", *[""] * 13]
     with pytest.raises(DataError, match="has no texts"):
         read_texts(str(speech_folder))
     path.write_bytes(b"caf\xe9\n")
