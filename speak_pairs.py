@@ -31,7 +31,7 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import ExitStack
+from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass
 from datetime import timedelta
 from itertools import count
@@ -161,8 +161,13 @@ def speak(options: argparse.Namespace) -> int:
     devices = [gpu for gpu in gpus for _ in range(options.processes)]
     context = multiprocessing.get_context("spawn")
     messages, enough = context.Queue(), context.Event()
+    starting = {gpu: context.Lock() for gpu in gpus}  # an engine measures the free memory of its GPU when it starts
     workers = [
-        context.Process(target=run_worker, args=(task, number, device, messages, enough), name=f"process {number}")
+        context.Process(
+            target=run_worker,
+            args=(task, number, device, messages, enough, starting[device]),
+            name=f"process {number}",
+        )
         for number, device in enumerate(devices)
     ]
     report = Report(before, options.hours)
@@ -302,18 +307,20 @@ def stop(workers: Iterable[BaseProcess]) -> None:
         worker.kill()
 
 
-def run_worker(task: Task, number: int, device: str | None, messages: Any, enough: Any) -> None:
+def run_worker(
+    task: Task, number: int, device: str | None, messages: Any, enough: Any, starting: AbstractContextManager[Any]
+) -> None:
     """A process of its own, on one GPU. Of Ctrl-C the first process tells it, with SIGTERM."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     if device is not None:
         os.environ["CUDA_VISIBLE_DEVICES"] = device
     left = "the file that was being spoken is not written"
-    sys.exit(exit_status(lambda: work(task, number, messages, enough), left, left))
+    sys.exit(exit_status(lambda: work(task, number, messages, enough, starting), left, left))
 
 
-def work(task: Task, number: int, messages: Any, enough: Any) -> int:
+def work(task: Task, number: int, messages: Any, enough: Any, starting: AbstractContextManager[Any]) -> int:
     """Speaks every `task.processes`-th shard that is not there yet, as long as the process that asked for it lives.
-    Raises UserError if nothing of a shard is speech."""
+    `starting` is held while the engine starts. Raises UserError if nothing of a shard is speech."""
     parent, engine = multiprocessing.parent_process(), None
     clips = open_clips(task.prompts, task.cache) if task.prompts else None
     with ExitStack() as closing:
@@ -325,7 +332,8 @@ def work(task: Task, number: int, messages: Any, enough: Any) -> int:
             if path.exists():
                 continue
             if engine is None:
-                engine = Engine(task, clips, seed=task.plan.seed + shard)
+                with starting:
+                    engine = Engine(task, clips, seed=task.plan.seed + shard)
                 closing.callback(engine.close)
                 messages.put(("ready", number))
             pairs = []

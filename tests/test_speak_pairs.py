@@ -168,7 +168,7 @@ def parsed(release: Path, folder: Path, *more: str) -> Any:
 
 def messages_of(task: speak_pairs.Task, number: int = 0) -> list[tuple[str, Any]]:
     messages: queue.Queue[tuple[str, Any]] = queue.Queue()
-    speak_pairs.work(task, number, messages, threading.Event())
+    speak_pairs.work(task, number, messages, threading.Event(), threading.Lock())
     return list(messages.queue)
 
 
