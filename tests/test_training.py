@@ -361,16 +361,20 @@ def test_two_ranks_train_as_one_with_the_whole_batch(settings: Path, tmp_path: P
     result = subprocess.run([sys.executable, *command, *arguments], capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stderr
     states = [Path(where) / "checkpoints/step_0000006/state.pt" for where in (one.output_dir, folder)]
-    single, double = (torch.load(path, weights_only=True)["trained"] for path in states)
-    start = train_encoder.Trainer(one, ALONE).trained.state_dict()
-    moved, off = (torch.cat([(single[name] - other[name]).flatten() for name in single]) for other in (start, double))
-    # The sums have another order, and Adam enlarges differences in the smallest gradients: 0.1 % after six steps on one
-    # processor, 2.1 % on another. Ranks that do not share their gradients would be off by as much as they moved.
-    assert off.norm() < 0.05 * moved.norm()
-    own, theirs = (torch.load(path, weights_only=True)["auxiliary"]["discriminator"]["network"] for path in states)
-    begun = train_encoder.Trainer(one, ALONE).auxiliary["discriminator"].network.state_dict()
-    moved = max((own[name] - begun[name]).abs().max().item() for name in own)
-    assert max((own[name] - theirs[name]).abs().max().item() for name in own) < 0.1 * moved
+    found = [torch.load(path, weights_only=True) for path in states]
+    begun = train_encoder.Trainer(one, ALONE)
+    networks = [state["auxiliary"]["discriminator"]["network"] for state in found]
+    cases = (
+        (begun.trained.state_dict(), *(state["trained"] for state in found)),
+        (begun.auxiliary["discriminator"].network.state_dict(), *networks),
+    )
+    for before, single, double in cases:
+        moved, off = (
+            torch.cat([(single[name] - other[name]).flatten() for name in single]) for other in (before, double)
+        )
+        # The sums have another order, and Adam enlarges differences in the smallest gradients: encoders are off by 0.1
+        # to 2.2 % of their way after six steps. Ranks that do not share their gradients would be off by all of it.
+        assert off.norm() < 0.05 * moved.norm()
 
 
 def test_two_ranks_have_the_gradients_of_one_with_the_whole_batch(
