@@ -27,7 +27,6 @@ from queue import SimpleQueue
 from typing import TypeVar
 
 import torch
-import yaml
 
 from codec import load_release
 from codec.checkpoint import read_training, with_encoder
@@ -35,6 +34,7 @@ from data import open_clips
 from data.audio import Clip
 from experiments.runs import ROOT, experiment_status, run, training_metrics
 from experiments.stand_in.build import add_voices
+from training.config import load_config
 
 CONFIGS = ROOT / "configs" / "benchmark"
 STARTS = {"recipe": "inverse", "mirror_start": "mirror", "random_start": "random"}  # by encoder; values of `init`
@@ -125,8 +125,8 @@ def steps_for(minutes: float, config: Path, folder: Path, settings: list[str]) -
 
 def seconds_per_step(short: Path) -> tuple[float, float]:
     """Of the short run: without the discriminator, and with it. The first lines of each half are its warm-up."""
-    settings = yaml.safe_load((short / "config.yaml").read_text(encoding="utf-8"))
-    audio = settings["batch_size"] * settings["accumulate"] * settings["data"]["crop_seconds"]
+    config = load_config(short / "config.yaml")
+    audio = config.crops_a_batch * config.accumulate * config.data.crop_seconds
     speeds = {line["step"]: line["audio_seconds_per_second"] for line in training_metrics(short)}
     return audio / speeds[MEASURED_STEPS // 2], audio / speeds[MEASURED_STEPS]
 
