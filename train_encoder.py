@@ -190,12 +190,12 @@ class Trainer:
         samples, semantic_dim = waveform.shape[-1], self.codec.config.semantic_dim
 
         # encoder -> quantizer -> decoder; the graph is cut at the latent and at the reconstruction
-        heard = waveform
+        sound = waveform
         if weights.inversion:  # behind the speech, the decoder's sound of codes that the encoder has to find again
             pairs = self.pair_decoder(inputs.pair_codes.chunk(parts)[part], inputs.pair_begins.chunk(parts)[part])
-            heard = torch.cat([waveform, pairs.waveform])
+            sound = torch.cat([waveform, pairs.waveform])
         with self.autocast():
-            encoded = self.encoder(heard)
+            encoded = self.encoder(sound)
         latent = encoded.detach().float().requires_grad_()  # [B, 292, F]
         of_speech, of_pairs = latent[: len(waveform)], latent[len(waveform) :]
         semantic, acoustic = of_speech[:, :semantic_dim], of_speech[:, semantic_dim:]

@@ -59,8 +59,8 @@ def _of_scale(
     assert isinstance(scale, STFTDiscriminator)
     batch = len(original)
     with torch.enable_grad():
-        heard = reconstruction.detach().requires_grad_()
-        spectrum = scale.spectrum(heard)
+        sound = reconstruction.detach().requires_grad_()
+        spectrum = scale.spectrum(sound)
         first, *others = scale.layers
         layers = [
             GroupedConv(first, FIRST_GROUP, dtype),
@@ -103,7 +103,7 @@ def _of_scale(
     graphs = [layer.graph for layer in reversed(layers)] + [layer.bias for layer in reversed(layers)]
     return DiscriminatorGradients(
         torch.stack(distances).mean() * share,
-        torch.autograd.grad(spectrum, heard, at_spectrum)[0],
+        torch.autograd.grad(spectrum, sound, at_spectrum)[0],
         hinge * share,
         list(torch.autograd.grad(graphs, list(scale.parameters()), [*of_weight, *of_bias])),
     )

@@ -64,10 +64,10 @@ class Recognizer:
     name, metrics, absolute = "words", (WER, CER), True
 
     def __init__(self) -> None:
-        self.heard = 0
+        self.calls = 0
 
     def listen(self, audio: Tensor) -> Measurements:
-        self.heard += 1
+        self.calls += 1
         letters = (32768 * audio[:LETTERS]).round().int().tolist()
         return Measurements(transcript="".join(chr(letter) for letter in letters if 31 < letter < 127))
 
@@ -276,10 +276,10 @@ def test_a_run_that_was_stopped_goes_on_without_asking_or_judging_again(
     assert run(prompts, "--server", f"new={server.url}") == 0
     assert [request["input"] for request in server.posted] == [f"Hello from {name}." for name in FREQUENCIES]
     assert "2 spoken texts" in capsys.readouterr().out
-    first, heard = figures(prompts)["totals"], recognizer.heard
+    first, calls = figures(prompts)["totals"], recognizer.calls
     server.stop()  # nothing is left to ask
     assert run(prompts, "--server", f"new={server.url}") == 0
-    assert recognizer.heard == heard
+    assert recognizer.calls == calls
     assert figures(prompts)["totals"] == first
 
 
@@ -306,9 +306,9 @@ def test_what_was_spoken_for_another_request_or_is_damaged_is_asked_again(
 
 def test_other_judges_judge_again(prompts: Path, server: SpeakingServer, recognizer: Recognizer) -> None:
     assert run(prompts, "--server", f"new={server.url}") == 0
-    before = recognizer.heard
+    before = recognizer.calls
     assert run(prompts, "--server", f"new={server.url}", "--whisper", "small") == 0
-    assert recognizer.heard == 2 * before
+    assert recognizer.calls == 2 * before
     assert len(server.posted) == 3
 
 

@@ -110,8 +110,8 @@ def profile(trainer: Any, steps: int) -> str:
     """A table of what each statement costs on average, over so many steps on noise, of a train_encoder.Trainer. Steps
     with the teacher and without are timed apart, and count as often as they come."""
     config, first = trainer.config, first_full_step(trainer.config)
-    heard = 1 / config.losses.asr_every if config.losses.asr else 1.0
-    kinds = {number: share for number, share in ((first, heard), (first + 1, 1 - heard)) if share}
+    distilled = 1 / config.losses.asr_every if config.losses.asr else 1.0
+    kinds = {number: share for number, share in ((first, distilled), (first + 1, 1 - distilled)) if share}
     waveform, pairs = noise_for(config, trainer.codec)
     device, marks = waveform.device, Marks(waveform.device)
     with marked(trainer, marks):

@@ -32,8 +32,8 @@ def listen(
     found = {name: kept for name in recordings if (kept := _kept(folder / f"{name}.json", about)) is not None}
     earlier = len(found)
     missing = [name for name in recordings if name not in found]
-    heard = judges.listen(recordings[name]() for name in missing)
-    for name, measured in zip(missing, progress(heard, "judges", len(missing)), strict=True):
+    measurements = judges.listen(recordings[name]() for name in missing)
+    for name, measured in zip(missing, progress(measurements, "judges", len(missing)), strict=True):
         content = {"judges": about, "found": asdict(measured)}
         write_whole(folder / f"{name}.json", json.dumps(content) + "\n")
         found[name] = measured

@@ -135,11 +135,11 @@ def score_system(system: System, prompts: Sequence[Prompt], spoken: Spoken, judg
         if utterance.failed:
             scores.problems.append(Problem(prompt.name, "sound", utterance.failed, system.name))
         else:
-            heard = judged.found[utterance.sha256]
+            measured = judged.found[utterance.sha256]
             own = system.reference if system.voice else prompt.clip
-            found.add(_heard(heard, prompt.text, judged))
+            found.add(_words_and_sound(measured, prompt.text, judged))
             if own:
-                _add_similarity(found, heard, references, own)
+                _add_similarity(found, measured, references, own)
             _add_timing(found, prompt, utterance, own)
         _add(scores, scored, found)
     return scores
@@ -155,9 +155,9 @@ def score_clips(prompts: Sequence[Prompt], judged: Judged) -> Scores:
         scores.clips.append(scored)
         if prompt.clip is None:
             continue
-        heard = judged.found[fingerprint(prompt.clip.waveform)]
-        found = _heard(heard, prompt.clip.text, judged)
-        _add_similarity(found, heard, references, prompt.clip, itself=True)
+        measured = judged.found[fingerprint(prompt.clip.waveform)]
+        found = _words_and_sound(measured, prompt.clip.text, judged)
+        _add_similarity(found, measured, references, prompt.clip, itself=True)
         if characters(prompt.clip.text):
             found.set(RATE.name, characters(prompt.clip.text) / prompt.clip.seconds)
         found.failed = {}  # a reference clip without a score is no fault of a server
@@ -165,15 +165,15 @@ def score_clips(prompts: Sequence[Prompt], judged: Judged) -> Scores:
     return scores
 
 
-def _heard(heard: Measurements, text: str, judged: Judged) -> Measurements:
+def _words_and_sound(measured: Measurements, text: str, judged: Judged) -> Measurements:
     """What the judges found in speech: word errors against `text`, and the scores that need nothing else."""
-    found = Measurements(transcript=heard.transcript)
-    found.values |= heard.values
+    found = Measurements(transcript=measured.transcript)
+    found.values |= measured.values
     found.failed |= {
-        name: why for name, why in heard.failed.items() if name in judged and not name.endswith("_original")
+        name: why for name, why in measured.failed.items() if name in judged and not name.endswith("_original")
     }
-    if judged.normalize and WER.name not in heard.failed:
-        words, letters = errors(judged.normalize(text), judged.normalize(heard.transcript))
+    if judged.normalize and WER.name not in measured.failed:
+        words, letters = errors(judged.normalize(text), judged.normalize(measured.transcript))
         for metric, rate in ((WER, words), (CER, letters)):
             if rate is None:
                 found.failed[metric.name] = "the text has no words"
@@ -183,10 +183,10 @@ def _heard(heard: Measurements, text: str, judged: Judged) -> Measurements:
 
 
 def _add_similarity(
-    found: Measurements, heard: Measurements, references: Sequence[References], own: Speech, itself: bool = False
+    found: Measurements, measured: Measurements, references: Sequence[References], own: Speech, itself: bool = False
 ) -> None:
     for each in references:
-        embedding = heard.embeddings.get(each.network.name)
+        embedding = measured.embeddings.get(each.network.name)
         if embedding is None:
             continue  # the judge said why
         scores = each.score(embedding, own, itself)

@@ -111,10 +111,12 @@ def judge(options: argparse.Namespace) -> int:
             if said.codes.shape[1]:
                 waveform = decoded(codec, said.codes)
                 soundfile.write(options.out / f"{number:03}_{line.voice}.wav", waveform.numpy(), codec.sample_rate)
-                entry["heard"] = words.transcribe(waveform)
+                entry["transcript"] = words.transcribe(waveform)
                 entry |= nearest(resemblyzer, waveform, references, list(unseen))
-            judged.append(entry | {"wrong": words_wrong(words, line.text, entry.get("heard", ""))})
-            print(f"{line.voice}: {line.text}\n    {entry.get('heard', '')} [{judged[-1]['wrong']:.0%}]", flush=True)
+            judged.append(entry | {"wrong": words_wrong(words, line.text, entry.get("transcript", ""))})
+            print(
+                f"{line.voice}: {line.text}\n    {entry.get('transcript', '')} [{judged[-1]['wrong']:.0%}]", flush=True
+            )
         print(f"{len(batch)} sentences in {seconds:.0f} s", flush=True)
     np.savez_compressed(options.out / "codes.npz", **kept)
     summary = {group: summarised([entry for entry in judged if entry["group"] == group]) for group in groups(judged)}
@@ -141,8 +143,8 @@ def nearest(judge: Resemblyzer, waveform: Tensor, references: Tensor, names: lis
     }
 
 
-def words_wrong(judge: Words, text: str, heard: str) -> float:
-    rate, _ = errors(judge.normalize(text), judge.normalize(heard))
+def words_wrong(judge: Words, text: str, transcript: str) -> float:
+    rate, _ = errors(judge.normalize(text), judge.normalize(transcript))
     assert rate is not None  # every sentence has words
     return rate[0]
 

@@ -143,7 +143,7 @@ class Inputs(NamedTuple):
     next_letters: Tensor
     """[N, 2] int64, the first and last position in the row of the letters that are spoken in the frame to predict;
     −1 where there are none."""
-    heard_letters: Tensor
+    last_letters: Tensor
     """[N, 2] int64, the same of the frame before it."""
     word_at: Tensor
     """[W] int64, the position behind a word: row · T + position."""

@@ -11,7 +11,7 @@ the curves, `said_STEP.npz` what the model said then. The training ends after `m
 An example is a voice (1.6 to 5.6 s of the speaker's other speech), a text and its speech. Beside the release's own two
 losses, which language_model/ has, there are three that only the training sees, because they make words come early:
 
-- Single heads are taught to attend to the letters of the frame that was heard last (a lower layer) and of the frame
+- Single heads are taught to attend to the letters of the frame that was read last (a lower layer) and of the frame
   that comes next (two higher layers): minus the logarithm of their attention on those letters.
 - The phonemes of the next two frames are predicted from the hidden state.
 - A word's phonemes are predicted at the letter behind it, half-way up.
@@ -228,7 +228,7 @@ class Trainer:
     ) -> dict[str, Tensor]:
         """Means over the batch, each loss and `semantic_right`, `phonemes_right`, `attention_next`."""
         settings, model = self.settings, student.model
-        frames, kept = self.heard(codes[inputs.frames].long(), inputs.corruption if noisy else None)
+        frames, kept = self.corrupted(codes[inputs.frames].long(), inputs.corruption if noisy else None)
         rows = one_hot(inputs.tokens, self.config.vocab_size, model.dtype) @ model.backbone.embed_tokens.weight
         is_frame = (inputs.tokens == self.config.audio_token_id)[..., None]
         rows = torch.where(is_frame, self.frame_rows(model, frames) * kept, rows)
@@ -258,7 +258,7 @@ class Trainer:
             attention_loss(
                 packed.attention_scores(number, head, layer_inputs[number], inputs.positions, inputs.document),
                 inputs.at,
-                inputs.next_letters if of_next else inputs.heard_letters,
+                inputs.next_letters if of_next else inputs.last_letters,
             )
             for number, head, of_next in student.taught
         ]
@@ -266,7 +266,7 @@ class Trainer:
         found["attention_next"] = (-lost[1]).exp()  # geometric mean of the attention on the right letters
         return found
 
-    def heard(self, frames: Tensor, corruption: Tensor | None) -> tuple[Tensor, Tensor | float]:
+    def corrupted(self, frames: Tensor, corruption: Tensor | None) -> tuple[Tensor, Tensor | float]:
         """Coded frames [R, T, 37] with noise, and what their rows are multiplied by [R, T, 1]. With corruption c, c / 2
         of the semantic codes are drawn anew, acoustic codes get noise of 4 c levels, c / 2 of the rows are zero. The
         end of audio stays."""
