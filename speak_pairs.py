@@ -39,7 +39,6 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
-import torch
 import yaml
 from torch import Tensor
 
@@ -52,6 +51,7 @@ from data.pairs import About, Pair, write_shard
 from data.sources import open_clips
 from data.speaking import REASONS, WORDS, Job, Plan, choose_voices, fault, prompt_of, read_texts
 from system.command import UserError, exit_status, model_folder
+from system.device import open_device
 from system.environment import from_environment
 from system.files import write_whole
 
@@ -443,7 +443,7 @@ class WordJudge:
         from evaluation.judges.words import Words
 
         self.limit = task.max_word_errors or 0.0
-        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        device = open_device()
         self.words = Words(task.whisper, task.language, device)
         self.codec = load_release(task.release, device=device)
 

@@ -81,11 +81,11 @@ def test_a_second_run_is_refused_with_the_name_of_the_first_which_goes_on_unharm
 import pathlib, train_encoder
 from tests.waiting import until
 step = train_encoder.Trainer.step
-def wait(self, waveform, number):
+def wait(self, waveform, number, *others):
     if number == 2:
         pathlib.Path({str(tmp_path / "inside")!r}).touch()
         until(pathlib.Path({str(tmp_path / "refused")!r}).exists)
-    return step(self, waveform, number)
+    return step(self, waveform, number, *others)
 train_encoder.Trainer.step = wait
 """
     first = start(1, arguments, tmp_path / "first", waits)
