@@ -53,7 +53,7 @@ def test_every_configuration_of_an_ablation_is_in_the_table_and_the_other_way_ro
 
 
 def test_steps_are_measured_behind_their_warm_up(tmp_path: Path) -> None:
-    data = {"train": ["speech"], "crop_seconds": 1.5}
+    data = {"train": ["speech"], "validation": ["speech"], "crop_seconds": 1.5}
     settings = {"model_dir": "release", "batch_size": 4, "accumulate": 2, "data": data}
     (tmp_path / "config.yaml").write_text(yaml.safe_dump(settings))
     half, whole, line = benchmark.MEASURED_STEPS // 2, benchmark.MEASURED_STEPS, benchmark.LOG_EVERY
