@@ -13,36 +13,7 @@ import torch
 
 from codec import Codec, load_release
 from experiments.random_release import write_release
-
-SPECIAL = {
-    0: "<unk>",
-    1: "<s>",
-    2: "</s>",
-    3: "[INST]",
-    4: "[/INST]",
-    5: "[AVAILABLE_TOOLS]",
-    6: "[/AVAILABLE_TOOLS]",
-    7: "[TOOL_RESULTS]",
-    8: "[/TOOL_RESULTS]",
-    9: "[TOOL_CALLS]",
-    10: "[IMG]",
-    11: "<pad>",
-    12: "[IMG_BREAK]",
-    13: "[IMG_END]",
-    14: "[PREFIX]",
-    15: "[MIDDLE]",
-    16: "[SUFFIX]",
-    17: "[SYSTEM_PROMPT]",
-    18: "[/SYSTEM_PROMPT]",
-    19: "[TOOL_CONTENT]",
-    24: "[AUDIO]",
-    25: "[BEGIN_AUDIO]",
-    32: "[STREAMING_PAD]",
-    33: "[STREAMING_WORD]",
-    34: "[TRANSCRIBE]",
-    35: "[REPEAT_AUDIO_TEXT]",
-    36: "[NEXT_AUDIO_TEXT]",
-}
+from experiments.stand_in.letters import audio_section, control_tokens
 
 
 @cache
@@ -65,17 +36,7 @@ def tekken(counts: Mapping[str, int], whole: bool = False) -> dict[str, Any]:
     made["config"]["version"] = "v7"
     if not whole:
         made["config"] |= {"num_vocab_tokens": 300, "default_vocab_size": 300 + specials}
-    made["special_tokens"] = [
-        {"rank": rank, "token_str": SPECIAL.get(rank, f"<SPECIAL_{rank}>"), "is_control": True}
-        for rank in range(specials)
-    ]
-    made["audio"] = {
-        "sampling_rate": 24000,
-        "frame_rate": 12.5,
-        "audio_encoding_config": {"num_mel_bins": 128, "hop_length": 160, "window_size": 400},
-        "voice_num_audio_tokens": dict(counts),
-    }
-    return made
+    return made | {"special_tokens": control_tokens(specials), "audio": audio_section(counts)}
 
 
 def write_speaking_release(folder: Path, codec: Codec, with_encoder: bool = True, whole: bool = False) -> Path:

@@ -1,18 +1,20 @@
 """Letters as tokens: the tokenizer of a release whose language model is small.
 
-Each byte of the text, in UTF-8, is a token. So the text table has 1256 rows: a thousand special tokens, which
+Each byte of the text, in UTF-8, is a token. So the text table has 1256 rows: a thousand control tokens, which
 mistral-common puts first, and 256 bytes. The server reads `tekken.json` as it reads the release's.
 """
 
 from __future__ import annotations
 
 import base64
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
-SPECIAL_TOKENS = 1000
-VOCABULARY = SPECIAL_TOKENS + 256
-_SPECIAL = {
+from codec.config import FRAME_SIZE, SAMPLE_RATE
+
+CONTROL_TOKENS = 1000
+VOCABULARY = CONTROL_TOKENS + 256
+SPECIAL = {
     0: "<unk>",
     1: "<s>",
     2: "</s>",
@@ -45,18 +47,41 @@ _SPECIAL = {
 
 def letter_ids(text: str) -> list[int]:
     """What mistral-common makes of `text` with the tokenizer below."""
-    return [SPECIAL_TOKENS + byte for byte in text.encode()]
+    return [CONTROL_TOKENS + byte for byte in text.encode()]
+
+
+def text_of(ids: Iterable[int]) -> str:
+    """The text of `letter_ids`."""
+    return bytes(token - CONTROL_TOKENS for token in ids).decode()
+
+
+def control_tokens(count: int) -> list[dict[str, Any]]:
+    """The `special_tokens` of a release's `tekken.json`, `count` of them."""
+    return [
+        {"rank": rank, "token_str": SPECIAL.get(rank, f"<SPECIAL_{rank}>"), "is_control": True} for rank in range(count)
+    ]
+
+
+def audio_section(voices: Mapping[str, int]) -> dict[str, Any]:
+    """The `audio` section of a release's `tekken.json`. `voices` gives the number of rows of each preset voice, end of
+    audio included."""
+    return {
+        "sampling_rate": SAMPLE_RATE,
+        "frame_rate": SAMPLE_RATE / FRAME_SIZE,
+        "audio_encoding_config": {"num_mel_bins": 128, "hop_length": 160, "window_size": 400},
+        "voice_num_audio_tokens": dict(voices),
+    }
 
 
 def tekken(voices: Mapping[str, int]) -> dict[str, Any]:
-    """The content of `tekken.json`. `voices` gives the number of rows of each preset voice, end of audio included."""
+    """The content of `tekken.json`, with `voices` as in `audio_section`."""
     letters = [bytes([byte]) for byte in range(256)]
     return {
         "config": {
             "pattern": r"(?s:.)",  # every character by itself
             "num_vocab_tokens": 256,
             "default_vocab_size": VOCABULARY,
-            "default_num_special_tokens": SPECIAL_TOKENS,
+            "default_num_special_tokens": CONTROL_TOKENS,
             "version": "v7",
         },
         "vocab": [
@@ -67,14 +92,6 @@ def tekken(voices: Mapping[str, int]) -> dict[str, Any]:
             }
             for rank, letter in enumerate(letters)
         ],
-        "special_tokens": [
-            {"rank": rank, "token_str": _SPECIAL.get(rank, f"<SPECIAL_{rank}>"), "is_control": True}
-            for rank in range(SPECIAL_TOKENS)
-        ],
-        "audio": {
-            "sampling_rate": 24000,
-            "frame_rate": 12.5,
-            "audio_encoding_config": {"num_mel_bins": 128, "hop_length": 160, "window_size": 400},
-            "voice_num_audio_tokens": dict(voices),
-        },
+        "special_tokens": control_tokens(CONTROL_TOKENS),
+        "audio": audio_section(voices),
     }

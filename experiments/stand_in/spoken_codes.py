@@ -20,7 +20,7 @@ from torch.utils.data import DataLoader, IterableDataset
 
 from experiments.stand_in.alignment import FRAME_UNITS, WORD_PHONEMES, Alignment, align
 from experiments.stand_in.labelled_speech import NO_CLASS, classes, without_marks
-from experiments.stand_in.letters import SPECIAL_TOKENS
+from experiments.stand_in.letters import CONTROL_TOKENS
 from language_model.config import LanguageModelConfig
 
 QUARTERS = 4  # of a frame, whose phonemes are known
@@ -220,7 +220,7 @@ class Packer:
                 own[:] = self.config.audio_token_id
                 own[0], own[1] = self.config.bos_token_id, self.config.begin_audio_token_id
                 own[text_start - 1] = self.config.next_audio_text_token_id
-                own[text_start : start - 2] = text.astype(np.int64) + SPECIAL_TOKENS
+                own[text_start : start - 2] = text.astype(np.int64) + CONTROL_TOKENS
                 own[start - 2], own[start - 1] = (
                     self.config.repeat_audio_text_token_id,
                     self.config.begin_audio_token_id,

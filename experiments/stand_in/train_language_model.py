@@ -45,7 +45,7 @@ from codec.tensors import CODEC_PREFIX, EMBEDDING_NAME
 from codec.voices import END_OF_AUDIO, embed_codes
 from experiments.stand_in.alignment import WORD_PHONEMES
 from experiments.stand_in.labelled_speech import NO_CLASS
-from experiments.stand_in.letters import VOCABULARY, letter_ids, tekken
+from experiments.stand_in.letters import VOCABULARY, letter_ids, tekken, text_of
 from experiments.stand_in.packed_model import PackedModel, rms_norm, say
 from experiments.stand_in.reading import PhonemeReader, error_rate, phonemes
 from experiments.stand_in.settings import read_settings
@@ -349,7 +349,7 @@ class Trainer:
             path,
             codes=np.concatenate(codes, axis=1),
             lengths=[part.shape[1] for part in codes],
-            texts=[bytes(letter - 1000 for letter in prompt.text).decode() for prompt in held.prompts],
+            texts=[text_of(prompt.text) for prompt in held.prompts],
         )
         lengths = np.array([part.shape[1] for part in codes]) / np.array(held.frames)
         return {
