@@ -43,9 +43,9 @@ import yaml
 from torch import Tensor
 
 from codec.checkpoint import checkpoint_tensors, codec_fingerprint, load_release
-from codec.config import SPECIAL_TOKENS, CodecConfig
+from codec.config import CodecConfig
 from codec.files import open_tensors
-from codec.voices import END_OF_AUDIO
+from codec.voices import until_end_of_audio
 from data.clips import Clips, DataError
 from data.pairs import About, Pair, write_shard
 from data.sources import open_clips
@@ -383,7 +383,7 @@ class Engine:
             for answer in self.omni.generate(list(prompts), sampling, py_generator=True, use_tqdm=False):
                 index = int(answer.request_id.split("_")[0])
                 coded = answer.multimodal_output["codes"]["audio"].reshape(-1, self.task.config.num_codebooks)
-                codes, ended = cut(coded)
+                codes, ended = until_end_of_audio(coded.cpu())
                 text = some[index].text
                 about = About(text, voices[index], self.task.language, self.seed, cfg_alpha)
                 reason = fault(codes, ended, text, self.task.config.frame_rate)
@@ -427,13 +427,6 @@ def codes_pipeline() -> Any:
         sampling_constraints={"detokenize": True},
     )
     return PipelineConfig(model_type=PIPELINE, model_arch="VoxtralTTSForConditionalGeneration", stages=(stage,))
-
-
-def cut(coded: Tensor) -> tuple[Tensor, bool]:
-    """Coded frames [F, 37] up to the first end of audio: codes [37, F'], and whether there is an end."""
-    ends = (coded[:, 0] == END_OF_AUDIO).nonzero()
-    length = int(ends[0]) if len(ends) else len(coded)
-    return coded[:length].T.cpu() - SPECIAL_TOKENS, bool(len(ends))
 
 
 class WordJudge:

@@ -88,6 +88,14 @@ def embed_codes(codes: Tensor, table: Tensor, codebook_sizes: list[int]) -> Tens
     return F.embedding(tokens + first_row[:, None], table).sum(dim=1)
 
 
+def until_end_of_audio(coded: Tensor) -> tuple[Tensor, bool]:
+    """Frames [F, K] as a language model speaks them, with special tokens, up to the first end of audio: codes [K, F'],
+    and whether there is an end."""
+    ends = (coded[:, 0] == END_OF_AUDIO).nonzero()
+    length = int(ends[0]) if len(ends) else len(coded)
+    return coded[:length].T - SPECIAL_TOKENS, bool(len(ends))
+
+
 class Recovered(NamedTuple):
     codes: Tensor
     """[N, K] int64, the codes whose rows sum to the embedding's rows."""

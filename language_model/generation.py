@@ -8,8 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from codec.config import SPECIAL_TOKENS
-from codec.voices import END_OF_AUDIO
+from codec.voices import END_OF_AUDIO, until_end_of_audio
 from language_model.model import LanguageModel
 from language_model.prompt import Prompt, coded_frames, prompt_ids
 
@@ -58,7 +57,7 @@ def generate(
         if ended.all():
             break
         inputs, positions = model.embed_frames(said[-1])[:, None], positions[:, -1:] + 1
-    return [_cut(frames) for frames in torch.stack(said, dim=1).cpu()]
+    return [Speech(*until_end_of_audio(frames)) for frames in torch.stack(said, dim=1).cpu()]
 
 
 def prompt_rows(model: LanguageModel, prompt: Prompt) -> Tensor:
@@ -76,10 +75,3 @@ def frame_noise(seed: int, frames: int, model: LanguageModel) -> Tensor:
     generator = torch.Generator().manual_seed(seed)
     noise = torch.randn(frames, model.config.n_acoustic_codebook, generator=generator)
     return noise.to(model.device, model.dtype)
-
-
-def _cut(frames: Tensor) -> Speech:
-    """Coded frames [F, 37] up to the first end of audio."""
-    ends = (frames[:, 0] == END_OF_AUDIO).nonzero()
-    length = int(ends[0]) if len(ends) else len(frames)
-    return Speech(frames[:length].T - SPECIAL_TOKENS, bool(len(ends)))

@@ -18,6 +18,7 @@ import speak_pairs
 from codec import load_release
 from codec.checkpoint import checkpoint_tensors, codec_fingerprint
 from codec.config import ReleaseError
+from codec.voices import until_end_of_audio
 from data import DataError, open_clips
 from data.pairs import About, Pair, Pairs
 from data.speaking import LENGTH, LOOP, NO_END, Job, Plan, choose_voices, fault, loops, prompt_of, read_texts
@@ -267,10 +268,10 @@ def test_the_report_says_how_much_is_to_go_and_what_was_left_out(capsys: pytest.
 
 def test_frames_are_cut_at_the_first_end_of_audio() -> None:
     coded = torch.arange(37 * 6).view(6, 37) + 2
-    codes, ended = speak_pairs.cut(coded)
+    codes, ended = until_end_of_audio(coded)
     assert not ended
     assert torch.equal(codes, coded.T - 2)
     coded[4, 0] = coded[5, 0] = 1
-    codes, ended = speak_pairs.cut(coded)
+    codes, ended = until_end_of_audio(coded)
     assert ended
     assert codes.shape == (37, 4)

@@ -15,8 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from codec.config import SPECIAL_TOKENS
-from codec.voices import END_OF_AUDIO
+from codec.voices import END_OF_AUDIO, until_end_of_audio
 from language_model.generation import Speech, frame_noise, prompt_rows
 from language_model.model import LanguageModel
 from language_model.prompt import Prompt
@@ -140,9 +139,4 @@ def say(packed: PackedModel, prompts: Sequence[Prompt], max_frames: int, seeds: 
         if ended.all():
             break
         rows[everyone, lengths + frame] = model.embed_frames(said[-1])
-    speech = []
-    for frames in torch.stack(said, dim=1).cpu():
-        ends = (frames[:, 0] == END_OF_AUDIO).nonzero()
-        length = int(ends[0]) if len(ends) else len(frames)
-        speech.append(Speech(frames[:length].T - SPECIAL_TOKENS, bool(len(ends))))
-    return speech
+    return [Speech(*until_end_of_audio(frames)) for frames in torch.stack(said, dim=1).cpu()]
