@@ -20,22 +20,18 @@ if __name__ == "__main__":  # Ctrl-C during the imports below, which take second
     end_on_signals()
 
 import argparse
-import json
 import math
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from data import DataError
-from evaluation.arguments import add_judge_options, positive, whole_number
+from evaluation.arguments import add_judge_options, judge_options, positive, whole_number
 from evaluation.cloning.measure import JUDGES, Options, measure_cloning
 from evaluation.cloning.results import CloningResults, as_text
 from evaluation.cloning.speaking import DEFAULT_URL
 from evaluation.requirement import read_requirement, unmet
 from system.command import exit_status
-from system.device import open_device
-from system.environment import from_environment
-from system.files import write_whole
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -113,9 +109,7 @@ def run(arguments: argparse.Namespace) -> int:
     write_page = page_writer()
     results = measure_cloning(options(arguments, folder))
     print(as_text(results))
-    figures = folder / "figures.json"
-    write_whole(figures, json.dumps(results.to_json(), indent=1, allow_nan=False) + "\n")
-    print(f"figures: {figures}")
+    results.write(folder / "figures.json")
     if write_page:
         print(f"page: {write_page(folder, results, arguments.shown)}")
     for sentence in results.gone.values():
@@ -129,20 +123,13 @@ def options(arguments: argparse.Namespace, folder: Path) -> Options:
         servers=arguments.server,
         voices=arguments.voice,
         folder=folder,
-        device=open_device(arguments.device or ""),
         list_file=arguments.list,
         data=arguments.data,
         texts_file=arguments.texts,
         per_clip=arguments.per_clip,
         limit=arguments.clips,
         longest=arguments.longest,
-        without=arguments.without,
-        jobs=arguments.jobs,
-        whisper=arguments.whisper,
-        language=arguments.language,
-        speaker_model=arguments.speaker_model,
-        cache=from_environment("HF_CACHE"),
-        seed=arguments.seed,
+        **judge_options(arguments),
     )
 
 

@@ -21,14 +21,13 @@ if __name__ == "__main__":  # Ctrl-C during the imports below, which take second
     end_on_signals()
 
 import argparse
-import json
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from codec import Codec
 from data import DataError
-from evaluation.arguments import add_judge_options, whole_number
+from evaluation.arguments import add_judge_options, judge_options, whole_number
 from evaluation.judges.available import NAMES
 from evaluation.measure import ExtraSystem, Options, measure, named_encoders
 from evaluation.report.charts import Chart
@@ -37,9 +36,7 @@ from evaluation.requirement import read_requirement, unmet
 from evaluation.results import Results
 from evaluation.table import as_text, speed_lines
 from system.command import exit_status, model_folder
-from system.device import open_device
-from system.environment import expand_home, from_environment
-from system.files import write_whole
+from system.environment import expand_home
 
 DEMO_SPEECH = Path(__file__).parent / "data" / "demo" / "unseen.parquet"
 
@@ -99,9 +96,7 @@ def measure_and_write(arguments: argparse.Namespace, extra: Sequence[ExtraSystem
     results, codec = measure(measure_options(arguments, extra), extra)
     print("\n".join([as_text(results), *speed_lines(results.speed)]))
     if arguments.json:
-        path = Path(arguments.json)
-        write_whole(path, json.dumps(results.to_json(), indent=1, allow_nan=False) + "\n")
-        print(f"figures: {path}")
+        results.write(Path(arguments.json))
     if write_report:
         print(f"report: {write_report(Path(arguments.report), results, codec, arguments.shown, curves)}")
     return unmet(requirements, results.figures())
@@ -112,16 +107,9 @@ def measure_options(arguments: argparse.Namespace, extra: Sequence[ExtraSystem])
         release=model_folder(arguments.model_dir),
         encoders=named_encoders(arguments.encoder, [system.name for system in extra]),
         data=arguments.data,
-        device=open_device(arguments.device or ""),
         against=arguments.against,
         clips=arguments.clips,
-        without=arguments.without,
-        jobs=arguments.jobs,
-        whisper=arguments.whisper,
-        language=arguments.language,
-        speaker_model=arguments.speaker_model,
-        cache=from_environment("HF_CACHE"),
-        seed=arguments.seed,
+        **judge_options(arguments),
         pairs=arguments.pairs,
     )
 

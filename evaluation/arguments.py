@@ -4,9 +4,31 @@ from __future__ import annotations
 
 import argparse
 import os
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from system.device import open_device
+from system.environment import from_environment
 
 MOST_JOBS = 16  # by default
+
+
+@dataclass(frozen=True, kw_only=True)
+class JudgeOptions:
+    """By whom and how something is judged. `without` names judges to leave out, `jobs` is the number of their
+    processes, and `seed` is that of the intervals. The others are explained at `open_judges`."""
+
+    device: torch.device
+    without: Collection[str] = ()
+    jobs: int = 1
+    whisper: str = "base"
+    language: str = "en"
+    speaker_model: str = ""
+    cache: str = ""
+    seed: int = 0
 
 
 def add_judge_options(parser: argparse.ArgumentParser, leave: Sequence[str]) -> None:
@@ -24,6 +46,13 @@ def add_judge_options(parser: argparse.ArgumentParser, leave: Sequence[str]) -> 
     parser.add_argument("--language", default="en", help="the language of the speech (default: en)")
     parser.add_argument("--speaker-model", default="", metavar="SOURCE", help="ECAPA-TDNN: hub name or folder")
     parser.add_argument("--device", choices=("cpu", "cuda"), help="default: cuda if available")
+
+
+def judge_options(arguments: argparse.Namespace) -> dict[str, Any]:
+    """The fields of JudgeOptions from the options of `add_judge_options` and --seed, and from HF_CACHE."""
+    names = ("without", "jobs", "whisper", "language", "speaker_model", "seed")
+    given = {name: getattr(arguments, name) for name in names}
+    return {"device": open_device(arguments.device or ""), "cache": from_environment("HF_CACHE"), **given}
 
 
 def whole_number(text: str) -> int:

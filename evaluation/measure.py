@@ -19,6 +19,7 @@ from codec.checkpoint import checkpoint_tensors, codec_fingerprint, read_trainin
 from data import DataError
 from data.pairs import Pairs
 from data.reference import SAMPLE_RATE
+from evaluation.arguments import JudgeOptions
 from evaluation.codes import read_presets
 from evaluation.comparison import compare
 from evaluation.judges.available import NAMES
@@ -48,25 +49,17 @@ UNNAMED = "encoder"
 RESERVED = (ORIGINAL, "against", "untrained", "target")  # names of other columns and histograms
 
 
-@dataclass(frozen=True)
-class Options:
+@dataclass(frozen=True, kw_only=True)
+class Options(JudgeOptions):
     """What to measure. `encoders` maps a name to a file, or to None for the release's own encoder; the first one is the
-    main one. `clips` is 0 for all. `without` names judges to leave out, or "speed". Judges are explained at
-    `open_judges`. `pairs` are shards of pairs, or folders of them."""
+    main one. `clips` is 0 for all. `without` may also name "speed". `pairs` are shards of pairs, or folders of
+    them."""
 
     release: Path
     encoders: Mapping[str, str | None]
     data: Sequence[str]
-    device: torch.device
     against: str | None = None
     clips: int = 0
-    without: Collection[str] = ()
-    jobs: int = 1
-    whisper: str = "base"
-    language: str = "en"
-    speaker_model: str = ""
-    cache: str = ""
-    seed: int = 0
     pairs: Sequence[str] = ()
 
 

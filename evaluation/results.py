@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 from abc import ABC, abstractmethod
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Any
 
 from evaluation.codes import Presets, acoustic_histogram
@@ -14,6 +16,7 @@ from evaluation.scoring import Scores
 from evaluation.speech import Problem, Speech
 from evaluation.statistics import Interval
 from losses.shaping import Target
+from system.files import write_whole
 
 
 @dataclass(kw_only=True)
@@ -131,6 +134,11 @@ class Evaluation(ABC):
             "problems": [asdict(problem) for problem in self.all_problems],
             "notes": self.notes,
         }
+
+    def write(self, path: Path) -> None:
+        """Writes all figures to a JSON file and prints its name. Raises OSError."""
+        write_whole(path, json.dumps(self.to_json(), indent=1, allow_nan=False) + "\n")
+        print(f"figures: {path}")
 
 
 @dataclass(kw_only=True)

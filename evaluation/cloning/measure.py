@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from data import DataError
+from evaluation.arguments import JudgeOptions
 from evaluation.cloning.listening import listen
 from evaluation.cloning.prompts import Prompt, pair, read_list, read_texts
 from evaluation.cloning.results import CloningResults
@@ -29,30 +29,22 @@ from losses.speaker import PUBLISHED
 JUDGES = ("words", "resemblyzer", "ecapa", "wavlm", "quality")
 
 
-@dataclass(frozen=True)
-class Options:
+@dataclass(frozen=True, kw_only=True)
+class Options(JudgeOptions):
     """What to measure. Prompts are either the lines of `list_file`, or the clips of `data` with the lines of
     `texts_file`; without clips only `voices` speak. `limit` is the number of prompts or clips, 0 for all. `longest` is
     when a server stops speaking, in seconds of speech; None is the server's own limit. `folder` keeps what was spoken
-    and judged. Judges are explained at `open_judges`."""
+    and judged."""
 
     servers: Sequence[str]
     voices: Sequence[str]
     folder: Path
-    device: torch.device
     list_file: str = ""
     data: Sequence[str] = ()
     texts_file: str = ""
     per_clip: int = 1
     limit: int = 0
     longest: float | None = None
-    without: Collection[str] = ()
-    jobs: int = 1
-    whisper: str = "base"
-    language: str = "en"
-    speaker_model: str = ""
-    cache: str = ""
-    seed: int = 0
 
 
 def measure_cloning(options: Options) -> CloningResults:

@@ -7,27 +7,11 @@ from pathlib import Path
 
 from evaluation.cloning.results import CloningResults, described
 from evaluation.cloning.speaking import CLIP
-from evaluation.report.page import Shown, headlines, score_rows, sounding_version, write_page
+from evaluation.report.page import ABOUT_JUDGES, Shown, headlines, score_rows, sounding_version, write_page
 from evaluation.speech import spread
 
 HEADLINES = ("failed", "wer", "speaker_resemblyzer", "nearest_resemblyzer", "distillmos")  # at the top
-FACTS = (  # settings that the page lists
-    "servers",
-    "voices",
-    "list",
-    "data",
-    "texts",
-    "prompts",
-    "longest",
-    "without",
-    "machine",
-    "resampler",
-    "whisper",
-    "language",
-    "speaker_model",
-    "seed",
-    "bootstrap_draws",
-)
+FACTS = ("servers", "voices", "list", "data", "texts", "prompts", "longest", *ABOUT_JUDGES)  # settings listed
 
 
 def write_page_of(folder: Path, results: CloningResults, shown: int) -> Path:

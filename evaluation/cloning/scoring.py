@@ -12,7 +12,7 @@ from evaluation.cloning.speaking import CLIP, Spoken, System, Utterance
 from evaluation.judges.judge import Measurements, Metric
 from evaluation.judges.words import CER, WER, errors
 from evaluation.provenance import fingerprint
-from evaluation.scoring import ClipScores, Scores
+from evaluation.scoring import ClipScores, Scores, add_values
 from evaluation.speech import Problem, Speech
 
 FAILED = Metric(
@@ -141,7 +141,7 @@ def score_system(system: System, prompts: Sequence[Prompt], spoken: Spoken, judg
             if own:
                 _add_similarity(found, measured, references, own)
             _add_timing(found, prompt, utterance, own)
-        _add(scores, scored, found)
+        add_values(scores, scored, found)
     return scores
 
 
@@ -161,7 +161,7 @@ def score_clips(prompts: Sequence[Prompt], judged: Judged) -> Scores:
         if characters(prompt.clip.text):
             found.set(RATE.name, characters(prompt.clip.text) / prompt.clip.seconds)
         found.failed = {}  # a reference clip without a score is no fault of a server
-        _add(scores, scored, found)
+        add_values(scores, scored, found)
     return scores
 
 
@@ -223,10 +223,3 @@ def reference_clips(prompts: Sequence[Prompt], systems: Sequence[System] = ()) -
 def speaker_count(prompts: Sequence[Prompt]) -> int:
     """How many speakers the prompts' clips have."""
     return len({clip.speaker or fingerprint(clip.waveform) for clip in reference_clips(prompts)})
-
-
-def _add(scores: Scores, scored: ClipScores, found: Measurements) -> None:
-    scored.values |= found.values
-    scored.transcript = found.transcript
-    name = scored.clip.name
-    scores.problems += [Problem(name, metric, reason, scores.name) for metric, reason in found.failed.items()]

@@ -22,20 +22,9 @@ from evaluation.speech import spread
 from system.files import write_whole
 
 HEADLINES = ("mel", "pesq", "wer", "speaker_resemblyzer")  # shown at the top, if they were measured
-FACTS = (  # settings that the page lists
-    "release",
-    "encoders",
-    "data",
-    "clips",
-    "without",
-    "machine",
-    "resampler",
-    "whisper",
-    "language",
-    "speaker_model",
-    "seed",
-    "bootstrap_draws",
-)
+# settings that a page lists: those that all pages have, and an encoder's
+ABOUT_JUDGES = ("without", "machine", "resampler", "whisper", "language", "speaker_model", "seed", "bootstrap_draws")
+FACTS = ("release", "encoders", "data", "clips", *ABOUT_JUDGES)
 SPAN = 9.0  # a spectrogram's range in natural logarithms, down from the original's loudest point: 78 dB
 
 
