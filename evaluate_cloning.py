@@ -26,11 +26,12 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from data import DataError
-from evaluation.arguments import add_judge_options, judge_options, positive, whole_number
+from evaluation.arguments import add_judge_options, judge_options
 from evaluation.cloning.measure import JUDGES, Options, measure_cloning
 from evaluation.cloning.results import CloningResults, as_text
 from evaluation.cloning.speaking import DEFAULT_URL
 from evaluation.requirement import read_requirement, unmet
+from system.arguments import positive, whole_number
 from system.command import exit_status
 
 

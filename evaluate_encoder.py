@@ -27,7 +27,7 @@ from pathlib import Path
 
 from codec import Codec
 from data import DataError
-from evaluation.arguments import add_judge_options, judge_options, whole_number
+from evaluation.arguments import add_judge_options, judge_options
 from evaluation.judges.available import NAMES
 from evaluation.measure import ExtraSystem, Options, measure, named_encoders
 from evaluation.report.charts import Chart
@@ -35,6 +35,7 @@ from evaluation.report.training_curves import read_curves
 from evaluation.requirement import read_requirement, unmet
 from evaluation.results import Results
 from evaluation.table import as_text, speed_lines
+from system.arguments import whole_number
 from system.command import exit_status, model_folder
 from system.environment import expand_home
 

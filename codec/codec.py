@@ -77,9 +77,12 @@ class Codec(nn.Module):
     def latent(self, waveform: Tensor) -> Tensor:
         """What is quantized: [B, 1, T] in [-1, 1] -> [B, semantic + acoustic, F]. Raises ValueError without encoder and
         for a waveform of another shape, of integers, or with values that no waveform in [-1, 1] has."""
+        _check_waveform(waveform)
+        return self._latent(waveform)
+
+    def _latent(self, waveform: Tensor) -> Tensor:
         if self.encoder is None:
             raise ValueError("this release has no encoder: inject one with inject_encoder.py")
-        _check_waveform(waveform)
         with torch.autocast(waveform.device.type, torch.bfloat16, enabled=self.dtype == torch.bfloat16):
             return self.encoder(waveform.to(self.dtype))
 
@@ -89,7 +92,7 @@ class Codec(nn.Module):
         `latent` does."""
         _check_waveform(waveform)
         clips = waveform.split(1) if self.dtype == torch.bfloat16 else (waveform,)
-        return torch.cat([self.quantizer.encode(self.latent(clip)) for clip in clips])
+        return torch.cat([self.quantizer.encode(self._latent(clip)) for clip in clips])
 
     @torch.no_grad()
     def decode(self, codes: Tensor) -> Tensor:

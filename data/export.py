@@ -22,6 +22,7 @@ import soundfile
 from data.audio import AudioFile, BadClipError, check_level, open_audio, peak_of
 from data.clips import Clips
 from data.sources import open_clips
+from system.arguments import positive
 from system.command import exit_status
 from system.environment import from_environment
 from system.files import written_whole
@@ -64,19 +65,11 @@ def folder_name(speaker: str) -> str:
     return name if name.strip(".") else "unknown"
 
 
-def workers(text: str) -> int:
-    """A number of processes, 1 or more."""
-    value = int(text)
-    if value < 1:
-        raise ValueError(text)
-    return value
-
-
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path)
     parser.add_argument("sources", nargs="+")
-    parser.add_argument("--workers", type=workers, default=os.cpu_count(), metavar="N", help="processes, 1 or more")
+    parser.add_argument("--workers", type=positive, default=os.cpu_count(), metavar="N", help="processes, 1 or more")
     options = parser.parse_args(argv)
     left = f"{options.folder} holds the clips written so far"
     return exit_status(lambda: export(options), left, left)

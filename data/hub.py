@@ -32,9 +32,8 @@ def download(name: str, split: str, cache: str, endpoint: str | None = None) -> 
     from huggingface_hub.errors import DryRunError, HTTPError  # HTTPError is that of its HTTP client
 
     root = Path(cache or constants.HF_HUB_CACHE)
-    listing = (
-        root / f"{name.replace('/', '--')}.{split.replace('/', '--') or 'all'}.json"
-    )  # written when all of its files are there
+    part = split.replace("/", "--") or "all"
+    listing = root / f"{name.replace('/', '--')}.{part}.json"  # written when all of its files are there
     try:
         root.mkdir(parents=True, exist_ok=True)
         with FileLock(listing.with_suffix(".lock")):
@@ -104,7 +103,7 @@ def _from_snapshot(name: str, split: str, root: Path, reason: str) -> list[Path]
             f"{unreachable}, and its snapshot in the cache, {folder}, is not complete for {split or 'all splits'!r}: "
             f"it lacks {lacks}. Download them, or name the folders in it to use"
         )
-    splits = sorted({re.sub(r"-\d{5}-of-\d{5}$", "", path.stem) for path in paths})
+    splits = sorted({match["split"] if (match := NUMBERED.fullmatch(path.stem)) else path.stem for path in paths})
     warnings.warn(
         f"{unreachable}: using {len(paths)} files of {', '.join(splits)} in {folder}. Other splits that "
         f"{split or 'the name'!r} means may be missing",

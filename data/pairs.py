@@ -126,13 +126,11 @@ class Pairs:
     def __init__(self, paths: Iterable[str | Path], config: CodecConfig, codec_fingerprint: str):
         self.shards = [Shard(path, config, codec_fingerprint) for path in shard_paths(paths)]
         self.config = config
-        self.lengths = np.concatenate([shard.lengths.numpy() for shard in self.shards]).astype(np.int64)
-        counts = [len(shard.lengths) for shard in self.shards]
-        self.shard_of = np.repeat(np.arange(len(counts)), counts)
-        self.index_in_shard = np.concatenate([np.arange(count) for count in counts])
-        lengths = [shard.lengths.numpy() for shard in self.shards]
-        # the first frame of each pair in its shard
-        self.begins = np.concatenate([np.cumsum(each, dtype=np.int64) - each for each in lengths])
+        lengths = [shard.lengths.numpy().astype(np.int64) for shard in self.shards]
+        self.lengths = np.concatenate(lengths)
+        self.shard_of = np.repeat(np.arange(len(lengths)), [len(each) for each in lengths])
+        self.index_in_shard = np.concatenate([np.arange(len(each)) for each in lengths])
+        self.begins = np.concatenate([np.cumsum(each) - each for each in lengths])  # first frames in the shards
 
     def __len__(self) -> int:
         return len(self.lengths)

@@ -19,13 +19,12 @@ from torch import Tensor
 from codec.config import ReleaseError, read_params
 from data.clips import BadClipError, Clips, DataError
 from data.order import Shuffled
-from data.reference import Reference, prepare
+from data.reference import BEST_SECONDS, Reference, prepare
 from data.seeds import derive_seed
 from data.sources import open_clips
 
 VOICE, CLIP, GUIDANCE = -6, -7, -8  # different random numbers of a job
 ATTEMPTS = 50  # clips tried as a prompt before the source is called unusable
-PROMPT_SECONDS = (3.0, 25.0)  # from the model's paper
 
 # Limits of speech, generous: people speak 10 to 20 characters a second, in every language that the model speaks.
 FASTEST, SLOWEST = 40.0, 3.0  # characters a second
@@ -130,9 +129,9 @@ def prompt_of(clips: Clips, index: int, seed: int) -> tuple[Reference, str]:
         try:
             clip = clips.read(index)
             reference = prepare([clip])
-            if PROMPT_SECONDS[0] <= reference.seconds <= PROMPT_SECONDS[1]:
+            if BEST_SECONDS[0] <= reference.seconds <= BEST_SECONDS[1]:
                 return reference, clip.speaker
-            last = f"{clip.name} has {reference.seconds:.1f} s, expected {PROMPT_SECONDS[0]:g} to {PROMPT_SECONDS[1]:g}"
+            last = f"{clip.name} has {reference.seconds:.1f} s, expected {BEST_SECONDS[0]:g} to {BEST_SECONDS[1]:g}"
         except BadClipError as error:
             last = str(error)
         index = int(torch.randint(len(clips), (), generator=generator))

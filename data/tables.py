@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import hashlib
-import json
 import os
 import re
 import sys
@@ -19,7 +18,7 @@ import numpy as np
 from data.audio import BadClipError, Clip
 from data.clips import DataError
 from system.names import printable
-from system.untrusted import require_regular
+from system.untrusted import parse_json, read_file, require_regular
 
 if TYPE_CHECKING:
     from pyarrow import DataType, Schema
@@ -27,6 +26,7 @@ if TYPE_CHECKING:
 LISTS = {".tsv": "\t", ".csv": ","}
 TABLES = (".parquet", ".arrow", *LISTS)
 STATE = "state.json"  # of a folder that `Dataset.save_to_disk` wrote
+MAX_STATE = 16 << 20  # bytes of it
 SPLITS = "dataset_dict.json"  # of one that `DatasetDict.save_to_disk` wrote
 PATTERN = re.compile(r"[*?\[\]]|::|://|[\udc80-\udcff]")  # `datasets` takes such a path for a pattern or a URL
 USUAL = {"audio": "audio", "text": "text_normalized", "speaker": "speaker_id", "id": "id"}  # columns, LibriTTS-R's
@@ -153,10 +153,10 @@ def saved_tables(folder: Path) -> list[Path]:
     if not (folder / STATE).is_file():
         return []
     try:
-        state = json.loads((folder / STATE).read_text(encoding="utf-8"))
+        state = parse_json(read_file(folder / STATE, MAX_STATE))
         # a file name may not lead out of the folder
         return [folder / Path(part["filename"]).name for part in state["_data_files"]]
-    except (OSError, ValueError, TypeError, KeyError, RecursionError) as error:
+    except (OSError, ValueError, TypeError, KeyError) as error:
         raise DataError(f"{printable(folder / STATE)} names no tables ({error!r}): save the data set again") from error
 
 

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from system.arguments import positive
 from system.device import open_device
 from system.environment import from_environment
 
@@ -53,22 +54,6 @@ def judge_options(arguments: argparse.Namespace) -> dict[str, Any]:
     names = ("without", "jobs", "whisper", "language", "speaker_model", "seed")
     given = {name: getattr(arguments, name) for name in names}
     return {"device": open_device(arguments.device or ""), "cache": from_environment("HF_CACHE"), **given}
-
-
-def whole_number(text: str) -> int:
-    """An argument that is 0 or more."""
-    value = int(text)
-    if value < 0:
-        raise ValueError(text)
-    return value
-
-
-def positive(text: str) -> int:
-    """An argument that is 1 or more."""
-    value = int(text)
-    if value < 1:
-        raise ValueError(text)
-    return value
 
 
 def default_jobs() -> int:

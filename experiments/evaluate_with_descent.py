@@ -16,12 +16,12 @@ from torch import Tensor
 import evaluate_encoder
 from codec import Codec
 from data import DataError
-from evaluation.arguments import whole_number
 from evaluation.measure import ExtraSystem, Options
 from evaluation.scoring import Progress
 from evaluation.speech import Problem, Speech, spread
 from experiments.latent_descent import STEPS, LatentDescent
 from losses.speaker import PUBLISHED, SpeakerDistance, SpeakerModelError
+from system.arguments import whole_number
 
 NAME = "descent"
 

@@ -150,9 +150,7 @@ class Config:
     hf_cache: OutputPath = ""  # HF_CACHE: where data sets are cached; empty is the hub's own default
     stochastic: bool = True  # quantizes half of the samples, as the paper does; false quantizes all, for comparison
     init: str = "inverse"  # the encoder starts as the decoder's "inverse", with "mirror"ed layers, or "random"
-    start_from: InputPath = (
-        ""  # output_dir of another run of the same kind: start from its weights, with fresh optimizers
-    )
+    start_from: InputPath = ""  # output_dir of another run of the same kind: start from its weights, not its optimizers
     moved: bool = False  # true: the files of the run that resumes are the same, at other paths
     steps: int = 100_000
     batch_size: int = 32  # crops a GPU at a time

@@ -28,12 +28,14 @@ from pathlib import Path
 
 from system.command import UserError
 from system.files import written_whole
+from system.untrusted import parse_json, read_file
 from training.distributed import Ranks
 
 LOCK, HOLDER = ".lock", ".lock.holder"
 RENEWED = 4.0  # seconds between two renewals
 WATCHED = 15.0  # a holder that is not renewed for this many seconds is dead
 SETTLED = 2.0  # seconds after which all machines see the same file on a disk without locks
+MAX_HOLDER = 10_000  # bytes of the holder's file
 NO_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL)
 OWN_DISKS = ("ext2", "ext3", "ext4", "xfs", "btrfs", "zfs", "f2fs", "tmpfs", "ramfs", "overlay")  # of one machine
 
@@ -141,8 +143,8 @@ def _this_run() -> Holder:
 def _holder(folder: Path) -> Holder:
     """What the holder's file says: empty if there is none, or nobody can make sense of it."""
     try:
-        found = json.loads((folder / HOLDER).read_bytes()[:10_000])
-    except (OSError, ValueError, RecursionError):
+        found = parse_json(read_file(folder / HOLDER, MAX_HOLDER))
+    except (OSError, ValueError):
         return {}
     return {str(key): str(value)[:200] for key, value in found.items()} if isinstance(found, dict) else {}
 
