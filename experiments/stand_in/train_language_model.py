@@ -4,9 +4,8 @@
     python -m experiments.stand_in.train_language_model OUT --codes CODES --codes MORE --codec RELEASE minutes=12
 
 CODES are folders that code_statistics.py wrote; the dev split is the first folder's. OUT gets `release/`, which the
-server can serve: the codec without encoder in `consolidated.safetensors`, the language model in
-`consolidated_language_model.safetensors`, `params.json`, `tekken.json` (letters) and preset voices. `log.json` holds
-the curves, `said_STEP.npz` what the model said then. The training ends after `minutes`.
+server can serve (language_model_release.py). `log.json` holds the curves, `said_STEP.npz` what the model said then. The
+training ends after `minutes`.
 
 An example is a voice (1.6 to 5.6 s of the speaker's other speech), a text and its speech. Beside the release's own two
 losses, which language_model/ has, there are three that only the training sees, because they make words come early:
@@ -38,27 +37,23 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from codec.checkpoint import read_tensors, write_tensors
 from codec.config import SPECIAL_TOKENS, read_params
-from codec.files import tensor_files
-from codec.tensors import CODEC_PREFIX, EMBEDDING_NAME
-from codec.voices import END_OF_AUDIO, embed_codes
+from codec.voices import END_OF_AUDIO
 from experiments.stand_in.alignment import WORD_PHONEMES
 from experiments.stand_in.labelled_speech import NO_CLASS
-from experiments.stand_in.letters import VOCABULARY, letter_ids, tekken, text_of
+from experiments.stand_in.language_model_release import write_language_model_release
+from experiments.stand_in.letters import VOCABULARY, letter_ids, text_of
 from experiments.stand_in.packed_model import PackedModel, rms_norm, say
 from experiments.stand_in.reading import PhonemeReader, error_rate, phonemes
 from experiments.stand_in.settings import read_settings
 from experiments.stand_in.spoken_codes import QUARTERS, Batches, Inputs, Packer, SpokenCodes, endless_batches
 from language_model import LanguageModel, LanguageModelConfig, Prompt
-from language_model.checkpoint import checkpoint_tensors
 from language_model.losses import flow_matching_loss
 from system.device import open_device
 
 WARM_UP = 4  # steps before one is captured in a CUDA graph
 SPOKEN_FRAMES = 60  # frames that a spoken sentence may take beyond the original's
 VOICE_FRAMES = 50  # of the prompts that are spoken, and of the preset voices
-LANGUAGE_MODEL_FILE = "consolidated_language_model.safetensors"
 
 
 @dataclass(frozen=True)
@@ -178,9 +173,9 @@ class Trainer:
         behind = np.concatenate([own[1:], nothing])
         behind[speech.starts + speech.lengths - 1] = NO_CLASS
         labels = np.concatenate([own, behind], axis=1).astype(np.int16)
-        return tuple(torch.from_numpy(table).to(self.device) for table in (np.concatenate([codes, end]), labels))  # type: ignore[return-value]
+        frames = np.concatenate([codes, end])
+        return torch.from_numpy(frames).to(self.device), torch.from_numpy(labels).to(self.device)
 
-    # ---- one step
     def train_step(self, inputs: Inputs, progress: float, step: int) -> dict[str, Tensor]:
         """Returns metrics on the device; the next step may overwrite them."""
         rate = learning_rate(progress, step, self.settings)
@@ -300,7 +295,6 @@ class Trainer:
         guesses = student.spelling(behind).float().unflatten(-1, (WORD_PHONEMES, -1))
         return mean(classify(guesses, inputs.words), (inputs.words != NO_CLASS).float())
 
-    # ---- measuring
     def hold(self, speech: SpokenCodes) -> Held:
         settings = self.settings
         by_length = np.argsort([len(letters) for letters in speech.letters], kind="stable")
@@ -362,42 +356,19 @@ class Trainer:
     def average(self) -> None:
         torch._foreach_copy_(list(self.averaged.parameters()), self.averages)
 
-    # ---- the release
     def save(self, folder: Path, codec: Path) -> None:
-        """Writes a release that can be served."""
+        """Writes a release that can be served. Its preset voices are clips of some speakers of the training, of about
+        VOICE_FRAMES frames."""
         self.average()
-        (folder / "voice_embedding").mkdir(parents=True, exist_ok=True)
-        write_codec(folder / "consolidated.safetensors", codec)
-        learned = checkpoint_tensors(self.averaged.model)
-        write_tensors(folder / LANGUAGE_MODEL_FILE, learned, {"format": "pt"})
-        voices = self.preset_voices(learned[EMBEDDING_NAME])
-        for name, rows in voices.items():
-            torch.save(rows, folder / "voice_embedding" / f"{name}.pt")
-        params = copy.deepcopy(self.params)
-        params["multimodal"]["audio_tokenizer_args"]["voice"] = {name: i for i, name in enumerate(voices)}
-        (folder / "params.json").write_text(json.dumps(params, indent=2) + "\n", encoding="utf-8")
-        text = json.dumps(tekken({name: len(rows) for name, rows in voices.items()}), indent=1)
-        (folder / "tekken.json").write_text(text, encoding="utf-8")
-
-    def preset_voices(self, table: Tensor) -> dict[str, Tensor]:
-        """Rows of a clip of about VOICE_FRAMES frames of some speakers of the training."""
         speakers = sorted(set(self.speech.speakers))
         count = min(self.settings.voices, len(speakers))
-        chosen = [speakers[i * len(speakers) // count] for i in range(count)]
         voices = {}
-        for number, speaker in enumerate(chosen, start=1):
+        for number in range(count):
+            speaker = speakers[number * len(speakers) // count]
             own = [i for i, other in enumerate(self.speech.speakers) if other == speaker]
             clip = min(own, key=lambda i: abs(int(self.speech.lengths[i]) - VOICE_FRAMES))
-            codes = self.speech.codes(self.speech.speech(clip))
-            voices[f"preset_{number}"] = embed_codes(codes[None], table, self.config.codebook_sizes)[0].clone()
-        return voices
-
-
-def write_codec(path: Path, codec: Path) -> None:
-    """The tensors of a codec's release but for the audio embedding table, which is the language model's."""
-    tensors = read_tensors(tensor_files(codec))
-    own = {name: tensor.clone() for name, tensor in tensors.items() if name.startswith(CODEC_PREFIX)}
-    write_tensors(path, own, {"format": "pt"})
+            voices[f"preset_{number + 1}"] = self.speech.codes(self.speech.speech(clip))
+        write_language_model_release(folder, codec, self.averaged.model, self.params, voices)
 
 
 def learning_rate(progress: float, step: int, settings: Settings) -> float:
