@@ -31,6 +31,7 @@ MOST_CHUNKS = 1000  # before a WAV file's samples
 OGG_END = 4  # the flag of an OGG file's last page
 OGG_PAGE = 2**17  # bytes; a page has at most 65,307
 SILENCE = 1e-4  # peak under which a clip counts as silent (-80 dBFS)
+MAX_PEAK = 100.0  # full scale is 1. At 32768 the stand-in's encoder had 4 semantic codes for a clip instead of 58
 Stream = io.BytesIO | io.FileIO
 
 
@@ -80,8 +81,8 @@ class AudioFile:
 
     def read(self, first: int = 0, frames: int | None = None) -> np.ndarray:
         """Decodes `frames` frames from `first` on, by default all: samples [T, channels], float32. A file is read once.
-        Raises BadClipError for more than MOST_SAMPLES samples, and if there are none or they are not finite or
-        silent."""
+        Raises BadClipError for more than MOST_SAMPLES samples, and if there are none or they are not finite, silent or
+        far over full scale."""
         name, rate = self.name, self.rate
         if frames is None:
             frames = self.frames - first
@@ -128,9 +129,12 @@ def peak_of(name: str, channels: np.ndarray) -> float:
 
 
 def check_level(name: str, peak: float) -> None:
-    """Raises BadClipError for a clip whose largest magnitude shows that it is silent."""
+    """Raises BadClipError for a clip whose largest magnitude shows that it is silent, or far over full scale, as floats
+    in the range of int16 are."""
     if peak < SILENCE:
         raise BadClipError(name, "is silent", "no sample reaches -80 dBFS: record it again")
+    if peak > MAX_PEAK:
+        raise BadClipError(name, "is far over full scale", f"its peak is {peak:.3g} instead of 1: export it again")
 
 
 @contextmanager

@@ -194,6 +194,8 @@ def _samples(answer: Any, url: str) -> Iterator[bytes]:
         yield piece[: len(piece) - len(odd)]
     if answer.length or odd:  # bytes that the header promised, or half a sample
         raise http.client.IncompleteRead(b"")
+    if 0 < total < FRAME_SIZE * SAMPLE_BYTES:  # the server speaks whole frames
+        raise SpeechError(f"{_no_speech(url)}: only {total} bytes, {_message(begin)}")
 
 
 def _no_speech(url: str) -> str:

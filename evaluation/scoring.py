@@ -129,7 +129,7 @@ def score_encoding(
             if found is not None:
                 add_values(scores, scored, score_codes(codec, exact, waveform, found, presets))
                 scored.codes = found
-        except (RuntimeError, ValueError) as error:
+        except (RuntimeError, ValueError, MemoryError) as error:
             # a clip too long for the memory, or weights that give no valid codes: go on with the other clips
             scores.problems.append(Problem(clip.name, "clip", first_line(error), name))
     if not scores.coded:

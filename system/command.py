@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from system.environment import expand_home, from_environment
+from system.memory import full_memory
 from system.names import printable
 from system.signals import EndingSignals, RaisedSignals, StoppedError
 
@@ -20,10 +21,11 @@ class UserError(Exception):
 def exit_status(
     command: Callable[[], int], when_interrupted: str, when_refused: str = "nothing was changed", at_once: bool = False
 ) -> int:
-    """Runs `command` and returns its exit status. On UserError or OSError it prints one sentence on standard error and
-    returns 2; on Ctrl-C or SIGTERM a sentence and 128 plus the signal's number. `when_interrupted` and `when_refused`
-    say what state a signal or an OSError leaves: they end the sentence. `at_once` is for a command that has nothing to
-    tidy up after a signal: it ends the process where it is, even in a library that would first finish a download.
+    """Runs `command` and returns its exit status. On UserError, OSError or full memory it prints one sentence on
+    standard error and returns 2; on Ctrl-C or SIGTERM a sentence and 128 plus the signal's number. `when_interrupted`
+    and `when_refused` say what state a signal or a refusal leaves: they end the sentence. `at_once` is for a command
+    that has nothing to tidy up after a signal: it ends the process where it is, even in a library that would first
+    finish a download.
 
     Printing never fails: what standard output and standard error cannot encode is printed as `\\udce9` or `\\u58f0`.
     Names of files and voices may hold bytes that are no UTF-8, and the locale may know nothing but ASCII. In the
@@ -44,14 +46,22 @@ def exit_status(
             sentence, status = f"interrupted: {when_interrupted}", 128 + (signals.number or signal.SIGINT)
         elif isinstance(failure, UserError):
             sentence = str(failure)
-        elif isinstance(failure, OSError):
-            refusal = f"{failure.filename}: {failure.strerror}" if failure.filename else str(failure)
+        elif refusal := _refusal(failure):
             sentence = f"{refusal}; {when_refused}" if when_refused else refusal
         else:
             raise
     shown = "\n".join(printable(line) for line in sentence.split("\n"))
     print(f"error: {shown}", file=sys.stderr)
     return status
+
+
+def _refusal(failure: BaseException) -> str:
+    """What the system refused, empty if the failure is a bug."""
+    if isinstance(failure, OSError):
+        stated = f"{failure.filename}: {failure.strerror}" if failure.filename else str(failure)
+        return stated or type(failure).__name__
+    reason = full_memory(failure)
+    return f"the memory is full ({reason}): end other programs, or use a machine with more" if reason else ""
 
 
 def model_folder(given: str | None) -> Path:

@@ -181,6 +181,8 @@ NO_SPEECH: dict[str, tuple[str, bytes, str]] = {
     "a WAV file": ("audio/wav", b"RIFF\x00\x00\x00\x00WAVE" + SPEECH, "a WAV file"),
     "a FLAC file": ("audio/flac", b"fLaC" + SPEECH, "a FLAC file"),
     "events": ("text/event-stream", b"data: hello\n\n", "text/event-stream"),
+    "two bytes": ("", b"no", "only 2 bytes, no"),
+    "less than a frame": ("audio/pcm", SPEECH[:3838], "only 3838 bytes"),
 }
 
 

@@ -8,7 +8,9 @@ import signal
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
 
 import inject_encoder
 import patch_tokenizer
@@ -42,6 +44,23 @@ def test_a_failure_is_one_sentence_and_an_exit_status(sentence: str, capsys: pyt
 
     assert exit_status(command, "the old file is still there") == status
     assert capsys.readouterr().err.removeprefix("error: ") == sentence + "\n"
+
+
+FULL = {
+    "torch": lambda: torch.empty(2**47),
+    "numpy": lambda: np.empty(2**47),
+    "Python": lambda: bytearray(2**60),
+}
+
+
+@pytest.mark.parametrize("library", FULL)
+def test_full_memory_is_a_sentence_whichever_library_asked_for_it(
+    library: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert exit_status(lambda: len(FULL[library]()), "", "no speech was written") == 2
+    said = capsys.readouterr().err
+    assert said.startswith("error: the memory is full (")
+    assert said.endswith("): end other programs, or use a machine with more; no speech was written\n")
 
 
 def test_a_bug_is_no_sentence() -> None:

@@ -70,6 +70,12 @@ def test_an_epoch_holds_every_clip_once_and_ranks_share_it() -> None:
     assert shared == seen
 
 
+def float_wav(peak: float) -> bytes:
+    stream = io.BytesIO()
+    soundfile.write(stream, peak * np.sin(np.arange(24000) / 20), 24000, format="WAV", subtype="FLOAT")
+    return stream.getvalue()
+
+
 BAD = {
     "corrupt": b"RIFF no audio at all",
     "silent": audio_bytes(1.0, level=0.0),
@@ -77,6 +83,8 @@ BAD = {
     "other_rate": audio_bytes(1.0, rate=16000),
     "empty": b"",
     "cut_short": audio_bytes(1.0)[:30000],
+    "unscaled": float_wav(2.0**15),
+    "nonsense": float_wav(1e38),
 }
 
 
@@ -94,6 +102,8 @@ def test_bad_clips_are_replaced_and_named_with_their_reason(tmp_path: Path) -> N
         "other_rate": "is not at 24000 Hz",
         "empty": "holds no audio",
         "cut_short": "is cut short",
+        "unscaled": "is far over full scale",
+        "nonsense": "is far over full scale",
     }
 
 

@@ -10,17 +10,21 @@ import shutil
 import signal
 import subprocess
 import sys
+from collections.abc import Callable
 from datetime import timedelta
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
 from safetensors.torch import load_file
+from torch.utils.data import DataLoader
 
 import train_encoder
+from data import DataError
 from data.crops import Crops, Item
 from experiments.random_speech import audio_bytes
 from tests.random_teacher import use_random_teacher
@@ -419,6 +423,35 @@ def test_full_memory_of_one_of_several_ranks_names_what_takes_less(
     two = Ranks(0, 2, torch.device("cpu"))
     with pytest.raises(MemoryFullError, match=message), explain_full_memory(config, two, lambda other: None):
         raise torch.OutOfMemoryError
+
+
+def fetch_in_a_worker(size: int) -> None:
+    list(DataLoader(range(2), num_workers=1, collate_fn=lambda items: bytes(size)))
+
+
+@pytest.mark.parametrize(
+    ("ask", "kind", "message"),
+    [
+        (
+            lambda: torch.empty(2**47),
+            MemoryFullError,
+            r"can't allocate .* at batch_size=4 .*: set .*batch_size=2 a",
+        ),
+        (lambda: np.empty(2**47), MemoryFullError, r"the machine's memory is full \(Unable to allocate 1\.00 PiB"),
+        (lambda: fetch_in_a_worker(2**60), DataError, r"full in a loader worker\. .*: set data\.workers lower than 0"),
+    ],
+)
+def test_full_memory_of_the_machine_names_what_takes_less(
+    settings: Path, ask: Callable[[], object], kind: type[Exception], message: str
+) -> None:
+    config = load_config(settings, ["batch_size=4"])
+    with pytest.raises(kind, match=message), explain_full_memory(config, ALONE, lambda other: None):
+        ask()
+
+
+def test_an_error_that_is_not_about_memory_stays_what_it_is(settings: Path) -> None:
+    with pytest.raises(RuntimeError, match="a bug"), explain_full_memory(load_config(settings), ALONE, print):
+        raise RuntimeError("a bug")
 
 
 @pytest.mark.parametrize("change", [("accumulate=2", "batch_size=2"), ("activation_checkpointing=true",)])

@@ -17,12 +17,13 @@ from torch.utils.checkpoint import checkpoint
 from codec.layers import Transformer
 from data import DataError
 from system.command import UserError
+from system.memory import full_memory
 from training.config import Config
 from training.distributed import Ranks
 
 
 class MemoryFullError(UserError):
-    """A step does not fit into the GPU's memory. The message names settings that fit."""
+    """A step does not fit into the memory. The message names settings that fit, or that need less."""
 
 
 def checkpoint_activations(network: nn.Module) -> None:
@@ -45,9 +46,9 @@ def _checkpoint(module: nn.Module) -> None:
 
 @contextmanager
 def explain_full_memory(config: Config, ranks: Ranks, trial: Callable[[Config], object]) -> Iterator[None]:
-    """Turns torch's errors into sentences: MemoryFullError for a full GPU, DataError for a loader worker that died.
-    On one GPU, `trial` makes steps with smaller batches until one fits. With several ranks a trial would need them all,
-    so the next smaller settings are named untried."""
+    """Turns errors of full memory into sentences: MemoryFullError for the GPU's or the machine's, DataError for a
+    loader worker's, which may have died of it. On one GPU, `trial` makes steps with smaller batches until one fits.
+    With several ranks a trial would need them all, so the next smaller settings are named untried."""
     try:
         yield
     except torch.OutOfMemoryError as error:
@@ -57,11 +58,17 @@ def explain_full_memory(config: Config, ranks: Ranks, trial: Callable[[Config], 
         raise MemoryFullError(sentence + _advice(config, found)) from error
     except ConnectionError as error:  # a worker died while it handed over a batch
         raise DataError(f"a loader worker died ({error.strerror}). {_worker_advice(config)}") from error
-    except RuntimeError as error:
-        # "Caught ... in DataLoader worker" carries the worker's own traceback, which says more: leave it
-        if not re.match(r"DataLoader worker .*(killed|exited)", str(error)):
+    except (RuntimeError, MemoryError) as error:
+        first, reason = next(iter(str(error).strip().splitlines()), "").rstrip(". "), full_memory(error)
+        if re.match(r"DataLoader worker .*(killed|exited)", first):
+            raise DataError(f"{first}. {_worker_advice(config)}") from error
+        # any other error of a worker carries the worker's own traceback, which says more: leave it
+        if not reason:
             raise
-        raise DataError(f"{str(error).strip().splitlines()[0].rstrip('. ')}. {_worker_advice(config)}") from error
+        if "DataLoader worker" in first:
+            raise DataError(f"the memory is full in a loader worker. {_worker_advice(config)}") from error
+        sentence = f"the machine's memory is full ({reason}) at {_sizes(config)}: "
+        raise MemoryFullError(sentence + _advice(config, None)) from error
 
 
 def _worker_advice(config: Config) -> str:
@@ -73,8 +80,12 @@ def _full(config: Config) -> str:
     ours = torch.cuda.memory_reserved() / 1e9
     return (
         f"the GPU's memory is full ({ours:.1f} of {total:.1f} GB ours, {total - free - ours:.1f} GB others') at "
-        f"batch_size={config.batch_size} data.crop_seconds={config.data.crop_seconds:g}: "
+        f"{_sizes(config)}: "
     )
+
+
+def _sizes(config: Config) -> str:
+    return f"batch_size={config.batch_size} data.crop_seconds={config.data.crop_seconds:g}"
 
 
 def _find_fitting(config: Config, trial: Callable[[Config], object]) -> Config | None:

@@ -172,7 +172,7 @@ def _collected(work: Iterable[tuple[Judge, Callable[[], Measurements]]]) -> Meas
     for judge, measure in work:
         try:
             found = measure()
-        except (RuntimeError, ValueError) as error:
+        except (RuntimeError, ValueError, MemoryError) as error:
             # judges call many libraries; if one of them fails on a clip, the other judges' scores must remain
             found = Measurements(failed={metric.name: first_line(error) for metric in judge.metrics})
         total.add(found)
