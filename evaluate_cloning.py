@@ -61,7 +61,11 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     prompts = parser.add_mutually_exclusive_group()
     prompts.add_argument("--list", default="", metavar="FILE", help="lines of name|prompt text|prompt clip|text")
     prompts.add_argument(
-        "--data", nargs="+", default=[], metavar="PATH", help="reference clips: folders of audio, parquet files"
+        "--data",
+        nargs="+",
+        default=[],
+        metavar="SOURCE",
+        help="reference clips: folders, tables or hub names, or '{path: TABLE, text: COLUMN}'",
     )
     parser.add_argument(
         "--texts",

@@ -1,7 +1,7 @@
 """Measures an encoder on speech, in the server's arithmetic, and writes a report to listen to.
 
     python evaluate_encoder.py                                    # the encoder of $MODEL_DIR, on the demo's speech
-    python evaluate_encoder.py --encoder FILE --data SPEECH       # another encoder, on a folder or parquet files
+    python evaluate_encoder.py --encoder FILE --data SOURCE       # another encoder, on other speech (docs/data.md)
     python evaluate_encoder.py --encoder FILE --against FILE      # compared with another encoder
     python evaluate_encoder.py --encoder new=FILE old=FILE --against FILE    # two encoders, side by side
     python evaluate_encoder.py --encoder FILE --pairs PAIRS       # also on pairs that it was not trained on
@@ -62,7 +62,11 @@ def build_parser(description: str | None) -> argparse.ArgumentParser:
         "--against", type=expand_home, metavar="FILE", help="the encoder to compare with, such as a withheld one"
     )
     parser.add_argument(
-        "--data", nargs="+", default=[str(DEMO_SPEECH)], metavar="PATH", help="folders of audio, parquet files"
+        "--data",
+        nargs="+",
+        default=[str(DEMO_SPEECH)],
+        metavar="SOURCE",
+        help="speech: folders, tables or hub names, or '{path: TABLE, text: COLUMN}' (default: the demo's)",
     )
     parser.add_argument(
         "--pairs", nargs="+", default=[], metavar="PATH", help="files of speak_pairs.py that were not trained on"

@@ -2,8 +2,9 @@
 
     python -m data.export FOLDER SOURCE ...
 
-SOURCE is anything that `data.train` takes. FOLDER gets `speaker/number.wav` in 16 bits at the clip's own sample rate. A
-clip that cannot be read is named and left out. The exit status is 2 if none can be read.
+SOURCE is anything that `data.train` takes: a folder, a table, a hub name, or a section with the names of a table's
+columns, '{path: train.tsv, audio: path, speaker: client_id}'. FOLDER gets `speaker/number.wav` in 16 bits at the clip's
+own sample rate. A clip that cannot be read is named and left out. The exit status is 2 if none can be read.
 """
 
 from __future__ import annotations
@@ -67,8 +68,8 @@ def folder_name(speaker: str) -> str:
 
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("folder", type=Path)
-    parser.add_argument("sources", nargs="+")
+    parser.add_argument("folder", type=Path, metavar="FOLDER", help="where the files are written")
+    parser.add_argument("sources", nargs="+", metavar="SOURCE", help="speech")
     parser.add_argument("--workers", type=positive, default=os.cpu_count(), metavar="N", help="processes, 1 or more")
     options = parser.parse_args(argv)
     left = f"{options.folder} holds the clips written so far"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
@@ -13,9 +14,10 @@ import numpy as np
 from data.clips import AUDIO_SUFFIXES, Clips, DataError, FolderClips, JoinedClips, files_below
 from data.hub import download
 from data.order import BySpeaker, Mixed, Order, Shuffled
-from data.tables import TABLES, Columns, TableClips, saved_tables
+from data.tables import TABLES, Columns, TableClips, saved_tables, shown
 from system.environment import expand_home
 from system.names import printable
+from system.yaml_text import parse_yaml_text
 
 ON_HUB = re.compile(r"(?P<name>[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)(:(?P<split>[\w./-]+))?")
 KINDS = (
@@ -64,6 +66,24 @@ class Source:
         return {"path": self.path, "split": self.split, "weight": self.weight} | given
 
 
+def read_source(text: str) -> Source:
+    """A source as a command line names it: in its short form, or as a section without a weight, `{path: cv/train.tsv,
+    audio: path, text: sentence}`. Raises DataError for a section that is none of a source."""
+    if not text.startswith("{") or os.path.lexists(text):
+        return Source.parse(expand_home(text))
+    known = [field.name for field in fields(Source) if field.name != "weight"]
+    try:
+        section = parse_yaml_text(text)
+    except ValueError as error:
+        raise DataError(f"{shown(text)} is not valid YAML: {error}") from error
+    for key, value in section.items():
+        if key not in known or not isinstance(value, str | None):
+            raise DataError(f"{shown(text)}: {shown(key)} cannot be read, expected texts for {', '.join(known)}")
+    if not section.get("path"):
+        raise DataError(f"{shown(text)} has no path: expected a section such as {{path: train.tsv, text: sentence}}")
+    return Source(**{key: value or "" for key, value in section.items()} | {"path": expand_home(section["path"])})
+
+
 def open_sources(sources: Sequence[Source], cache: str = "") -> list[Clips]:
     """The clips of each source. A data set of the hub is downloaded into `cache`, unless it is there. Raises DataError
     for a source that cannot be read or downloaded, is of no known kind, or is empty."""
@@ -71,8 +91,9 @@ def open_sources(sources: Sequence[Source], cache: str = "") -> list[Clips]:
 
 
 def open_clips(paths: Sequence[str], cache: str = "") -> Clips:
-    """All clips of several sources in their short form, one after another. Raises DataError as `open_sources` does."""
-    return JoinedClips(open_sources([Source.parse(expand_home(path)) for path in paths], cache))
+    """All clips of several sources, as `read_source` takes them, one after another. Raises DataError as it and
+    `open_sources` do."""
+    return JoinedClips(open_sources([read_source(path) for path in paths], cache))
 
 
 def order_of(parts: Sequence[Clips], weights: Sequence[float], sampling: str, seed: int) -> Order:

@@ -22,6 +22,8 @@ from data.order import Shuffled
 from data.reference import BEST_SECONDS, Reference, prepare
 from data.seeds import derive_seed
 from data.sources import open_clips
+from data.tables import TABLES, shown
+from system.environment import expand_home
 
 VOICE, CLIP, GUIDANCE = -6, -7, -8  # different random numbers of a job
 ATTEMPTS = 50  # clips tried as a prompt before the source is called unusable
@@ -94,9 +96,10 @@ class Plan:
 
 
 def read_texts(source: str, cache: str = "") -> tuple[str, ...]:
-    """The texts of a file, one a line, or the transcripts of a source of speech. Raises DataError if there is none."""
-    path = Path(source)
-    if path.is_file() and path.suffix != ".parquet":
+    """The texts of a file, one a line, or the transcripts of a source of speech, such as a table. Raises DataError if
+    there is none."""
+    path = Path(expand_home(source))
+    if path.is_file() and path.suffix.lower() not in TABLES:
         try:
             texts = path.read_text(encoding="utf-8").splitlines()
         except UnicodeDecodeError as error:
@@ -105,7 +108,10 @@ def read_texts(source: str, cache: str = "") -> tuple[str, ...]:
         texts = open_clips([source], cache).texts()
     found = tuple(text.strip() for text in texts if text.strip())
     if not found:
-        raise DataError(f"{source} has no texts: expected a text file, a text a line, or speech with transcripts")
+        raise DataError(
+            f"{shown(source)} has no texts: expected a text file, a text a line, or speech with transcripts; a table's "
+            "column of texts is named as in {path: train.tsv, text: sentence}"
+        )
     return found
 
 

@@ -20,6 +20,7 @@ import yaml
 
 import train_encoder
 from data import Source, decode, open_sources
+from evaluation.speech import read_speech
 from experiments.random_speech import write_parquet
 from tests.random_teacher import RandomTeacher, use_random_teacher
 from training.config import load_config
@@ -169,6 +170,14 @@ def test_the_documents_section_for_a_corpus_gives_its_clips(tmp_path: Path, name
     assert len(set(clips.speakers().tolist())) == speakers
     lengths = [decode(clip, RATE, resample=True).shape[-1] / RATE for clip in found]
     assert lengths == pytest.approx([0.6 + 0.05 * i for i in range(len(found))], abs=0.1)
+
+
+def test_the_documents_command_evaluates_common_voice(tmp_path: Path) -> None:
+    (section,) = re.findall(r"--data '(\{.*\})'", DOCUMENT)
+    common_voice_download(tmp_path / "de" / "test.tsv")
+    speech, problems, _ = read_speech([section.replace("/cv-corpus", str(tmp_path))])
+    assert [(clip.text, clip.speaker) for clip in speech] == [(f'Er sagte: "{i}', "b" * 128) for i in range(3)]
+    assert not problems
 
 
 def test_the_document_shows_every_corpus_that_is_tested() -> None:

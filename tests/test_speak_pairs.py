@@ -96,7 +96,7 @@ def test_ordinary_speech_and_pauses_are_no_loop() -> None:
     assert not loops(torch.tensor([3]), RATE)
 
 
-def test_texts_are_lines_or_transcripts(tmp_path: Path, speech_folder: Path) -> None:
+def test_texts_are_lines_or_transcripts(tmp_path: Path, speech_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "texts.txt"
     path.write_text("Grüß dich.\n\n  Zwei.  \n", encoding="utf-8")
     assert read_texts(str(path)) == ("Grüß dich.", "Zwei.")
@@ -107,6 +107,10 @@ def test_texts_are_lines_or_transcripts(tmp_path: Path, speech_folder: Path) -> 
     assert read_texts(str(tmp_path / "speech")) == ("What was said.",)
     table = write_parquet(tmp_path / "table.parquet", {"a1": audio_bytes(0.1), "b1": b"no audio"})
     assert read_texts(str(table), str(tmp_path / "cache")) == ("words", "words")
+    (tmp_path / "list.TSV").write_text('path\tsentence\na.wav\tEr sagte: "Ja"\n', encoding="utf-8")
+    assert read_texts(f"{{path: {tmp_path}/list.TSV, audio: path, text: sentence}}") == ('Er sagte: "Ja"',)
+    with pytest.raises(DataError, match=r"lacks the column audio; it has path, sentence\. Name the column"):
+        read_texts(str(tmp_path / "list.TSV"))
     both = open_clips([str(tmp_path / "speech"), str(table), str(speech_folder)], str(tmp_path / "cache"))
     assert both.texts() == ["What was said.", "words", "words", *[""] * 13]
     with pytest.raises(DataError, match="has no texts"):
@@ -114,6 +118,9 @@ def test_texts_are_lines_or_transcripts(tmp_path: Path, speech_folder: Path) -> 
     path.write_bytes(b"caf\xe9\n")
     with pytest.raises(DataError, match="no text in UTF-8"):
         read_texts(str(path))
+    monkeypatch.setenv("HOME", str(tmp_path))
+    with pytest.raises(DataError, match="no text in UTF-8"):
+        read_texts("~/texts.txt")
 
 
 def test_voices_are_those_of_the_release(tiny_release: Path) -> None:

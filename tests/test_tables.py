@@ -49,6 +49,33 @@ def opened(path: Path, cache: Path, **section: str) -> Clips:
     return JoinedClips(open_sources([Source(str(path), **section)], str(cache)))
 
 
+SECTIONS = {
+    "{path: a.tsv": r"is not valid YAML: .*\(line 1, column \d+\)",
+    "{path: a.tsv, text: [a, b]}": "text cannot be read, expected texts for path, split, audio, text, speaker, id, lan",
+    "{path: a.tsv, sentence: b}": "sentence cannot be read, expected",
+    "{path: a.tsv, weight: 1}": "weight cannot be read, expected",
+    "{text: sentence}": "has no path",
+    "{path: , text: sentence}": "has no path",
+    "{*a: b}": "is not valid YAML: aliases",
+    "{path: gone.tsv, text: sentence}": r"^gone\.tsv does not exist",
+}
+
+
+@pytest.mark.parametrize("section", SECTIONS)
+def test_a_section_on_a_command_line_that_is_none_of_a_source_is_a_sentence(section: str) -> None:
+    with pytest.raises(DataError, match=SECTIONS[section]):
+        open_clips([section])
+
+
+def test_a_section_on_a_command_line_names_columns_and_expands_the_home_folder(
+    tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write(tmp_path / "x.parquet", table(2).rename_columns(["sound", "words", "who", "id"]))
+    monkeypatch.setenv("HOME", str(tmp_path))
+    clips = open_clips(["{path: ~/x.parquet, audio: sound, text: words, speaker: who}"], str(cache))
+    assert [(clips.read(i).text, clips.read(i).speaker) for i in range(2)] == [("words", "0"), ("words", "1")]
+
+
 ODD_NAMES = ("[24k] speech", "x[1]", "a::b", "wild*card?", "50%20", "#1", "file:x", "hf:", "声 é", "{a,b}", "~", "a\nb")
 
 
