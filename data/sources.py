@@ -81,7 +81,8 @@ def read_source(text: str) -> Source:
             raise DataError(f"{shown(text)}: {shown(key)} cannot be read, expected texts for {', '.join(known)}")
     if not section.get("path"):
         raise DataError(f"{shown(text)} has no path: expected a section such as {{path: train.tsv, text: sentence}}")
-    return Source(**{key: value or "" for key, value in section.items()} | {"path": expand_home(section["path"])})
+    values: dict[str, Any] = {key: value or "" for key, value in section.items()}
+    return Source(**values | {"path": expand_home(section["path"])})
 
 
 def open_sources(sources: Sequence[Source], cache: str = "") -> list[Clips]:
