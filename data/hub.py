@@ -7,18 +7,23 @@ import re
 import shutil
 import warnings
 from collections import defaultdict
-from pathlib import Path
+from fnmatch import fnmatch
+from pathlib import Path, PurePosixPath
 
 from filelock import FileLock
 
 from data.clips import DataError
 from system.files import write_whole
+from system.untrusted import read_file
+from system.yaml_text import parse_yaml_text
 
 SPACE = 2.1  # times the download: the parquet files and their memory-mapped copy
 LOCAL_FORMS = (
     "data.train and data.validation also take local data: the corpus's own folders (speaker/chapter/*.wav with "
     "*.normalized.txt), any folder of audio files, parquet files"
 )
+CARD, CARD_HEAD = "README.md", re.compile(r"---\s*\n(.*?)\n---\s*\n", re.S)  # its head says which files each split has
+MAX_CARD, MAX_CARD_HEAD, CARD_LEVELS = 4 << 20, 100_000, 30  # bytes, characters, levels of YAML
 NUMBERED = re.compile(r"(?P<split>.+)-(?P<number>\d{5})-of-(?P<count>\d{5})")  # a parquet file's name, without suffix
 
 
@@ -26,8 +31,8 @@ def download(name: str, split: str, cache: str, endpoint: str | None = None) -> 
     """The parquet files of a data set's split, sorted by name. `split` is one split (`train.clean.100`), the beginning
     of several splits' names (`train`), or empty for all. If all files are in `cache`, the hub is not asked; an
     interrupted download continues with the missing files. If the hub cannot be reached, the hub's own snapshot in
-    `cache` is used, with a warning, if no file is missing. Of several processes on a machine one downloads and the
-    others wait. Raises DataError if the data set can be had from neither, or if the cache is too small."""
+    `cache` is used, with a warning, if no file and no split is missing. Of several processes on a machine one downloads
+    and the others wait. Raises DataError if the data set can be had from neither, or if the cache is too small."""
     from huggingface_hub import constants, snapshot_download  # slow to import, and only needed here
     from huggingface_hub.errors import DryRunError, HTTPError  # HTTPError is that of its HTTP client
 
@@ -76,13 +81,18 @@ def of_split(file: str, split: str) -> bool:
     folder, _, name = split.rpartition("/")
     if folder and not f"/{Path(file).parent.as_posix()}".endswith(f"/{folder}"):
         return False
-    spelled = [re.sub(r"[-_]", ".", text) for text in (Path(file).stem, name)]
-    return not name or spelled[0] == spelled[1] or spelled[0].startswith(spelled[1] + ".")
+    stem, wanted = _spelled(Path(file).stem), _spelled(name)
+    return not name or stem == wanted or stem.startswith(wanted + ".")
+
+
+def _spelled(name: str) -> str:
+    return re.sub(r"[-_]", ".", name)
 
 
 def _from_snapshot(name: str, split: str, root: Path, reason: str) -> list[Path]:
     """The split's files in the snapshot that the hub's own programs left in the cache. Raises DataError if there is no
-    snapshot, or if it lacks files of the split by their numbers; the message names its folder."""
+    snapshot; if it lacks files, by their numbers or by the data set's card; and if `split` may mean several splits and
+    nothing says which. The message names the snapshot's folder."""
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import LocalEntryNotFoundError
 
@@ -96,7 +106,11 @@ def _from_snapshot(name: str, split: str, root: Path, reason: str) -> list[Path]
         raise DataError(f"{unreachable}. {LOCAL_FORMS}.{cached}") from error
     every = sorted(path for path in folder.rglob("*.parquet") if of_split(path.relative_to(folder).as_posix(), split))
     paths = [path for path in every if path.exists()]  # a link may lead nowhere
-    missing = sorted({path.name for path in every} - {path.name for path in paths} | set(_missing_numbers(paths)))
+    names = [path.relative_to(folder).as_posix() for path in paths]
+    declared = [pattern for pattern in _declared(folder) if of_split(_before_wildcards(pattern), split)]
+    absent = [pattern for pattern in declared if not any(fnmatch(name, pattern) for name in names)]
+    gone = {path.name for path in every} - {path.name for path in paths}
+    missing = sorted(gone | {*_missing_numbers(paths), *absent})
     if not paths or missing:
         lacks = f"{len(missing)} files of it, such as {missing[0]}" if missing else "all files of it"
         raise DataError(
@@ -104,12 +118,31 @@ def _from_snapshot(name: str, split: str, root: Path, reason: str) -> list[Path]
             f"it lacks {lacks}. Download them, or name the folders in it to use"
         )
     splits = sorted({match["split"] if (match := NUMBERED.fullmatch(path.stem)) else path.stem for path in paths})
-    warnings.warn(
-        f"{unreachable}: using {len(paths)} files of {', '.join(splits)} in {folder}. Other splits that "
-        f"{split or 'the name'!r} means may be missing",
-        stacklevel=3,
-    )
+    if not declared and {_spelled(each) for each in splits} != {_spelled(split.rpartition("/")[2])}:
+        raise DataError(
+            f"{unreachable}. Its snapshot in the cache, {folder}, has {', '.join(splits)}, and no {CARD} that says "
+            f"whether {split or 'the whole data set'!r} means more: name the splits to use, as in {name}:{splits[0]}"
+        )
+    warnings.warn(f"{unreachable}: using {len(paths)} files of {', '.join(splits)} in {folder}", stacklevel=3)
     return paths
+
+
+def _declared(folder: Path) -> list[str]:
+    """The patterns of all files, such as `data/train-*`, by the card of a data set; none if the card does not say."""
+    try:
+        head = CARD_HEAD.match(read_file(folder / CARD, MAX_CARD).decode("utf-8-sig"))
+        about = parse_yaml_text(head[1], CARD_LEVELS) if head and len(head[1]) <= MAX_CARD_HEAD else {}
+        files = [each["path"] for config in about["configs"] for each in config["data_files"]]
+    except (OSError, ValueError, LookupError, TypeError):
+        return []
+    patterns = [pattern for each in files for pattern in (each if isinstance(each, list) else [each])]
+    return [pattern for pattern in patterns if isinstance(pattern, str) and PurePosixPath(pattern).name]
+
+
+def _before_wildcards(pattern: str) -> str:
+    """A pattern as the name of a file of its split: `data/train-*.parquet` as `data/train.parquet`."""
+    path = PurePosixPath(pattern)
+    return str(path.with_name(re.sub(r"[-_.]?[*?\[].*|\.parquet$", "", path.name) + ".parquet"))
 
 
 def _missing_numbers(paths: list[Path]) -> list[str]:

@@ -14,11 +14,14 @@ DEEPEST = 8  # levels; settings have four
 EMPTY = ("", "~", "null", "Null", "NULL")
 
 
-def parse_yaml_text(text: str) -> Any:
+def parse_yaml_text(text: str, deepest: int = DEEPEST) -> Any:
     """The content of a YAML text: lists and sections of texts, and None for what is empty or `null`. Raises ValueError,
-    with a reason in one line, if it is not valid YAML, has aliases or a key twice, or is nested too deeply."""
+    with a reason in one line, if it is not valid YAML, has aliases or a key twice, or has more than `deepest`
+    levels."""
     try:
-        return yaml.load(text, _TextLoader)
+        loader = _TextLoader(text)
+        loader.deepest = deepest
+        return loader.get_single_data()
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark
         place = f" (line {mark.line + 1}, column {mark.column + 1})" if mark else ""
@@ -29,16 +32,16 @@ def parse_yaml_text(text: str) -> Any:
 
 class _TextLoader(yaml.BaseLoader):
     """Leaves every scalar as text, but a plain empty one or `null`, which is None. Raises YAMLError for aliases, keys
-    that are there twice, and more than DEEPEST levels."""
+    that are there twice, and more than `deepest` levels."""
 
-    depth = 0
+    depth, deepest = 0, DEEPEST
 
     def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
         if self.check_event(yaml.AliasEvent):
             raise _problem("aliases (*name) are not supported: write the value out", self.peek_event().start_mark)
         self.depth += 1
-        if self.depth > DEEPEST:
-            raise _problem(f"more than {DEEPEST} levels", self.peek_event().start_mark)
+        if self.depth > self.deepest:
+            raise _problem(f"more than {self.deepest} levels", self.peek_event().start_mark)
         node = super().compose_node(parent, index)
         self.depth -= 1
         return node

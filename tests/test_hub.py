@@ -189,7 +189,7 @@ def test_without_a_hub_its_snapshot_in_the_cache_is_used(
     names.append("data/dev.clean/dev.clean-00000-of-00001.parquet")
     folder = snapshot(tmp_path, {name: name.encode() for name in names})
     with pytest.warns(UserWarning, match=r"cannot be had from the hub .*: using 2 files of train\.clean\.100 in "):
-        paths = download(NAME, "train", str(tmp_path), "http://127.0.0.1:9")
+        paths = download(NAME, "train.clean.100", str(tmp_path), "http://127.0.0.1:9")
     assert paths == [folder / name for name in names[:2]]
 
 
@@ -202,6 +202,53 @@ def test_a_snapshot_that_is_not_complete_is_named_with_what_it_lacks(tmp_path: P
             download(NAME, "train", str(tmp_path), "http://127.0.0.1:9")
     with pytest.raises(DataError, match=r"is not complete for 'test': it lacks all files of it"):
         download(NAME, "test", str(tmp_path), "http://127.0.0.1:9")
+
+
+CARD = """---
+license: cc-by-4.0
+dataset_info: [{features: [{name: audio, dtype: {audio: {sampling_rate: {a: {b: {c: 1}}}}}}]}]
+configs:
+- config_name: all
+  data_files:
+  - split: train.clean.100
+    path: data/train.clean.100/train.clean.100*.parquet
+  - {split: train.other.500, path: [data/train.other.500/train.other.500-*]}
+- config_name: german
+  data_files: [{split: train, path: german/train-*}, {split: odd, path: ""}]
+---
+# Speech
+"""
+
+
+def test_offline_a_beginning_of_splits_takes_all_that_the_card_names(tmp_path: Path) -> None:
+    names = ["german/train-00000-of-00001.parquet"]
+    names += [f"data/{split}/{split}-00000-of-00001.parquet" for split in ("train.clean.100", "train.other.500")]
+    folder = snapshot(tmp_path, {name: name.encode() for name in names} | {"README.md": CARD.encode()})
+    with pytest.warns(UserWarning, match=r"using 3 files of train, train\.clean\.100, train\.other\.500 in "):
+        assert download(NAME, "train", str(tmp_path), "http://127.0.0.1:9") == [folder / name for name in sorted(names)]
+    (folder / names[2]).unlink()
+    for split in ("train", ""):
+        with pytest.raises(
+            DataError, match=r"is not complete for .*: it lacks 1 .*train\.other\.500/train\.other\.500-\*"
+        ):
+            download(NAME, split, str(tmp_path), "http://127.0.0.1:9")
+    with pytest.warns(UserWarning, match=r"using 1 files of train in "):
+        assert download(NAME, "german/train", str(tmp_path), "http://127.0.0.1:9") == [folder / names[0]]
+
+
+@pytest.mark.parametrize(
+    "card", [None, b"", b"# Speech", b"\xff", b"---\nconfigs: [{data_files: 3}]\n---\n", b"---\n[\n---\n"]
+)
+def test_offline_a_beginning_of_splits_is_refused_if_nothing_says_what_these_are(
+    tmp_path: Path, card: bytes | None
+) -> None:
+    files = {f"data/{split}-00000-of-00001.parquet": split.encode() for split in ("train.a", "train.b")}
+    snapshot(tmp_path, files | ({} if card is None else {"README.md": card}))
+    for split, said in (("train", "'train'"), ("", "'the whole data set'")):
+        with pytest.raises(DataError, match=rf"no README\.md that says whether {said} .* as in {NAME}:train\.a$"):
+            download(NAME, split, str(tmp_path), "http://127.0.0.1:9")
+    with pytest.warns(UserWarning, match=r"using 1 files of train\.b in "):
+        download(NAME, "train-b", str(tmp_path), "http://127.0.0.1:9")
 
 
 def test_a_snapshot_of_another_revision_is_named(tmp_path: Path) -> None:
