@@ -20,7 +20,6 @@ if __name__ == "__main__":  # Ctrl-C during the imports below, which take second
     end_on_signals()
 
 import argparse
-import math
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -31,7 +30,7 @@ from evaluation.cloning.measure import JUDGES, Options, measure_cloning
 from evaluation.cloning.results import CloningResults, as_text
 from evaluation.cloning.speaking import DEFAULT_URL
 from evaluation.requirement import read_requirement, unmet
-from system.arguments import positive, whole_number
+from system.arguments import positive, positive_number, seed, whole_number
 from system.command import exit_status
 
 
@@ -85,25 +84,17 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     )
     parser.add_argument(
         "--longest",
-        type=seconds,
+        type=positive_number,
         metavar="SECONDS",
         help="where endless speech is cut (default: the server's)",
     )
     parser.add_argument("--shown", type=whole_number, default=12, metavar="N", help="texts on the page (default: 12)")
     add_judge_options(parser, JUDGES)
-    parser.add_argument("--seed", type=int, default=0, help="for intervals (default: 0)")
+    parser.add_argument("--seed", type=seed, default=0, help="for intervals (default: 0)")
     arguments = parser.parse_args(argv)
     if arguments.list and (arguments.texts or arguments.per_clip > 1):
         parser.error("--list has the texts: leave out --texts and --per-clip")
     return arguments
-
-
-def seconds(text: str) -> float:
-    """An argument that is more than 0."""
-    value = float(text)
-    if not 0 < value < math.inf:
-        raise ValueError(text)
-    return value
 
 
 def run(arguments: argparse.Namespace) -> int:

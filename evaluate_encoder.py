@@ -35,7 +35,7 @@ from evaluation.report.training_curves import read_curves
 from evaluation.requirement import read_requirement, unmet
 from evaluation.results import Results
 from evaluation.table import as_text, speed_lines
-from system.arguments import whole_number
+from system.arguments import seed, whole_number
 from system.command import exit_status, model_folder
 from system.environment import expand_home
 
@@ -81,7 +81,7 @@ def build_parser(description: str | None) -> argparse.ArgumentParser:
         "--metrics", type=expand_home, metavar="FILE", help="a run's metrics.jsonl; the report shows its curves"
     )
     add_judge_options(parser, (*NAMES, "speed"))
-    parser.add_argument("--seed", type=int, default=0, help="for intervals and the untrained encoder (default: 0)")
+    parser.add_argument("--seed", type=seed, default=0, help="for intervals and the untrained encoder (default: 0)")
     return parser
 
 

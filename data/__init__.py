@@ -8,7 +8,7 @@ tables.py         clips in parquet files and other tables
 bandwidth.py      finds clips with nothing above 8 kHz
 order.py          which clip comes at which position
 crops.py          random crops in batches, and the fixed validation clips
-speaking.py       what a language model is to speak for pairs, and whether it is speech
+speaking/         a language model speaks pairs: texts and voices, the engine, what is no speech
 pairs.py          pairs of codes and text that a release's language model spoke, and crops of them
 seeds.py          random seeds derived from numbers
 export.py         writes any source as WAV files

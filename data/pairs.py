@@ -16,6 +16,7 @@ appears whole or not at all.
 from __future__ import annotations
 
 import json
+import math
 import zlib
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
@@ -71,16 +72,23 @@ def write_shard(path: Path, pairs: Sequence[Pair], codec_fingerprint: str, sourc
     write_tensors(path, tensors, stated | {"checksum": _checksum(tensors)})
 
 
+def shard_frames(path: Path) -> int:
+    """How many frames a shard has, by its header. Raises DataError for a file that is no shard."""
+    with open_tensors(path) as file:
+        kind, names = (file.metadata() or {}).get("kind"), set(file.keys())
+        if kind != KIND or names != set(TENSORS):
+            raise DataError(f"{path} holds no pairs: expected a file that speak_pairs.py wrote")
+        return int(math.prod(file.get_slice("semantic").get_shape()))
+
+
 class Shard:
     """One file, memory-mapped. Reading it checks it: its codes are those that were written, and a codec's of this
     configuration. Raises DataError or ReleaseError for a file that is damaged, no shard, or of another codec."""
 
     def __init__(self, path: Path, config: CodecConfig, codec_fingerprint: str):
+        shard_frames(path)
         with open_tensors(path) as file:
             stated: dict[str, str] = file.metadata() or {}
-            names = set(file.keys())
-        if stated.get("kind") != KIND or names != set(TENSORS):
-            raise DataError(f"{path} holds no pairs: expected a file that speak_pairs.py wrote")
         found = stated.get("codec_fingerprint", "")
         if found != codec_fingerprint:
             raise DataError(

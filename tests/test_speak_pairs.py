@@ -4,6 +4,7 @@ tests/serving/test_speak_pairs.py lets the real server's first stage speak."""
 
 from __future__ import annotations
 
+import json
 import queue
 import threading
 from collections.abc import Iterator, Sequence
@@ -13,6 +14,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 import speak_pairs
 from codec import load_release
@@ -21,7 +23,8 @@ from codec.config import ReleaseError
 from codec.voices import until_end_of_audio
 from data import DataError, open_clips
 from data.pairs import About, Pair, Pairs
-from data.speaking import LENGTH, LOOP, NO_END, Job, Plan, choose_voices, fault, loops, prompt_of, read_texts
+from data.speaking import Job, Plan, Task, choose_voices, fault, processes, prompt_of, read_texts
+from data.speaking.faults import LENGTH, LOOP, NO_END, loops
 from experiments.random_speech import audio_bytes, write_parquet
 from tests.random_pairs import random_pair
 
@@ -147,7 +150,7 @@ class FakeEngine:
 
     made = 0
 
-    def __init__(self, task: speak_pairs.Task, clips: object, seed: int):
+    def __init__(self, task: Task, clips: object, seed: int):
         FakeEngine.made += 1
         self.task, self.seed = task, seed
 
@@ -161,10 +164,10 @@ class FakeEngine:
 
 
 @pytest.fixture
-def task(tiny_release: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> speak_pairs.Task:
+def task(tiny_release: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Task:
     texts = tmp_path / "texts.txt"
     texts.write_text("".join(f"text {i}\n" if i % 4 else f"bad {i}\n" for i in range(10)))
-    monkeypatch.setattr(speak_pairs, "Engine", FakeEngine)
+    monkeypatch.setattr(processes, "Engine", FakeEngine)
     FakeEngine.made = 0
     return speak_pairs.read_task(parsed(tiny_release, tmp_path))
 
@@ -174,13 +177,13 @@ def parsed(release: Path, folder: Path, *more: str) -> Any:
     return speak_pairs.build_parser().parse_args([*arguments, "--shard-texts=4", *more])
 
 
-def messages_of(task: speak_pairs.Task, number: int = 0) -> list[tuple[str, Any]]:
+def messages_of(task: Task, number: int = 0) -> list[tuple[str, Any]]:
     messages: queue.Queue[tuple[str, Any]] = queue.Queue()
-    speak_pairs.work(task, number, messages, threading.Event(), threading.Lock())
+    processes.work(task, number, messages, threading.Event(), threading.Lock())
     return list(messages.queue)
 
 
-def test_shards_have_what_was_spoken_and_the_rest_is_counted(tiny_release: Path, task: speak_pairs.Task) -> None:
+def test_shards_have_what_was_spoken_and_the_rest_is_counted(tiny_release: Path, task: Task) -> None:
     told = messages_of(task)
     assert [value for kind, value in told if kind == "left out"] == [NO_END] * 3
     assert sum(value for kind, value in told if kind == "spoken") == pytest.approx(7 * 20 / RATE)
@@ -192,7 +195,7 @@ def test_shards_have_what_was_spoken_and_the_rest_is_counted(tiny_release: Path,
     assert torch.equal(pairs.codes(0), random_pair(codec.config, 20, 1).codes)
 
 
-def test_what_is_there_is_not_spoken_again(task: speak_pairs.Task) -> None:
+def test_what_is_there_is_not_spoken_again(task: Task) -> None:
     messages_of(task)
     second = task.out / "pairs_00001.safetensors"
     before = {path: path.stat().st_mtime_ns for path in task.out.iterdir()}
@@ -205,7 +208,7 @@ def test_what_is_there_is_not_spoken_again(task: speak_pairs.Task) -> None:
     assert FakeEngine.made == 2
 
 
-def test_several_processes_share_the_shards(task: speak_pairs.Task) -> None:
+def test_several_processes_share_the_shards(task: Task) -> None:
     two = replace(task, processes=2)
     messages_of(two, 1)
     assert [path.name for path in task.out.iterdir()] == ["pairs_00001.safetensors"]
@@ -213,9 +216,7 @@ def test_several_processes_share_the_shards(task: speak_pairs.Task) -> None:
     assert len(list(task.out.iterdir())) == 3
 
 
-def test_a_folder_with_pairs_of_another_plan_is_refused(
-    tiny_release: Path, tmp_path: Path, task: speak_pairs.Task
-) -> None:
+def test_a_folder_with_pairs_of_another_plan_is_refused(tiny_release: Path, tmp_path: Path, task: Task) -> None:
     task.out.mkdir()
     speak_pairs.check_plan(task)
     speak_pairs.check_plan(task)
@@ -227,16 +228,16 @@ def test_a_folder_with_pairs_of_another_plan_is_refused(
 @pytest.mark.parametrize(
     ("more", "message"),
     [
-        (("--cfg-alpha", "1", "2", "3"), "one number or two"),
+        (("--cfg-alpha", "1", "2", "3"), "has 3 numbers, expected one, or the ends of a range"),
         (("--voices", "anna"), "has no voice 'anna'"),
         (("--engine", "eager"), "expected KEY=VALUE"),
-        (("--shard-texts=0",), "1 or more"),
+        (("--engine", "a=["), "is not valid YAML"),
     ],
 )
 def test_what_cannot_be_spoken_is_one_sentence(
     tiny_release: Path,
     tmp_path: Path,
-    task: speak_pairs.Task,
+    task: Task,
     more: tuple[str, ...],
     message: str,
     capsys: pytest.CaptureFixture[str],
@@ -247,8 +248,32 @@ def test_what_cannot_be_spoken_is_one_sentence(
     assert not (tmp_path / "new").exists()
 
 
+@pytest.mark.parametrize(
+    "option", ["--shard-texts=0", "--hours=nan", "--max-seconds=inf", "--cfg-alpha=0", "--seed=-1"]
+)
+def test_numbers_that_cannot_be_meant_are_usage_errors(option: str) -> None:
+    with pytest.raises(SystemExit, match=r"^2$"):
+        speak_pairs.main([option])
+
+
+@pytest.mark.parametrize("voices", [[], {}, ["a"], 3, None])
+def test_a_release_whose_params_name_no_voices_is_a_sentence(tmp_path: Path, voices: Any) -> None:
+    params = {"multimodal": {"audio_tokenizer_args": {"voice": voices}}}
+    for content in (params, {"multimodal": voices}, {"multimodal": {"audio_tokenizer_args": voices}}):
+        (tmp_path / "params.json").write_text(json.dumps(content))
+        with pytest.raises(ReleaseError, match="has no voices"):
+            choose_voices(tmp_path, [])
+
+
+def test_a_damaged_file_among_the_pairs_is_named(tiny_release: Path, tmp_path: Path, task: Task) -> None:
+    task.out.mkdir()
+    save_file({"semantic": torch.zeros(3)}, task.out / "pairs_00007.safetensors")
+    with pytest.raises(DataError, match=r"pairs_00007\.safetensors holds no pairs"):
+        speak_pairs.speak(parsed(tiny_release, tmp_path))
+
+
 def test_prompts_need_a_release_with_an_encoder(
-    tmp_path: Path, tiny_release: Path, speech_folder: Path, task: speak_pairs.Task, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, tiny_release: Path, speech_folder: Path, task: Task, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with_encoder = speak_pairs.read_task(parsed(tiny_release, tmp_path, "--prompts", str(speech_folder)))
     assert with_encoder.plan.prompts == 13
@@ -259,7 +284,7 @@ def test_prompts_need_a_release_with_an_encoder(
 
 
 def test_the_report_says_how_much_is_to_go_and_what_was_left_out(capsys: pytest.CaptureFixture[str]) -> None:
-    report = speak_pairs.Report(1800.0, hours=1.0)
+    report = processes.Report(1800.0, hours=1.0)
     report.take("ready", 0)
     report.take("spoken", 900.0)
     assert not report.complete
