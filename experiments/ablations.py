@@ -30,7 +30,7 @@ from evaluation.judges.judge import Metric
 from evaluation.statistics import Interval, difference
 from evaluation.table import with_interval
 from experiments.results_tables import markdown
-from experiments.runs import DEMO, ROOT, ExperimentError, experiment_status, run_shown
+from experiments.runs import DEMO, ROOT, ExperimentError, experiment_status, on_gpus, only, run_shown
 from system.files import folder_written_whole
 
 CONFIGS = ROOT / "configs" / "ablations"
@@ -83,7 +83,7 @@ def main() -> int:
         metavar="NAME",
         help=f"of {', '.join(every)}; default: all",
     )
-    parser.add_argument("--side-by-side", type=int, default=8, help="runs at a time (default: %(default)s)")
+    parser.add_argument("--side-by-side", type=int, default=8, help="runs at a time on a GPU (default: %(default)s)")
     parser.add_argument("--jobs", type=int, default=8, help="judges at a time (default: %(default)s)")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="settings of every run, such as steps=500")
     options = parser.parse_intermixed_args()
@@ -103,34 +103,52 @@ def train_all(options: argparse.Namespace, names: Sequence[str]) -> None:
     lowered = options.out / "by_way_of_16_khz"
     if BAND_LIMITED in names and not lowered.is_dir():
         by_way_of_16_khz(options.speech, lowered)
+    runs = []
+    for seed in range(options.seeds):
+        for name in names:
+            speech, config = (lowered, RECIPE) if name == BAND_LIMITED else (options.speech, name)
+            settings = (f"data.train={speech}", f"seed={seed}", *options.overrides)
+            teacher = f"losses.asr_teacher={options.whisper}"
+            runs.append(Run(options.out / f"{name}_{seed}", CONFIGS / f"{config}.yaml", (*settings, teacher)))
+    train_side_by_side(runs, options.side_by_side)
+
+
+class Run(NamedTuple):
+    """A training: `train_encoder.py --config CONFIG SETTINGS`, whose `output_dir` is the folder."""
+
+    folder: Path
+    config: Path
+    settings: Sequence[str]
+
+
+def train_side_by_side(runs: Sequence[Run], at_once: int) -> None:
+    """Trains `at_once` runs at a time on each GPU. Those that are finished are not repeated. Raises ExperimentError if
+    one fails, after the others ended."""
+    raise_failures(on_gpus(lambda run, gpu: train(run, gpu, at_once), runs, at_once))
+
+
+def train(run: Run, gpu: str, at_once: int) -> str:
+    """Trains one of `at_once` runs on a GPU, unless it is finished. Returns why it failed, or an empty string."""
+    if (run.folder / "encoder.safetensors").exists():
+        return ""
+    run.folder.mkdir(parents=True, exist_ok=True)
     # One thread for each run, because runs that all use every core wait for one another. And a share of the GPU's
     # memory, because cuDNN takes all that it can get when it tries its algorithms.
-    memory = f"per_process_memory_fraction:{0.95 / options.side_by_side:.3f}"
-    runs = [(seed, name) for seed in range(options.seeds) for name in names]
+    memory = f"per_process_memory_fraction:{0.95 / at_once:.3f}"
     share = {"OMP_NUM_THREADS": "1", "PYTORCH_CUDA_ALLOC_CONF": memory}
+    command = ("train_encoder.py", "--config", str(run.config), f"output_dir={run.folder}", *run.settings)
+    try:
+        run_shown(*command, log=run.folder / "log.txt", environment=share | only(gpu))
+    except ExperimentError as error:
+        return str(error)
+    print(f"{run.folder.name}: trained", flush=True)
+    return ""
 
-    def train(each: tuple[int, str]) -> str:
-        """Returns why the run failed, or an empty string."""
-        seed, name = each
-        speech, config = (lowered, RECIPE) if name == BAND_LIMITED else (options.speech, name)
-        folder = options.out / f"{name}_{seed}"
-        if (folder / "encoder.safetensors").exists():
-            return ""
-        folder.mkdir(parents=True, exist_ok=True)
-        settings = (f"output_dir={folder}", f"data.train={speech}", f"seed={seed}", *options.overrides)
-        teacher = f"losses.asr_teacher={options.whisper}"
-        command = ("train_encoder.py", "--config", str(CONFIGS / f"{config}.yaml"), *settings, teacher)
-        try:
-            run_shown(*command, log=folder / "log.txt", environment=share)
-        except ExperimentError as error:
-            return str(error)
-        print(f"{folder.name}: trained", flush=True)
-        return ""
 
-    with ThreadPoolExecutor(options.side_by_side) as threads:
-        failures = [failure for failure in threads.map(train, runs) if failure]
+def raise_failures(outcomes: Sequence[str]) -> None:
+    failures = [outcome for outcome in outcomes if outcome]
     if failures:
-        raise ExperimentError(f"{len(failures)} of {len(runs)} runs failed; the first: {failures[0]}")
+        raise ExperimentError(f"{len(failures)} of {len(outcomes)} runs failed; the first: {failures[0]}")
 
 
 def by_way_of_16_khz(speech: Path, lowered: Path) -> None:

@@ -16,23 +16,16 @@ continue: what is finished in OUT is not repeated. With several GPUs, each train
 from __future__ import annotations
 
 import argparse
-import os
 import shutil
 import sys
 import threading
-from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from queue import SimpleQueue
-from typing import TypeVar
-
-import torch
 
 from codec import load_release
 from codec.checkpoint import read_training, with_encoder
 from data import open_clips
 from data.audio import Clip
-from experiments.runs import ROOT, experiment_status, run, training_metrics
+from experiments.runs import ROOT, experiment_status, named, on_gpus, only, run, training_metrics
 from experiments.stand_in.build import add_voices
 from training.config import load_config
 
@@ -42,8 +35,6 @@ MEASURED_STEPS, LOG_EVERY = 200, 50  # of the short run
 DISCRIMINATOR_SHARE = 0.05  # of the steps, the last ones; each takes several times as long
 CURVE = 5  # encoders of the curve, the last one among them
 VOICES = 8  # presets of the stand-in
-Item = TypeVar("Item")
-Result = TypeVar("Result")
 
 
 def main() -> int:
@@ -183,14 +174,6 @@ def one_clip_per_speaker(speech: str) -> list[Clip]:
     return list(found.values())
 
 
-def named(text: str) -> tuple[str, str]:
-    """`NAME=PATH` as (name, path)."""
-    name, _, path = text.partition("=")
-    if not name or not path:
-        raise argparse.ArgumentTypeError(f"{text!r} is not NAME=PATH, such as people=clips.parquet")
-    return name, path
-
-
 def evaluate(options: argparse.Namespace, release: Path, withheld: Path, name: str, speech: str, gpu: str) -> Path:
     """Measures all encoders with one set of unseen speech, and returns the path of its figures."""
     figures = options.out / f"{name}.json"
@@ -207,32 +190,6 @@ def evaluate(options: argparse.Namespace, release: Path, withheld: Path, name: s
     command = ("-m", "experiments.evaluate_with_descent", "--encoder", *encoders, *sides, *descent, *judges, *more)
     print(run(*command, environment=only(gpu)), flush=True)
     return figures
-
-
-def on_gpus(task: Callable[[Item, str], Result], items: Sequence[Item], at_once: int = 1) -> list[Result]:
-    """Results of `task(item, gpu)` for every item, `at_once` of them at a time on each GPU.
-
-    `gpu` is a name as CUDA_VISIBLE_DEVICES takes it, empty if there is no GPU.
-    """
-    visible = os.environ.get("CUDA_VISIBLE_DEVICES") or ",".join(map(str, range(torch.cuda.device_count())))
-    free = SimpleQueue[str]()
-    for gpu in visible.split(",") * at_once:
-        free.put(gpu)
-
-    def on_free_gpu(item: Item) -> Result:
-        gpu = free.get()
-        try:
-            return task(item, gpu)
-        finally:
-            free.put(gpu)
-
-    with ThreadPoolExecutor(free.qsize()) as threads:
-        return list(threads.map(on_free_gpu, items))
-
-
-def only(gpu: str) -> dict[str, str]:
-    """The environment in which a program sees this GPU alone; all of them if no name is given."""
-    return {"CUDA_VISIBLE_DEVICES": gpu} if gpu else {}
 
 
 if __name__ == "__main__":

@@ -6,20 +6,25 @@ a child's peak memory includes its parent's size.
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import statistics
 import subprocess
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import TextIO
+from queue import SimpleQueue
+from typing import TextIO, TypeVar
 
 from system.command import UserError, exit_status
 
 ROOT = Path(__file__).parent.parent
 DEMO = ROOT / "data" / "demo"
 SHOWN = 3000  # characters of a failed program's output
+Item = TypeVar("Item")
+Result = TypeVar("Result")
 
 
 class ExperimentError(UserError):
@@ -68,6 +73,42 @@ def _started(
 
 def _failed(arguments: Sequence[str], status: int, output: str) -> ExperimentError:
     return ExperimentError(f"`python {' '.join(arguments)}` ended with status {status}; {output}")
+
+
+def on_gpus(task: Callable[[Item, str], Result], items: Sequence[Item], at_once: int = 1) -> list[Result]:
+    """Results of `task(item, gpu)` for every item, `at_once` of them at a time on each GPU.
+
+    `gpu` is a name as CUDA_VISIBLE_DEVICES takes it, empty if there is no GPU.
+    """
+    import torch
+
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES") or ",".join(map(str, range(torch.cuda.device_count())))
+    free = SimpleQueue[str]()
+    for gpu in visible.split(",") * at_once:
+        free.put(gpu)
+
+    def on_free_gpu(item: Item) -> Result:
+        gpu = free.get()
+        try:
+            return task(item, gpu)
+        finally:
+            free.put(gpu)
+
+    with ThreadPoolExecutor(free.qsize()) as threads:
+        return list(threads.map(on_free_gpu, items))
+
+
+def only(gpu: str) -> dict[str, str]:
+    """The environment in which a program sees this GPU alone; all of them if no name is given."""
+    return {"CUDA_VISIBLE_DEVICES": gpu} if gpu else {}
+
+
+def named(text: str) -> tuple[str, str]:
+    """`NAME=PATH` as (name, path)."""
+    name, _, path = text.partition("=")
+    if not name or not path:
+        raise argparse.ArgumentTypeError(f"{text!r} is not NAME=PATH, such as people=clips.parquet")
+    return name, path
 
 
 def training_metrics(folder: Path) -> list[dict[str, float]]:

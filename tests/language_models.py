@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import torch
 
-from experiments.random_release import TINY, params_json
+from codec.checkpoint import save_encoder, save_release
+from experiments.random_release import TINY, params_json, random_codec
+from experiments.stand_in.language_model_release import write_language_model_release
+from experiments.stand_in.letters import VOCABULARY as VOCABULARY_OF_LETTERS
 from language_model import Example, LanguageModel, LanguageModelConfig
 
 CODEC = replace(TINY, acoustic_codebook_size=5, acoustic_dim=6, embedding_dim=48)
@@ -31,6 +36,20 @@ def tiny_model(seed: int = 0) -> LanguageModel:
         elif "embed" not in name:
             parameter.copy_(torch.randn(parameter.shape) * 2 / parameter.shape[1] ** 0.5)
     return model.eval()
+
+
+def write_tiny_release(folder: Path) -> Path:
+    """A release with letters as tokens and two presets, `anna` and `ben`, whose language model has random weights; and
+    beside it a codec's release with its own encoder in `encoder.safetensors`."""
+    params = tiny_params() | {"vocab_size": VOCABULARY_OF_LETTERS}
+    (folder / "params.json").write_text(json.dumps(params), encoding="utf-8")
+    codec = random_codec(CODEC)
+    save_release(folder / "codec", codec, folder / "params.json")
+    save_encoder(folder / "encoder.safetensors", codec, {})
+    model = LanguageModel(LanguageModelConfig.from_params(params))
+    voices = {name: torch.full((7, 4), number) for number, name in enumerate(("anna", "ben"))}
+    write_language_model_release(folder / "release", folder / "codec", model, params, voices)
+    return folder / "release"
 
 
 def example(seed: int, frames: int = 9, voice_frames: int = 5, text: int = 4) -> Example:

@@ -11,27 +11,18 @@ import pytest
 import torch
 from torch import Tensor
 
-from codec.checkpoint import checkpoint_tensors, codec_fingerprint, load_release, save_release
+from codec.checkpoint import checkpoint_tensors, codec_fingerprint, load_release
 from data.pairs import SPOKEN, Pairs
-from experiments.random_release import random_codec
 from experiments.stand_in import generate_pairs
-from experiments.stand_in.language_model_release import write_language_model_release
-from experiments.stand_in.letters import VOCABULARY, text_of
+from experiments.stand_in.letters import text_of
 from experiments.stand_in.sentences import split_of
-from language_model import LanguageModel, LanguageModelConfig, Prompt, Speech
-from tests.language_models import CODEC, tiny_params
+from language_model import LanguageModel, Prompt, Speech
+from tests.language_models import CODEC, write_tiny_release
 
 
 @pytest.fixture(scope="module")
 def release(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("speaking")
-    params = tiny_params() | {"vocab_size": VOCABULARY}
-    (folder / "params.json").write_text(json.dumps(params), encoding="utf-8")
-    save_release(folder / "codec", random_codec(CODEC), folder / "params.json")
-    model = LanguageModel(LanguageModelConfig.from_params(params))
-    voices = {name: torch.full((7, 4), number) for number, name in enumerate(("anna", "ben"))}
-    write_language_model_release(folder / "release", folder / "codec", model, params, voices)
-    return folder / "release"
+    return write_tiny_release(tmp_path_factory.mktemp("speaking"))
 
 
 @pytest.fixture

@@ -19,11 +19,13 @@ from __future__ import annotations
 import argparse
 import json
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import torch
+from torch import Tensor
 from torch.nn import functional as F
 
 from codec.checkpoint import load_release, with_encoder
@@ -43,24 +45,29 @@ class Codes(NamedTuple):
 
 
 def encode(codec: Codec, speech: LabelledSpeech) -> Codes:
-    """Clips of similar length go together. The encoder is causal, so padding at the end changes nothing before it."""
-    order = np.argsort(speech.units)
-    found: dict[int, np.ndarray] = {}
-    for first in range(0, len(order), BATCH):
-        members = order[first : first + BATCH]
-        samples = int(speech.units[members].max()) * UNIT
-        clips = [
-            speech.waveform[start * UNIT : (start + units) * UNIT]
-            for start, units in zip(speech.starts[members], speech.units[members], strict=True)
-        ]
-        batch = torch.stack([F.pad(clip, (0, samples - len(clip))) for clip in clips])[:, None].float() / 32768
-        codes = codec.quantizer.encode(codec.latent(batch)).cpu().numpy()
-        for row, clip in zip(codes, members, strict=True):
-            found[int(clip)] = row[:, : codec.config.frames(int(speech.units[clip]) * UNIT)]
-    rows = [found[clip] for clip in range(len(order))]
-    together = np.concatenate(rows, axis=1)
+    clips = [
+        speech.waveform[start * UNIT : (start + units) * UNIT]
+        for start, units in zip(speech.starts, speech.units, strict=True)
+    ]
+    rows = encode_clips(codec, clips)
+    together = np.concatenate([row.numpy() for row in rows], axis=1)
     lengths = np.array([row.shape[1] for row in rows])
     return Codes(together[0].astype(np.int16), together[1:].T.astype(np.uint8), lengths)
+
+
+def encode_clips(codec: Codec, clips: Sequence[Tensor]) -> list[Tensor]:
+    """Waveforms [T] of int16 samples to codes [37, F] int64 on the CPU. Clips of similar length go together. The
+    encoder is causal, so padding at the end changes nothing before it."""
+    order = sorted(range(len(clips)), key=lambda clip: len(clips[clip]))
+    found: dict[int, Tensor] = {}
+    for first in range(0, len(order), BATCH):
+        members = order[first : first + BATCH]
+        samples = len(clips[members[-1]])
+        batch = torch.stack([F.pad(clips[i], (0, samples - len(clips[i]))) for i in members])[:, None]
+        codes = codec.quantizer.encode(codec.latent(batch.to(codec.device).float() / 32768)).cpu()
+        for row, clip in zip(codes, members, strict=True):
+            found[clip] = row[:, : codec.config.frames(len(clips[clip]))]
+    return [found[clip] for clip in range(len(clips))]
 
 
 def predictability(train: Codes, test: Codes, phonemes: dict[str, np.ndarray], entries: int) -> dict[str, float]:
