@@ -28,7 +28,7 @@ from typing import Any
 
 import yaml
 
-from codec.checkpoint import checkpoint_tensors, codec_fingerprint, load_release
+from codec.checkpoint import codec_fingerprint, load_release
 from data.clips import DataError
 from data.pairs import shard_frames
 from data.sources import open_clips
@@ -147,7 +147,7 @@ def read_task(options: argparse.Namespace) -> Task:
         out=Path(options.out),
         plan=plan,
         config=codec.config,
-        codec_fingerprint=codec_fingerprint(checkpoint_tensors(codec)),
+        codec_fingerprint=codec_fingerprint(codec),
         language=options.language,
         prompts=tuple(options.prompts),
         cache=cache,

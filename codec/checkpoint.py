@@ -27,11 +27,12 @@ from torch.overrides import TorchFunctionMode
 from codec.codec import Codec
 from codec.config import CodecConfig, ReleaseError, read_params
 from codec.encoder import Encoder
-from codec.files import listed, open_tensors, shortened, tensor_files, tensor_names
+from codec.files import listed, open_tensors, shortened, tensor_files
 from codec.tensors import (
     CODEC_PREFIX,
     EMBEDDING_NAME,
     ENCODER_PREFIXES,
+    FINGERPRINTED,
     QUANTIZER_PREFIX,
     Shapes,
     expected_codec,
@@ -101,13 +102,16 @@ def read_tensors(files: Mapping[str, Path]) -> dict[str, Tensor]:
     for path in sorted(set(files.values())):
         with open_tensors(path, "pt") as file:
             for name in (name for name, where in files.items() if where == path):
-                try:
-                    tensors[name] = file.get_tensor(name)
-                except (SafetensorError, RuntimeError) as error:
-                    raise ReleaseError(
-                        f"{path}: {shortened(name)} cannot be read ({error}): get this file again"
-                    ) from error
+                tensors[name] = _read_tensor(file, name, path)
     return tensors
+
+
+def _read_tensor(file: Any, name: str, path: Path) -> Tensor:
+    """A tensor of an open file. Raises ReleaseError for a dtype that torch has not."""
+    try:
+        return file.get_tensor(name)
+    except (SafetensorError, RuntimeError) as error:
+        raise ReleaseError(f"{path}: {shortened(name)} cannot be read ({error}): get this file again") from error
 
 
 def tensor_shapes(files: Mapping[str, Path]) -> Shapes:
@@ -129,30 +133,34 @@ def wrong_shapes(shapes: Shapes, expected: Shapes) -> list[str]:
     ]
 
 
-def codec_fingerprint(tensors: Mapping[str, Tensor]) -> str:
-    """The `fingerprint` of a codec's tensors, given by checkpoint name."""
-    bf16 = {name: tensor.to("cpu", torch.bfloat16).contiguous() for name, tensor in tensors.items()}
-    return fingerprint({name: (tensor.view(torch.uint8).numpy().data,) for name, tensor in bf16.items()})
+def codec_fingerprint(codec: Codec) -> str:
+    """The `fingerprint` of a codec, which tells it from others of the same dimensions."""
+    tensors = checkpoint_tensors(codec, FINGERPRINTED)
+    return fingerprint({name: (tensor.view(torch.uint8).numpy().data,) for name, tensor in tensors.items()})
 
 
-def checkpoint_tensors(codec: Codec) -> dict[str, Tensor]:
-    """Everything the codec holds by its checkpoint name, bf16 on the CPU, as a release stores it."""
+def checkpoint_tensors(codec: Codec, prefixes: tuple[str, ...] = ("",)) -> dict[str, Tensor]:
+    """What the codec holds by its checkpoint name, bf16 on the CPU, as a release stores it: all of it, or what begins
+    with one of the prefixes."""
     tensors = {
         prefix + key: tensor for prefix, module in _modules(codec) for key, tensor in module.state_dict().items()
     }
     tensors[EMBEDDING_NAME] = codec.embedding_table
-    return {name: tensor.detach().to("cpu", torch.bfloat16).contiguous() for name, tensor in tensors.items()}
+    return {
+        name: tensor.detach().to("cpu", torch.bfloat16).contiguous()
+        for name, tensor in tensors.items()
+        if name.startswith(prefixes)
+    }
 
 
 def save_encoder(path: Path, codec: Codec, metadata: Mapping[str, Any]) -> None:
     """Writes the codec's encoder: its tensors, BF16, named as in the checkpoint. The file's metadata holds the codec's
     configuration and fingerprint beside what is given."""
-    everything = checkpoint_tensors(codec)
-    tensors = {name: tensor for name, tensor in everything.items() if name.startswith(ENCODER_PREFIXES)}
+    tensors = checkpoint_tensors(codec, ENCODER_PREFIXES)
     stated = {
         "format": "pt",
         "codec_config": json.dumps(asdict(codec.config)),
-        "codec_fingerprint": codec_fingerprint(everything),
+        "codec_fingerprint": codec_fingerprint(codec),
         **{key: json.dumps(value) for key, value in metadata.items()},
     }
     write_tensors(path, tensors, stated)
@@ -166,13 +174,6 @@ def save_release(folder: Path, codec: Codec, params: Path) -> None:
     write_tensors(folder / "consolidated.safetensors", tensors, {"format": "pt"})
     with written_whole(folder / "params.json") as partial:
         shutil.copyfile(params, partial)
-
-
-def read_encoder(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """An encoder file's tensors and metadata. Raises ReleaseError where it is no safetensors file."""
-    with open_tensors(path) as file:
-        metadata = file.metadata() or {}
-    return read_tensors(dict.fromkeys(tensor_names(path), path)), metadata
 
 
 def read_training(path: Path) -> dict[str, float]:
@@ -189,18 +190,20 @@ def read_training(path: Path) -> dict[str, float]:
 def with_encoder(codec: Codec, path: Path) -> Codec:
     """Gives a codec the encoder in a file, in the codec's dtype and on its device. Raises ReleaseError where the file
     holds none for these dimensions, or says that it was trained against another codec."""
-    files = dict.fromkeys(tensor_names(path), path)
     expected = expected_encoder(codec.config)
-    missing = sorted(set(expected) - set(files))
-    if missing:
-        raise ReleaseError(f"{path} lacks {len(missing)} tensors of an encoder, among them {listed(missing)}")
-    wrong = wrong_shapes(tensor_shapes(files), expected)
-    if wrong:
-        raise ReleaseError(f"{path} is no encoder for this release: {listed(wrong)}")
-    tensors, metadata = read_encoder(path)
-    stated, actual = metadata.get("codec_fingerprint"), codec_fingerprint(checkpoint_tensors(codec))
-    if stated is not None and stated != actual:
-        raise ReleaseError(f"{path} was trained against another codec (fingerprint {stated}, the release's {actual})")
+    with open_tensors(path, "pt") as file:
+        missing = sorted(set(expected) - set(file.keys()))
+        if missing:
+            raise ReleaseError(f"{path} lacks {len(missing)} tensors of an encoder, among them {listed(missing)}")
+        wrong = wrong_shapes({name: tuple(file.get_slice(name).get_shape()) for name in expected}, expected)
+        if wrong:
+            raise ReleaseError(f"{path} is no encoder for this release: {listed(wrong)}")
+        stated, actual = (file.metadata() or {}).get("codec_fingerprint"), codec_fingerprint(codec)
+        if stated is not None and stated != actual:
+            raise ReleaseError(
+                f"{path} was trained against another codec (fingerprint {stated}, the release's {actual})"
+            )
+        tensors = {name: _read_tensor(file, name, path) for name in expected}
     device = codec.device
     with shapes_only():
         codec.encoder = Encoder(codec.config)

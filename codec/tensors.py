@@ -15,6 +15,7 @@ CODEC_PREFIX = "audio_tokenizer."
 ENCODER_PREFIXES = (CODEC_PREFIX + "input_proj.", CODEC_PREFIX + "encoder_blocks.")
 QUANTIZER_PREFIX = CODEC_PREFIX + "quantizer."
 LAST_PROJECTION = CODEC_PREFIX + "output_proj."
+FINGERPRINTED = (QUANTIZER_PREFIX, LAST_PROJECTION)
 EMBEDDING_NAME = "mm_audio_embeddings.audio_codebook_embeddings.embeddings.weight"
 
 Shapes = dict[str, tuple[int, ...]]
@@ -88,7 +89,7 @@ def fingerprint(contents: Mapping[str, Iterable[bytes | memoryview]]) -> str:
     checkpoint name as the bytes of their bf16 values, in pieces. Tells two codecs of the same dimensions apart."""
     digest = hashlib.sha256()
     for name in sorted(contents):
-        if name.startswith((QUANTIZER_PREFIX, LAST_PROJECTION)):
+        if name.startswith(FINGERPRINTED):
             digest.update(name.encode())
             for piece in contents[name]:
                 digest.update(piece)

@@ -17,11 +17,9 @@ speech_server.py  asks a server to speak in the voice of a clip
 demo/             the stand-in: a small release, its withheld encoder, and speech
 """
 
-import sys
+from system.signals import end_on_signals, runs_as_module
 
-if sys.argv[:1] == ["-m"]:  # Ctrl-C during the imports of `python -m data.export`
-    from system.signals import end_on_signals
-
+if runs_as_module():  # Ctrl-C during the imports of `python -m data.export`
     end_on_signals()
 
 from data.audio import BadClipError, decode

@@ -15,7 +15,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from codec import Codec, ReleaseError, load_release
-from codec.checkpoint import checkpoint_tensors, codec_fingerprint, read_training, with_encoder
+from codec.checkpoint import codec_fingerprint, read_training, with_encoder
 from data import DataError
 from data.pairs import Pairs
 from data.reference import SAMPLE_RATE
@@ -147,7 +147,7 @@ def measure(options: Options, extra: Sequence[ExtraSystem] = ()) -> tuple[Result
 
 def read_pairs(codec: Codec, files: Sequence[str]) -> Pairs:
     """The pairs of a release. Raises DataError for pairs of another one."""
-    return Pairs(files, codec.config, codec_fingerprint(checkpoint_tensors(codec)))
+    return Pairs(files, codec.config, codec_fingerprint(codec))
 
 
 def measure_pairs(codecs: Mapping[str, Codec], systems: Sequence[Scores], pairs: Pairs) -> PairResults:

@@ -157,10 +157,6 @@ class Results(Evaluation):
     pairs: PairResults | None = None
 
     @property
-    def encoder(self) -> Scores:
-        return self.encoders[0]
-
-    @property
     def judged(self) -> list[Scores]:
         """The encoders and extra systems. Each is compared with `other`, if there is one."""
         return [*self.encoders, *self.extra]

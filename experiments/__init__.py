@@ -1,8 +1,6 @@
 """Programs that produce the project's evidence. README.md in this folder says which one answers which question."""
 
-import sys
+from system.signals import end_on_signals, runs_as_module
 
-if sys.argv[:1] == ["-m"]:  # Ctrl-C during the imports of `python -m experiments.X`
-    from system.signals import end_on_signals
-
+if runs_as_module():  # Ctrl-C during the imports of `python -m experiments.X`
     end_on_signals()

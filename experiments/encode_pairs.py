@@ -21,7 +21,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from codec.checkpoint import checkpoint_tensors, codec_fingerprint, load_release, with_encoder
+from codec.checkpoint import codec_fingerprint, load_release, with_encoder
 from codec.codec import Codec
 from data import BadClipError, DataError, decode, open_clips
 from data.clips import Clips
@@ -51,7 +51,7 @@ def encode(options: argparse.Namespace) -> int:
         raise DataError(f"{options.out} has shards already: name another folder, or delete them")
     device = open_device()
     codec = with_encoder(load_release(options.model_dir, torch.bfloat16, device), options.encoder)
-    fingerprint = codec_fingerprint(checkpoint_tensors(codec))
+    fingerprint = codec_fingerprint(codec)
     clips = open_clips(options.speech, from_environment("HF_CACHE"))
     source = f"encoder {options.encoder.name}, in place of a language model"
     waiting: list[Pair] = []

@@ -16,11 +16,9 @@ frames.py         averages over the frames inside a padded clip
 resampling.py     resamples to 16 kHz for the frozen networks
 """
 
-import sys
+from system.signals import end_on_signals, runs_as_module
 
-if sys.argv[:1] == ["-m"]:  # Ctrl-C during the imports of `python -m losses.asr.whisper_weights`
-    from system.signals import end_on_signals
-
+if runs_as_module():  # Ctrl-C during the imports of `python -m losses.asr.whisper_weights`
     end_on_signals()
 
 from losses.balancer import Balancer, FixedWeights

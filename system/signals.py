@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -30,6 +31,12 @@ class StoppedError(Exception):
 def end_on_signals() -> None:
     """From now on SIGTERM and SIGINT end the process. Programs call this before their imports, which take seconds."""
     EndingSignals().__enter__()
+
+
+def runs_as_module() -> bool:
+    """Whether this is `python -m MODULE`, which still imports the module's packages. Each of them calls
+    `end_on_signals` then, because the module's own code comes after these imports."""
+    return sys.argv[:1] == ["-m"]
 
 
 class _Handlers:

@@ -16,16 +16,22 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 import inject_encoder
-from codec.checkpoint import read_encoder, read_tensors, save_encoder
+from codec.checkpoint import read_tensors, save_encoder
 from codec.codec import Codec
 from codec.config import CodecConfig
-from codec.files import INDEX_NAME, tensor_files
+from codec.files import INDEX_NAME, open_tensors, tensor_files
 from codec.tensors import ENCODER_PREFIXES
 from experiments.random_release import TINY, random_codec, write_release
 from tests import forked_commands
 
 OWN = "consolidated_encoder.safetensors"
 INDEX = INDEX_NAME
+
+
+def read_encoder(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """An encoder file's tensors and metadata."""
+    with open_tensors(path, "pt") as file:
+        return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118
 
 
 @dataclass(frozen=True)

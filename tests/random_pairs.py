@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 
 from codec import Codec, load_release
-from codec.checkpoint import checkpoint_tensors, codec_fingerprint
+from codec.checkpoint import codec_fingerprint
 from codec.config import CodecConfig
 from data.pairs import About, Pair, write_shard
 
@@ -22,7 +22,7 @@ def random_pair(config: CodecConfig, frames: int, seed: int) -> Pair:
 
 def write_random_shard(path: Path, codec: Codec, frames: Sequence[int], first_seed: int = 0) -> list[Pair]:
     pairs = [random_pair(codec.config, length, first_seed + i) for i, length in enumerate(frames)]
-    write_shard(path, pairs, codec_fingerprint(checkpoint_tensors(codec)))
+    write_shard(path, pairs, codec_fingerprint(codec))
     return pairs
 
 

@@ -17,7 +17,7 @@ from safetensors.torch import save_file
 
 import codec
 import inject_encoder
-from codec.checkpoint import checkpoint_tensors, read_encoder
+from codec.checkpoint import checkpoint_tensors
 from codec.tensors import ENCODER_PREFIXES
 from experiments.random_release import TINY, random_codec, write_release
 from release import splice
@@ -30,6 +30,7 @@ from tests.injecting import (
     encoder_with,
     inject,
     make_case,
+    read_encoder,
     same,
     served,
     served_encoder,

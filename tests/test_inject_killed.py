@@ -19,7 +19,6 @@ from torch import Tensor
 
 import codec
 import inject_encoder
-from codec.checkpoint import read_encoder
 from experiments.random_release import TINY, linked_copy, write_release
 from tests import kills
 from tests.forked_commands import exit_status
@@ -30,6 +29,7 @@ from tests.injecting import (
     forked,
     inject,
     make_case,
+    read_encoder,
     same,
     served,
     snapshot,

@@ -15,7 +15,7 @@ import torch
 from safetensors.torch import save_file
 
 import inject_encoder
-from codec.checkpoint import read_encoder, save_encoder
+from codec.checkpoint import save_encoder
 from codec.tensors import expected_encoder
 from experiments.random_release import SMALL, TINY, linked_copy, params_json, random_codec
 from release import splice
@@ -28,6 +28,7 @@ from tests.injecting import (
     forked,
     inject,
     make_case,
+    read_encoder,
     snapshot,
 )
 

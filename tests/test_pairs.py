@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from codec import Codec, load_release
-from codec.checkpoint import checkpoint_tensors, codec_fingerprint, save_encoder
+from codec.checkpoint import codec_fingerprint, save_encoder
 from codec.config import CodecConfig, ReleaseError
 from data import DataError, decode, open_clips
 from data.clips import Clips
@@ -40,7 +40,7 @@ def shards(tiny_release: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
 
 
 def opened(folder: Path, codec: Codec) -> Pairs:
-    return Pairs([folder], codec.config, codec_fingerprint(checkpoint_tensors(codec)))
+    return Pairs([folder], codec.config, codec_fingerprint(codec))
 
 
 def test_pairs_are_read_as_they_were_written(shards: Path, codec: Codec) -> None:
@@ -87,7 +87,7 @@ def test_a_damaged_shard_is_refused_in_a_sentence_that_names_it(
 def test_codes_that_the_codec_does_not_have_are_refused(tmp_path: Path, codec: Codec, row: int, code: int) -> None:
     pair = random_pair(codec.config, 30, 0)
     pair.codes[row, 7] = code
-    write_shard(tmp_path / "a.safetensors", [pair], codec_fingerprint(checkpoint_tensors(codec)))
+    write_shard(tmp_path / "a.safetensors", [pair], codec_fingerprint(codec))
     with pytest.raises(DataError, match="is damaged"):
         opened(tmp_path, codec)
 

@@ -172,7 +172,7 @@ def test_of_several_systems_the_first_ones_bars_are_unfolded(evaluated: tuple[Re
 
 def test_of_many_versions_the_first_nine_have_a_key(evaluated: tuple[Results, Codec], tmp_path: Path) -> None:
     results, codec = evaluated
-    encoders = [replace(results.encoder, name=f"step_{i}") for i in range(10)]
+    encoders = [replace(results.main, name=f"step_{i}") for i in range(10)]
     many = replace(results, encoders=encoders, comparisons={})
     text = write_report(tmp_path, many, codec, 1).read_text(encoding="utf-8")
     assert re.findall(r"<h4><kbd>(\d+)</kbd> ", text) == [str(i) for i in range(1, 10)]

@@ -18,7 +18,7 @@ from safetensors.torch import save_file
 
 import speak_pairs
 from codec import load_release
-from codec.checkpoint import checkpoint_tensors, codec_fingerprint
+from codec.checkpoint import codec_fingerprint
 from codec.config import ReleaseError
 from codec.voices import until_end_of_audio
 from data import DataError, open_clips
@@ -188,7 +188,7 @@ def test_shards_have_what_was_spoken_and_the_rest_is_counted(tiny_release: Path,
     assert [value for kind, value in told if kind == "left out"] == [NO_END] * 3
     assert sum(value for kind, value in told if kind == "spoken") == pytest.approx(7 * 20 / RATE)
     codec = load_release(tiny_release)
-    pairs = Pairs([task.out], codec.config, codec_fingerprint(checkpoint_tensors(codec)))
+    pairs = Pairs([task.out], codec.config, codec_fingerprint(codec))
     assert [path.name for path in sorted(task.out.iterdir())] == [f"pairs_0000{i}.safetensors" for i in range(3)]
     assert [about.text for about in pairs.about()] == [f"text {i}" for i in (1, 2, 3, 5, 6, 7, 9)]
     assert {about.voice for about in pairs.about()} == {"casual_female"}

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Generator
 
-from codec.checkpoint import checkpoint_tensors, codec_fingerprint
+from codec.checkpoint import codec_fingerprint
 from codec.codec import Codec
 from data import Crops, JoinedClips, Stream, crop_loader, fixed_clips, open_sources, order_of
 from data.crops import Batch
@@ -28,7 +28,7 @@ class TrainingData:
         self.crops = Crops(JoinedClips(sources), self.order, length, sample_rate, data.resample, config.seed, drop)
         self.pair_crops: PairCrops | None = None
         if data.pairs:
-            pairs = Pairs(data.pairs, codec.config, codec_fingerprint(checkpoint_tensors(codec)))
+            pairs = Pairs(data.pairs, codec.config, codec_fingerprint(codec))
             self.pair_crops = PairCrops(pairs, length, config.seed)
         held_out = JoinedClips(open_sources(data.validation, config.hf_cache))
         length = round(data.validation_seconds * sample_rate)

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from codec.checkpoint import checkpoint_tensors, codec_fingerprint, load_release, save_encoder, save_release
+from codec.checkpoint import codec_fingerprint, load_release, save_encoder, save_release
 from codec.codec import Codec
 from codec.config import CodecConfig, read_params_file
 from losses import Balancer
@@ -96,7 +96,7 @@ class TrainingState:
     @cached_property
     def codec_identity(self) -> dict[str, str]:
         """What tells the codec from others, wherever its release lies: dimensions, and for a frozen codec its hash."""
-        fingerprint = codec_fingerprint(checkpoint_tensors(self.codec)) if self.config.train == "encoder" else ""
+        fingerprint = codec_fingerprint(self.codec) if self.config.train == "encoder" else ""
         return {"dimensions": json.dumps(asdict(self.codec.config)), "fingerprint": fingerprint}
 
     def check_same_data(self, checkpoint: Mapping[str, Any]) -> None:

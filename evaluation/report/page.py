@@ -161,7 +161,7 @@ def shown_clips(results: Results, codec: Codec, count: int) -> list[Shown]:
     """`count` clips, evenly spread over all clips ordered by mel distance, the best first."""
 
     def mel(index: int) -> float:
-        values = results.encoder.clips[index].values
+        values = results.main.clips[index].values
         return values["mel"].value if "mel" in values else float("inf")
 
     order = sorted(range(len(results.speech)), key=mel)
@@ -219,7 +219,7 @@ def histograms(results: Results) -> list[Chart]:
         metric = next((metric for metric in results.metrics if metric.name == name), None)
         if metric is None:
             continue
-        compared = [results.encoder, *([results.other] if results.other else []), *results.extra]
+        compared = [results.main, *([results.other] if results.other else []), *results.extra]
         systems = [scores for scores in compared if scores.scored(name)]
         values = {scores.name: [c.values[name].value for c in scores.clips if name in c.values] for scores in systems}
         everything = [value for each in values.values() for value in each]
@@ -235,7 +235,7 @@ def acoustic_chart(results: Results) -> Chart:
     def shares(rows: Sequence[Sequence[float]]) -> list[tuple[float, float]]:
         return [(float(i), 100 * sum(column) / len(rows)) for i, column in enumerate(zip(*rows, strict=True))]
 
-    found = acoustic_histogram(results.encoder.coded, results.levels).tolist()
+    found = acoustic_histogram(results.main.coded, results.levels).tolist()
     source = f"{results.target.frames} frames of the release's voices" if results.target.frames else "the default"
-    series = [Series(results.encoder.name, shares(found)), Series("target", shares(results.target.histogram.tolist()))]
+    series = [Series(results.main.name, shares(found)), Series("target", shares(results.target.histogram.tolist()))]
     return histogram("acoustic codes, %", series, "code", f"All dimensions together. The target is {source}.")

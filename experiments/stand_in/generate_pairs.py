@@ -27,7 +27,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from codec.checkpoint import checkpoint_tensors, codec_fingerprint, load_release
+from codec.checkpoint import codec_fingerprint, load_release
 from codec.voices import read_voices
 from data.clips import DataError
 from data.pairs import SHARD_PAIRS, About, Pair, write_shard
@@ -76,7 +76,7 @@ def speak(options: argparse.Namespace) -> int:
     device = open_device()
     model = load_language_model(options.model_dir, device)
     codec = load_release(options.model_dir)
-    fingerprint = codec_fingerprint(checkpoint_tensors(codec))
+    fingerprint = codec_fingerprint(codec)
     voices = voices_of_clips(options) if options.prompts else preset_voices(options, model.config.dim)
     plan = Plan(
         texts=tuple(sentences("train", options.texts, TEXT_SEED + options.seed)),
