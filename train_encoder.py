@@ -205,9 +205,18 @@ class Trainer:
             decoded = self.decoder(quantized.latent)
         reconstruction = decoded.detach().float()[..., :samples].requires_grad_()  # [B, 1, T]
 
-        # losses on the reconstruction, each differentiated there
+        # losses on the reconstruction, each differentiated there; the discriminator comes first because it has the
+        # largest tensors, and the others fit into the memory that it leaves
         values: dict[str, Tensor] = {}
         metrics: dict[str, Tensor] = {}
+        at_waveform: dict[str, Tensor] = {}
+        if "feature_matching" in losses:  # the discriminator learns here too, by its hinge loss
+            with self.autocast():
+                found = discriminator_gradients(self.discriminator.network, waveform, reconstruction)
+            metrics["feature_matching"], at_waveform["feature_matching"] = found.matching, found.at_reconstruction
+            metrics["discriminator"] = found.hinge
+            self.discriminator.add_gradients(found.of_parameters)
+            del found
         if weights.mel:
             values["mel"] = self.mel(reconstruction, waveform)
         if weights.l1:
@@ -216,15 +225,8 @@ class Trainer:
             values["stft"] = self.stft(reconstruction, waveform)
         if weights.speaker:
             values["speaker"] = self.speaker(reconstruction, waveform)
-        at_waveform = gradients(values, reconstruction)
+        at_waveform = gradients(values, reconstruction) | at_waveform
         metrics |= detach_all(values)  # lets the losses' graphs go
-        if "feature_matching" in losses:  # the discriminator learns here too, by its hinge loss
-            with self.autocast():
-                found = discriminator_gradients(self.discriminator.network, waveform, reconstruction)
-            metrics["feature_matching"], at_waveform["feature_matching"] = found.matching, found.at_reconstruction
-            metrics["discriminator"] = found.hinge
-            self.discriminator.add_gradients(found.of_parameters)
-            del found
 
         # one backward through the decoder; balanced norms are per item, so the batch's gradient is their mean
         fading = {"l1": inputs.l1_stft_factor, "stft": inputs.l1_stft_factor}

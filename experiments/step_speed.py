@@ -80,6 +80,9 @@ def measure(config: Config, ranks: Ranks) -> None:
     start = time.perf_counter() - began
     for _ in range(6 * every - 1):  # as many as recording every kind of step needs
         trainer.step(waveform, next(steps), pairs)
+    most_at_first = torch.cuda.max_memory_reserved()
+    torch.cuda.empty_cache()
+    torch.cuda.reset_peak_memory_stats()
     taken = []
     for _ in range(ROUNDS):
         torch.cuda.synchronize()
@@ -92,7 +95,8 @@ def measure(config: Config, ranks: Ranks) -> None:
     print(
         f"cuda_graph={str(config.cuda_graph).lower()}: {spread([1e3 * seconds for seconds in taken], 'ms', 1)} a step, "
         f"{spread(speeds)} s of audio per second, "
-        f"{torch.cuda.max_memory_reserved() / 1e9:.1f} GB, {start:.0f} s for the first step",
+        f"{torch.cuda.max_memory_reserved() / 1e9:.1f} GB ({most_at_first / 1e9:.1f} in the first steps), "
+        f"{start:.0f} s for the first step",
         flush=True,
     )
 

@@ -6,7 +6,7 @@
 - each resolution frees its features before the next one starts;
 - originals and reconstructions pass the convolutions as one batch of 2B. Three gradients come back as one batch of 3B:
   those of the hinge loss at originals and at reconstructions, and that of feature matching at reconstructions;
-- all that happens between two convolutions is one pass over memory;
+- all that happens between two convolutions is one pass over memory (`losses/discriminator_passes.py`);
 - neighbouring frequencies count as channels (`GroupedConv`), which suits a GPU's matrix units.
 """
 
@@ -17,10 +17,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.nn.grad import conv2d_input, conv2d_weight
+from torch.nn.grad import conv2d_weight
 
-from losses.compiled import compiled_on_gpu
-from losses.discriminator import SLOPE, Discriminator, STFTDiscriminator
+from losses.discriminator import Discriminator, STFTDiscriminator
+from losses.discriminator_passes import activate_and_compare, through_activation
 
 FIRST_GROUP = 4  # outputs of the first layer that are computed as channels of one
 WHOLE = 8  # spectra get a whole multiple of so many bins: three layers halve them
@@ -43,7 +43,10 @@ def discriminator_gradients(
     dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else torch.float32
     with torch.autocast(device, enabled=False):
         share = 1 / len(discriminator.scales)
-        found = [_of_scale(scale, share, original, reconstruction, dtype) for scale in discriminator.scales]
+        # the longer the window, the smaller the tensors: from the shortest on, each resolution fits into the memory of
+        # the one before it, which a step that is being recorded cannot give back to the GPU
+        scales = reversed(list(discriminator.scales))
+        found = [_of_scale(scale, share, original, reconstruction, dtype) for scale in scales][::-1]
     return DiscriminatorGradients(
         torch.stack([one.matching for one in found]).sum(),
         torch.stack([one.at_reconstruction for one in found]).sum(dim=0),
@@ -72,13 +75,12 @@ def _of_scale(
     bins = both.shape[2]
     features = [F.pad(both, (0, 0, 0, -bins % WHOLE)).to(dtype)]
     del both
-    inside, distances, coefficients, width = [], [], [], bins
+    counts, distances, coefficients = [bins], [], []  # counts: bins of features[i], of which it may have more
     for layer in layers[:-1]:
         x = layer(features[-1])
-        width = -(-width // layer.stride)
-        inside.append((torch.arange(x.shape[2], device=x.device) < width)[:, None].to(dtype))  # [F, 1]
-        difference, size = activate_and_compare(x.flatten(0, 1), layer.bias, inside[-1])
-        count = x[:batch, :, :width].numel()
+        counts.append(-(-counts[-1] // layer.stride))
+        difference, size = activate_and_compare(x.flatten(0, 1), layer.bias, counts[-1])
+        count = x[:batch, :, : counts[-1]].numel()
         size = (size / count).clamp(min=1e-8)
         distances.append(difference / count / size)
         coefficients.append(share / len(scale.layers) / count / size)
@@ -93,11 +95,11 @@ def _of_scale(
     for i in reversed(range(len(layers))):
         if i < len(layers) - 1:
             of_bias.append(
-                through_activation(gradient.flatten(0, 1), features.pop().flatten(0, 1), coefficients[i], inside[i])
+                through_activation(gradient.flatten(0, 1), features.pop().flatten(0, 1), coefficients[i], counts[i + 1])
             )
         of_weight.append(layers[i].weight_gradient(gradient[: 2 * batch], features[i]))
         # the waveform gets feature matching's gradient only
-        gradient = layers[i].input_gradient(gradient if i else gradient[2 * batch :], features[i].shape[2])
+        gradient = layers[i].input_gradient(gradient if i else gradient[2 * batch :])
 
     at_spectrum = gradient[:, :, :bins].permute(0, 3, 1, 2).float()
     graphs = [layer.graph for layer in reversed(layers)] + [layer.bias for layer in reversed(layers)]
@@ -107,30 +109,6 @@ def _of_scale(
         hinge * share,
         list(torch.autograd.grad(graphs, list(scale.parameters()), [*of_weight, *of_bias])),
     )
-
-
-@compiled_on_gpu
-def activate_and_compare(x: Tensor, bias: Tensor, inside: Tensor) -> tuple[Tensor, Tensor]:
-    """Turns a convolution's output [2B · T, F, C] into features, in place. `inside` [F, 1] is 0 behind the last bin,
-    else 1. Returns the sums of |fake − real| and |real| over the features of originals (real, the first half) and
-    reconstructions (fake)."""
-    F.leaky_relu_(x.add_(bias), SLOPE).mul_(inside)
-    real, fake = x.chunk(2)
-    return (fake - real).abs().sum(dtype=torch.float32), real.abs().sum(dtype=torch.float32)
-
-
-@compiled_on_gpu
-def through_activation(gradient: Tensor, features: Tensor, coefficient: Tensor, inside: Tensor) -> Tensor:
-    """Takes gradients [3B · T, F, C] at features [2B · T, F, C] back to the convolution's output, in place.
-    `coefficient` times the sign of fake − real is the gradient of the layer's own distance. Returns the hinge loss's
-    gradient of the bias [C]."""
-    real, fake = features.chunk(2)
-    slopes = torch.where(features > 0, 1.0, SLOPE) * inside
-    hinge = gradient[: len(features)].float() * slopes
-    matching = gradient[len(features) :].float() + coefficient * (fake - real).sign()
-    gradient[: len(features)] = hinge
-    gradient[len(features) :] = matching * slopes[len(real) :]
-    return hinge.sum(dim=(0, 1))
 
 
 class GroupedConv:
@@ -159,10 +137,10 @@ class GroupedConv:
         x = as_channels(x, self.inputs)
         return as_frequencies(F.conv2d(x, self.weight, None, 1, self.padding, self.dilation), self.outputs)
 
-    def input_gradient(self, gradient: Tensor, frequencies: int) -> Tensor:
+    def input_gradient(self, gradient: Tensor) -> Tensor:
+        # not torch.nn.grad.conv2d_input, which makes cuDNN copy every gradient into another memory layout and back
         gradient = as_channels(gradient, self.outputs)
-        shape = (len(gradient), self.weight.shape[1], gradient.shape[2], frequencies // self.inputs)
-        found = conv2d_input(shape, self.weight, gradient, 1, self.padding, self.dilation)
+        found = F.conv_transpose2d(gradient, self.weight, None, 1, self.padding, dilation=self.dilation)
         return as_frequencies(found, self.inputs)
 
     def weight_gradient(self, gradient: Tensor, x: Tensor) -> Tensor:

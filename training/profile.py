@@ -27,6 +27,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
+from losses.discriminator_passes import unfused
 from training.config import Config
 from training.step_inputs import noise_for
 
@@ -129,7 +130,7 @@ def profile(trainer: Any, steps: int) -> str:
         for number, share in kinds.items():
             counted: defaultdict[str, Costs] = defaultdict(Costs)
             marks.costs, kept = counted, marks.costs
-            with torch.compiler.set_stance("force_eager"), Counter() as marks.counter:
+            with unfused(), Counter() as marks.counter:
                 marks("")
                 trainer.step(waveform, number, pairs)
                 marks("")
