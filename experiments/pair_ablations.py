@@ -137,6 +137,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def compare(options: argparse.Namespace) -> int:
     for name in ("out", "speech", "wavs", "model_dir", "withheld"):
         setattr(options, name, getattr(options, name).resolve())
+    options.only = [name for name in CONFIGURATIONS if name in options.only]
     options.out.mkdir(parents=True, exist_ok=True)
     codes = encode_speech(options, "withheld", options.withheld)
     speak_all(options, codes)
@@ -194,7 +195,9 @@ def train_all(options: argparse.Namespace) -> None:
     if SECOND_ROUND in options.only:
         if BASE not in options.only:
             raise ExperimentError(f"--only {SECOND_ROUND} needs {BASE} too: its encoder makes the prompts")
-        runs += [(SECOND_ROUND, seed) for seed in range(options.seeds)]
+        # behind the base, which are the first runs, and not last: it speaks before it trains
+        place = max(options.seeds, len(runs) // 2)
+        runs[place:place] = [(SECOND_ROUND, seed) for seed in range(options.seeds)]
     ended = {each: Event() for each in runs}
 
     def train_one(each: tuple[str, int], gpu: str) -> str:
@@ -279,8 +282,7 @@ def seeds_of(options: argparse.Namespace, name: str) -> list[str]:
 
 
 def codes_table(options: argparse.Namespace, found: dict[str, Any]) -> str:
-    names = [name for name in CONFIGURATIONS if name in options.only]
-    systems = {name: (CONFIGURATIONS[name].title, seeds_of(options, name)) for name in names}
+    systems = {name: (CONFIGURATIONS[name].title, seeds_of(options, name)) for name in options.only}
     systems |= {
         WITHHELD: ("the withheld encoder", [WITHHELD]),
         SECOND_PASS: ("the same, of its own decoded sound", [SECOND_PASS]),
@@ -326,8 +328,7 @@ def shown(metric: Metric, value: float, interval: Interval, compared: bool) -> s
 
 
 def sound_table(options: argparse.Namespace, figures: dict[str, Any]) -> str:
-    names = [name for name in CONFIGURATIONS if name in options.only]
-    systems = {name: (CONFIGURATIONS[name].title, seeds_of(options, name)) for name in names}
+    systems = {name: (CONFIGURATIONS[name].title, seeds_of(options, name)) for name in options.only}
     systems |= {"against": ("the withheld encoder", ["against"]), "untrained": ("untrained", ["untrained"])}
     base = next(iter(systems))
     metrics = [Metric(**figures["metrics"][name]) for name in (*SOUND, *AGREEMENT) if name in figures["metrics"]]

@@ -102,7 +102,7 @@ def test_codes_are_measured_against_the_withheld_encoder(tmp_path: Path, speech:
     assert set(systems) == {"withheld", "second_pass", "untrained", "other_speaker", "same"}
     same = {name: value for name, value in systems["same"].items() if name != "error_rate_draws"}
     assert same == {name: systems["withheld"][name] for name in same}
-    for metric in ("semantic", "acoustic", "within_one", "cosine"):
+    for metric in ("semantic", "acoustic", "within_one", "cosine", "centred"):
         assert systems["same"][metric] == pytest.approx([1] * 4)
         assert np.mean(systems["untrained"][metric]) < 0.9
     assert systems["same"]["voice_flow"] == systems["same"]["flow"]  # the speech is the withheld encoder's anyway

@@ -4,7 +4,8 @@
 
 Every encoder encodes the same clips. For each clip OUT.json has
 
-- the share of codes that equal the withheld encoder's, of acoustic ones up to one level, and the embeddings' cosine;
+- the share of codes that equal the withheld encoder's, of acoustic ones up to one level, and the embeddings' cosine,
+  also without what all rows have in common: a trained table's rows are alike, so any codes have a cosine of a half;
 - the losses that the release's own language model has of the codes, given the clip's text and, as the voice, another
   clip of the speaker by the same encoder;
 - its losses of the withheld encoder's codes, where only the voice is by the encoder: what it hears in such a prompt.
@@ -30,11 +31,12 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from codec.checkpoint import load_release, with_encoder
 from codec.codec import Codec
 from data import decode, open_clips
-from evaluation.codes import agreement
+from evaluation.codes import agreement, embedding_rows
 from evaluation.judges.judge import Metric
 from evaluation.measure import untrained_encoder
 from experiments.listener import STEPS, Listener, Trials, equal_error_rate, hear, train
@@ -54,6 +56,7 @@ METRICS = (
     Metric("acoustic", "acoustic codes equal", "higher", "share equal to the withheld encoder's", 1, True),
     Metric("within_one", "acoustic, within one level", "higher", "share up to one level away", 1, True),
     Metric("cosine", "embedding, cosine", "higher", "cosine of each embedding row with the withheld encoder's"),
+    Metric("centred", "the same, centred", "higher", "without the mean row of the withheld encoder's codes"),
     Metric("cross_entropy", "cross entropy", "lower", "the language model's of semantic codes, in nats", 2),
     Metric("flow", "flow matching loss", "lower", "the language model's of acoustic codes", 3),
     Metric("voice_cross_entropy", "cross entropy, only voice", "lower", "of the withheld encoder's codes", 3),
@@ -180,13 +183,16 @@ def encoded(system: str, codec: Codec, speech: Speech, known: Sequence[Tensor]) 
 
 
 def agreements(codec: Codec, codes: Sequence[Tensor], known: Sequence[Tensor]) -> dict[str, list[float]]:
-    scores: dict[str, list[float]] = {name: [] for name in ("semantic", "acoustic", "within_one", "cosine")}
+    scores: dict[str, list[float]] = {name: [] for name in ("semantic", "acoustic", "within_one", "cosine", "centred")}
+    mean = torch.cat([embedding_rows(codec, each) for each in known]).mean(dim=0)
     for own, theirs in zip(codes, known, strict=True):
         values = agreement(codec, own, theirs).values
         scores["semantic"].append(values["equal_semantic"].value)
         scores["acoustic"].append(values["equal_acoustic"].value)
         scores["within_one"].append(float(((own - theirs)[1:].abs() <= 1).float().mean()))
         scores["cosine"].append(values["embedding_agreement"].value)
+        rows = (embedding_rows(codec, each) - mean for each in (own, theirs))
+        scores["centred"].append(float(F.cosine_similarity(*rows).mean()))
     return scores
 
 
