@@ -16,12 +16,13 @@ from codec.checkpoint import load_release, with_encoder
 from codec.config import CodecConfig, read_params_file
 from experiments.random_release import TINY, params_json
 from experiments.stand_in.code_statistics import Codes, encode, followers, phoneme_pairs, predictability
+from experiments.stand_in.codec_settings import Settings
 from experiments.stand_in.labelled_speech import NO_CLASS, UNIT, LabelledSpeech, without_marks
 from experiments.stand_in.plan_speech import NEAREST, Speaker, add_mixes, dealt
 from experiments.stand_in.sentences import sentences, vocabulary
 from experiments.stand_in.settings import read_settings
 from experiments.stand_in.speak import LAG, MARGIN, Clip, batches, finished, write
-from experiments.stand_in.train_codec import Settings, Trainer, beyond_unit_ball
+from experiments.stand_in.train_codec import Trainer, beyond_unit_ball
 
 CPU = torch.device("cpu")
 A, B, SPACE, STRESS, LONG = 43, 44, 16, 156, 158

@@ -16,6 +16,7 @@ from codec.voices import read_voices
 from experiments.random_release import random_codec
 from experiments.stand_in import train_language_model as training
 from experiments.stand_in.alignment import align
+from experiments.stand_in.language_model_losses import attention_loss
 from experiments.stand_in.letters import letter_ids, tekken
 from experiments.stand_in.packed_model import PackedModel, say
 from experiments.stand_in.reading import error_rate, phonemes
@@ -145,8 +146,8 @@ def test_attention_on_the_right_letters_costs_nothing() -> None:
     scores[0, 4, 2], scores[0, 5, 0] = 30, 30
     letters = torch.tensor([[2, 2], [3, 3], [-1, -1]])
     at = torch.tensor([4, 5, 0])
-    assert training.attention_loss(scores, at[:1], letters[:1]) == pytest.approx(0, abs=1e-5)
-    assert training.attention_loss(scores, at, letters) == pytest.approx(30, abs=1)  # half of it on a wrong letter
+    assert attention_loss(scores, at[:1], letters[:1]) == pytest.approx(0, abs=1e-5)
+    assert attention_loss(scores, at, letters) == pytest.approx(30, abs=1)  # half of it on a wrong letter
 
 
 def test_speech_without_a_cache_is_the_speech_with_one() -> None:

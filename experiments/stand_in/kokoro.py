@@ -3,7 +3,7 @@
     model = Kokoro.load(Path("kokoro-q8.safetensors"), "cuda")
     waveforms, units = model(tokens, styles, speeds)      # lists in; 1-D waveforms at 24 kHz and durations out
 
-`tokens` are phoneme ids (see VOCABULARY and `token_ids`), a style is a vector of 256. Sentences of any length share a
+`tokens` are phoneme ids (kokoro_phonemes.py), a style is a vector of 256. Sentences of any length share a
 batch: every layer masks the padding, so a sentence sounds the same alone and in a batch, up to float rounding and the
 noise of the source.
 
@@ -16,206 +16,18 @@ from __future__ import annotations
 
 import lzma
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any
 
 import safetensors.torch
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-Mask: TypeAlias = tuple[Tensor, Tensor]  # 1 for valid frames [B, 1, T], and how many they are [B, 1, 1]
+from experiments.stand_in.kokoro_layers import AdaINBlock, Lstm, Mask, SnakeBlock, mask_of, trim
 
 SAMPLE_RATE, UNIT = 24000, 600  # a duration unit is 600 samples, 25 ms
-VOCABULARY = {
-    c: i
-    for i, c in (
-        *zip(range(1, 7), ";:,.!?", strict=True),
-        *zip(range(9, 24), '—…"()“” \u0303ʣʥʦʨᵝ\uab67', strict=True),
-        (24, "A"),
-        (25, "I"),
-        (31, "O"),
-        (33, "Q"),
-        (35, "S"),
-        (36, "T"),
-        (39, "W"),
-        (41, "Y"),
-        (42, "ᵊ"),
-        *zip(range(43, 49), "abcdef", strict=True),
-        *zip(range(50, 73), "hijklmnopqrstuvwxyzɑɐɒæ", strict=True),
-        (75, "β"),
-        (76, "ɔ"),
-        (77, "ɕ"),
-        (78, "ç"),
-        (80, "ɖ"),
-        (81, "ð"),
-        (82, "ʤ"),
-        (83, "ə"),
-        (85, "ɚ"),
-        (86, "ɛ"),
-        (87, "ɜ"),
-        (90, "ɟ"),
-        (92, "ɡ"),
-        (99, "ɥ"),
-        (101, "ɨ"),
-        (102, "ɪ"),
-        (103, "ʝ"),
-        (110, "ɯ"),
-        (111, "ɰ"),
-        (112, "ŋ"),
-        (113, "ɳ"),
-        (114, "ɲ"),
-        (115, "ɴ"),
-        (116, "ø"),
-        (118, "ɸ"),
-        (119, "θ"),
-        (120, "œ"),
-        (123, "ɹ"),
-        (125, "ɾ"),
-        (126, "ɻ"),
-        (128, "ʁ"),
-        (129, "ɽ"),
-        (130, "ʂ"),
-        (131, "ʃ"),
-        (132, "ʈ"),
-        (133, "ʧ"),
-        (135, "ʊ"),
-        (136, "ʋ"),
-        (138, "ʌ"),
-        (139, "ɣ"),
-        (140, "ɤ"),
-        (142, "χ"),
-        (143, "ʎ"),
-        (147, "ʒ"),
-        (148, "ʔ"),
-        (156, "ˈ"),
-        (157, "ˌ"),
-        (158, "ː"),
-        (162, "ʰ"),
-        (164, "ʲ"),
-        (169, "↓"),
-        (171, "→"),
-        (172, "↗"),
-        (173, "↘"),
-        (177, "ᵻ"),
-    )
-}
-
-
-def token_ids(phonemes: str) -> list[int]:
-    """Phonemes to ids, unknown ones dropped. The model takes 510 at most."""
-    return [VOCABULARY[c] for c in phonemes if c in VOCABULARY]
-
-
-def mask_of(lengths: Tensor, size: int) -> Tensor:
-    """[B] lengths to 1 for the first frames of each, 0 after them: [B, size]."""
-    return (torch.arange(size, device=lengths.device) < lengths[:, None]).float()
-
-
-def trim(x: Tensor, mask: Mask) -> Tensor:
-    """x [B, C, T] with zeros beyond every item's end."""
-    return x * mask[0].to(x.dtype)
-
-
-def moments(x: Tensor, mask: Tensor, count: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean and variance over the valid frames; x is zero beyond them."""
-    x = x.float()
-    mean = x.sum(2, keepdim=True) / count
-    return mean, ((x - mean) * mask).square().sum(2, keepdim=True) / count
-
-
-def leaky(x: Tensor, scale: Tensor, shift: Tensor, alpha: float, mask: Tensor) -> Tensor:
-    """Scale and shift, then a leaky ReLU."""
-    return (F.leaky_relu(x.float() * scale + shift, alpha) * mask).to(x.dtype)
-
-
-def snake(x: Tensor, scale: Tensor, shift: Tensor, alpha: Tensor, mask: Tensor) -> Tensor:
-    """Scale and shift, then x + sin²(αx)/α."""
-    y = x.float() * scale + shift
-    return ((y + torch.sin(alpha * y).square() / alpha) * mask).to(x.dtype)
-
-
-ELEMENTWISE: dict[str, Callable[..., Any]] = {"moments": moments, "leaky": leaky, "snake": snake}
-
-
-class AdaIN(nn.Module):
-    """Instance norm over the valid frames, with scale and shift from the style, and the activation after it."""
-
-    def __init__(self, channels: int) -> None:
-        super().__init__()
-        self.fc = nn.Linear(128, 2 * channels)
-
-    def forward(self, x: Tensor, s: Tensor, mask: Mask, alpha: float | Tensor) -> Tensor:
-        gamma, beta = self.fc(s).float().unsqueeze(2).chunk(2, 1)
-        mean, var = ELEMENTWISE["moments"](x, *mask)
-        scale = (1 + gamma) * torch.rsqrt(var + 1e-5)
-        activation = ELEMENTWISE["leaky" if isinstance(alpha, float) else "snake"]
-        return activation(x, scale, beta - mean * scale, alpha, mask[0])
-
-
-def compile_elementwise() -> None:
-    """Fuses activations and moments, which cost more than the convolutions on a GPU. The first call compiles."""
-    torch._dynamo.config.recompile_limit = 64  # a variant for every kind of input, some ten in all
-    for name, function in ELEMENTWISE.items():
-        ELEMENTWISE[name] = torch.compile(function, dynamic=True)
-
-
-class AdaINBlock(nn.Module):
-    """The residual block of the prosody predictor and the decoder."""
-
-    def __init__(self, inputs: int, outputs: int, upsample: bool = False) -> None:
-        super().__init__()
-        self.conv1, self.conv2 = nn.Conv1d(inputs, outputs, 3, 1, 1), nn.Conv1d(outputs, outputs, 3, 1, 1)
-        self.norm1, self.norm2 = AdaIN(inputs), AdaIN(outputs)
-        if upsample:
-            self.pool = nn.ConvTranspose1d(inputs, inputs, 3, 2, 1, 1, groups=inputs)
-        if inputs != outputs:
-            self.conv1x1 = nn.Conv1d(inputs, outputs, 1, bias=False)
-        self.upsample = upsample
-
-    def forward(self, x: Tensor, s: Tensor, mask: Mask, wide: Mask) -> Tensor:
-        """`mask` before and `wide` after the upsampling."""
-        y = self.norm1(x, s, mask, 0.2)
-        y = trim(self.pool(y), wide) if self.upsample else y
-        y = self.conv2(self.norm2(trim(self.conv1(y), wide), s, wide, 0.2))
-        x = x.repeat_interleave(2, 2) if self.upsample else x
-        x = self.conv1x1(x) if hasattr(self, "conv1x1") else x
-        return trim((x + y) * math.sqrt(0.5), wide)
-
-
-class SnakeBlock(nn.Module):
-    """The residual block of the generator: three pairs of a dilated and a plain convolution, with snake activations."""
-
-    def __init__(self, channels: int, kernel: int) -> None:
-        super().__init__()
-        self.convs1 = nn.ModuleList(
-            nn.Conv1d(channels, channels, kernel, dilation=d, padding=d * (kernel - 1) // 2) for d in (1, 3, 5)
-        )
-        self.convs2 = nn.ModuleList(nn.Conv1d(channels, channels, kernel, padding=(kernel - 1) // 2) for _ in range(3))
-        self.adain1, self.adain2 = (nn.ModuleList(AdaIN(channels) for _ in range(3)) for _ in range(2))
-        self.alpha1, self.alpha2 = (
-            nn.ParameterList(nn.Parameter(torch.ones(1, channels, 1)) for _ in range(3)) for _ in range(2)
-        )
-
-    def forward(self, x: Tensor, s: Tensor, mask: Mask) -> Tensor:
-        for i in range(3):
-            y = trim(self.convs1[i](self.adain1[i](x, s, mask, self.alpha1[i])), mask)
-            x = x + trim(self.convs2[i](self.adain2[i](y, s, mask, self.alpha2[i])), mask)
-        return x
-
-
-class Lstm(nn.LSTM):
-    """A bidirectional LSTM over padded batches [B, T, C]."""
-
-    def __init__(self, inputs: int) -> None:
-        super().__init__(inputs, 256, batch_first=True, bidirectional=True)
-
-    def forward(self, x: Tensor, lengths: Tensor) -> Tensor:
-        packed = nn.utils.rnn.pack_padded_sequence(x, lengths, batch_first=True, enforce_sorted=False)
-        return nn.utils.rnn.pad_packed_sequence(
-            nn.LSTM.forward(self, packed)[0], batch_first=True, total_length=x.shape[1]
-        )[0]
 
 
 class Albert(nn.Module):

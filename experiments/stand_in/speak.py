@@ -25,7 +25,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from experiments.stand_in.kokoro import UNIT, Kokoro, compile_elementwise, token_ids
+from experiments.stand_in.kokoro import UNIT, Kokoro
+from experiments.stand_in.kokoro_layers import compile_elementwise
+from experiments.stand_in.kokoro_phonemes import token_ids
 from experiments.stand_in.labelled_speech import UNITS_A_SECOND
 
 Row = list[Any]  # split, kind, speaker, text, phonemes

@@ -36,52 +36,16 @@ from torch.nn import functional as F
 from codec.checkpoint import save_encoder, save_release
 from codec.codec import Codec
 from codec.config import CodecConfig, read_params_file
+from experiments.stand_in.codec_settings import Settings, learning_rate
+from experiments.stand_in.codec_validation import QUARTERS, VALIDATION_FRAMES, quarter_offsets, validate
 from experiments.stand_in.labelled_speech import NO_CLASS, UNIT, LabelledSpeech
 from experiments.stand_in.settings import read_settings
 from losses import Balancer, MelDistance, STFTDistance, commitment
 from losses.discriminator import STFTDiscriminator, feature_matching, hinge_loss
 from system.device import open_device
 
-QUARTERS = 4  # of a frame, 20 ms each, whose phonemes are predicted
 WARM_UP = 4  # steps of a kind before one is captured
-VALIDATION_CLIPS, VALIDATION_FRAMES = 96, 36
 BALANCER_DECAY = 0.99
-
-
-@dataclass(frozen=True)
-class Settings:
-    steps: int = 33_758
-    batch_size: int = 64
-    frames: int = 24  # of a crop, 80 ms each
-    lr: float = 1e-3  # linear warm-up, then a cosine down to final_lr
-    final_lr: float = 5e-5
-    warmup_steps: int = 300
-    ema_decay: float = 0.999
-    seed: int = 0
-    log_every: int = 200
-    validate_every: int = 4000
-    # shares of the gradient at the reconstruction
-    mel: float = 4.0
-    l1: float = 0.5
-    stft: float = 1.0
-    feature_matching: float = 4.0
-    adversarial: float = 1.0
-    fading: float = 0.9999  # factor a step for l1 and stft, down to fading_floor
-    fading_floor: float = 0.3
-    # shares of the gradient at the latent, where the sound has 1
-    phonemes: float = 1.0
-    commitment: float = 0.5  # with 0.2, the phonemes' loss made latents and entries grow without end
-    # a guard against the same: pull on a semantic latent whose root mean square is above 1
-    ball: float = 1.0
-    quantized_share: float = 0.5  # of samples with a quantized acoustic part; half of the others get noise
-    all_quantized_from: float = 0.7  # part of the steps after which that share is 1
-    discriminator_from: float = 0.15  # part of the steps after which there is a discriminator
-    discriminator_every: int = 2
-    discriminator_sizes: str = "2296,876,334,126"  # samples of its windows
-    discriminator_channels: int = 32
-    discriminator_lr: float = 3e-4
-    discriminator_crops: int = 24  # how many of the batch it sees
-    discriminator_frames: int = 8  # how much of each
 
 
 @dataclass
@@ -295,37 +259,9 @@ class Trainer:
         codec.embedding_table = self.codec.embedding_table
         return codec
 
-    @torch.no_grad()
     def validate(self, speech: LabelledSpeech, frames: int = VALIDATION_FRAMES) -> dict[str, float]:
-        """The averaged codec on the beginnings of clips, with hard codes: the mel distance; the share of codes that its
-        encoder finds again in the decoded sound; how many quarters' phonemes the entries tell; the entropy of the
-        semantic codes in bits."""
-        codec, samples = self.averaged(), frames * self.config.frame_size
-        assert codec.encoder is not None
-        distance = MelDistance(codec.sample_rate).to(self.device)
-        offsets = quarter_offsets(frames, self.config.frame_size, self.device)
-        chosen = speech.longer_than(samples)[:VALIDATION_CLIPS]
-        starts = torch.from_numpy(speech.starts[chosen] * UNIT).to(self.device)
-        scores: list[list[float]] = []
-        used: list[Tensor] = []
-        for part in starts.split(32):
-            waveform, labels = speech.crops(part, samples), speech.labels(part, offsets).reshape(-1)
-            with self.autocast():
-                codes = codec.quantizer.encode(codec.encoder(waveform).float())
-                decoded = codec.decoder(codec.quantizer.decode(codes)).float()
-                again = codec.quantizer.encode(codec.encoder(decoded).float())
-            entries = codec.quantizer.semantic_codebook.decode(codes[:, :1])
-            guess = self.phonemes(entries.transpose(1, 2)).reshape(-1, self.speech.number_of_classes).argmax(dim=1)
-            same = codes == again
-            right = (guess == labels)[labels != NO_CLASS]
-            found = (distance(decoded, waveform), *(part.float().mean() for part in (same[:, 0], same[:, 1:], right)))
-            scores.append([float(value) for value in found])
-            used.append(codes[:, 0].flatten())
-        share = torch.bincount(torch.cat(used), minlength=self.config.semantic_codebook_size).float()
-        share = share / share.sum()
-        names = ("mel", "semantic_found_again", "acoustic_found_again", "phonemes_right")
-        metrics = dict(zip(names, np.mean(scores, axis=0).tolist(), strict=True))
-        return metrics | {"entropy": float(-(share * share.clamp(min=1e-12).log2()).sum())}
+        """The averaged codec's metrics."""
+        return validate(self.averaged(), self.phonemes, speech, self.autocast, frames)
 
     def save(self, folder: Path, params: Path, step: int) -> None:
         codec = self.averaged()
@@ -333,18 +269,6 @@ class Trainer:
         save_release(folder / "release", codec, params)
         stated = {"step": step, "audio_seconds": seconds, "averaged_weights": True}
         save_encoder(folder / "encoder.safetensors", codec, stated)
-
-
-def learning_rate(step: int, settings: Settings) -> float:
-    if step < settings.warmup_steps:
-        return settings.lr * (step + 1) / settings.warmup_steps
-    cosine = 0.5 * (1 + math.cos(math.pi * step / settings.steps))
-    return settings.final_lr + (settings.lr - settings.final_lr) * cosine
-
-
-def quarter_offsets(frames: int, frame_size: int, device: torch.device) -> Tensor:
-    """[4 · frames], the middle of every quarter of a frame, in samples."""
-    return ((torch.arange(frames * QUARTERS, device=device) + 0.5) * (frame_size / QUARTERS)).long()
 
 
 def beyond_unit_ball(semantic: Tensor) -> Tensor:
