@@ -103,7 +103,7 @@ class Recovered(NamedTuple):
     """[N], the norm of what the codes do not explain, relative to the embedding's norm."""
 
 
-def recover_codes(embedding: Tensor, table: Tensor, codebook_sizes: list[int], restarts: int = 20) -> Recovered:
+def recover_codes(embedding: Tensor, table: Tensor, codebook_sizes: list[int], restarts: int = 100) -> Recovered:
     """The codes behind an embedding [N, dim] of codes, without its end-of-audio row: each row is the sum of K rows of
     the table, one a codebook. In the hundreds of dimensions of a language model the table's rows are nearly orthogonal,
     and coordinate descent from the codebooks' means finds the codes exactly; the few rows of an embedding where it ends
