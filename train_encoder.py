@@ -41,6 +41,7 @@ from system.command import UserError, exit_status
 from system.files import write_whole
 from system.signals import StoppedError, StopRequest
 from training.auxiliary import AuxiliaryNetwork, build_asr, build_discriminator
+from training.checkpoints import newest_step
 from training.config import Config, dump_config, load_config
 from training.dataset import TrainingData
 from training.distributed import Ranks, exit_process, start_ranks
@@ -52,6 +53,7 @@ from training.output_lock import sole_run
 from training.pairs import PairDecoder
 from training.profile import first_full_step, profile
 from training.progress import Progress
+from training.same_run import check_same_settings
 from training.state import TrainingState, build_codec, newest_checkpoint
 from training.step_inputs import StepInputs, graphed_on_gpu, noise_for, step_inputs
 from training.validation import validate
@@ -365,7 +367,12 @@ def main() -> int:
 
     def run() -> int:
         config = load_config(arguments.config, arguments.overrides)
-        with start_ranks() as ranks, explain_full_memory(config, ranks, lambda other: try_steps(other, ranks)):
+        saved_step = newest_step(Path(config.output_dir) / "checkpoints")
+        with (
+            start_ranks(saved_step) as ranks,
+            explain_full_memory(config, ranks, lambda other: try_steps(other, ranks)),
+        ):
+            check_same_settings(config, ranks)
             if arguments.profile:
                 print(profile(Trainer(config, ranks), arguments.profile))
             else:

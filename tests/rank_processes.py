@@ -9,9 +9,11 @@ import socket
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 
+from tests.network_hosts import Host
 from tests.waiting import LIMIT, until
 
 STARTS = itertools.count()
@@ -19,9 +21,12 @@ CONTEXT = multiprocessing.get_context("forkserver")
 CONTEXT.set_forkserver_preload(["train_encoder", "torch._dynamo"])  # the first optimizer imports the second
 
 
-def start(ranks: int, arguments: list[str], log: Path, change: str = "") -> list[BaseProcess]:
-    """Starts `train_encoder.py` with these arguments as torchrun does. All ranks write to `log`. When all of them are
-    ready, each first runs the code `change`, which can use `rank`; so no limit counts the start of the processes."""
+def start(
+    ranks: int, arguments: list[str], log: Path, change: str = "", hosts: Sequence[Host] = ()
+) -> list[BaseProcess]:
+    """Starts `train_encoder.py` with these arguments as torchrun does, each rank on its host if `hosts` are given. All
+    ranks write to `log`. When all of them are ready, each first runs the code `change`, which can use `rank`; so no
+    limit counts the start of the processes."""
     ready = Path(tempfile.mkdtemp(dir=log.parent))
     port = _free_port()
     processes: list[BaseProcess] = []
@@ -30,11 +35,13 @@ def start(ranks: int, arguments: list[str], log: Path, change: str = "") -> list
             "RANK": str(rank),
             "LOCAL_RANK": str(rank),
             "WORLD_SIZE": str(ranks),
-            "MASTER_ADDR": "127.0.0.1",
+            "MASTER_ADDR": hosts[0].name if hosts else "127.0.0.1",
             "MASTER_PORT": str(port),
             "TORCHELASTIC_RUN_ID": "tests",
         }
-        process = CONTEXT.Process(target=_run, args=(environment, arguments, log, change, ready))
+        process = CONTEXT.Process(
+            target=_run, args=(environment, arguments, log, change, ready, hosts[rank] if hosts else None)
+        )
         process.start()
         processes.append(process)
     return processes
@@ -61,7 +68,9 @@ def statuses(processes: list[BaseProcess]) -> list[int | None]:
     return found
 
 
-def _run(environment: dict[str, str], arguments: list[str], log: Path, change: str, ready: Path) -> None:
+def _run(
+    environment: dict[str, str], arguments: list[str], log: Path, change: str, ready: Path, host: Host | None
+) -> None:
     import torch
 
     import train_encoder
@@ -71,6 +80,8 @@ def _run(environment: dict[str, str], arguments: list[str], log: Path, change: s
             os.dup2(file.fileno(), stream)
     os.environ.update(environment)
     torch.set_num_threads(1)
+    if host:
+        host.enter()
     (ready / environment["RANK"]).touch()
     until(lambda: len(list(ready.iterdir())) == int(environment["WORLD_SIZE"]))
     exec(change, {"rank": int(environment["RANK"])})

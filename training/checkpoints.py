@@ -72,3 +72,9 @@ def load_newest(folder: Path) -> dict[str, Any] | None:
 def checkpoints(folder: Path) -> list[Path]:
     """The complete checkpoints in `folder`, oldest first."""
     return sorted(state.parent for state in folder.glob(f"step_*/{STATE}"))
+
+
+def newest_step(folder: Path) -> int:
+    """The step of the newest complete checkpoint in `folder`, 0 if there is none."""
+    numbers = [path.name.removeprefix("step_") for path in checkpoints(folder)[-1:]]
+    return int(numbers[0]) if numbers and numbers[0].isdigit() else 0

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from system.command import UserError
 from system.device import open_device
+from training.connections import choose_interface, notice_lost_hosts
 
 T = TypeVar("T")
 
@@ -137,9 +138,10 @@ class Ranks:
 
 
 @contextmanager
-def start_ranks() -> Iterator[Ranks]:
+def start_ranks(saved_step: int = 0) -> Iterator[Ranks]:
     """Joins the ranks that torchrun started, or makes a single one. Each rank has its own GPU where there are GPUs.
-    Raises RanksError when another rank dies."""
+    Rank 0 is on the host with the newest checkpoint, if the hosts have different ones: `saved_step` is this host's
+    newest. Raises RanksError when another rank dies."""
     started = dist.is_torchelastic_launched()
     device = open_device()
     if device.type == "cuda":
@@ -154,6 +156,8 @@ def start_ranks() -> Iterator[Ranks]:
         backend = "nccl" if device.type == "cuda" else "gloo"
         fresh = _fresh_store(store, rank, world_size)
         fresh.set_timeout(STEP_LIMIT)
+        choose_interface(fresh, rank, world_size)
+        rank = _counted_from_newest(fresh, rank, world_size, saved_step)
         # while a group connects, nobody can see a rank die; this timer ends the wait earlier than the group's limit
         connecting = threading.Timer(START_LIMIT.total_seconds(), _exit_now, ["not all ranks have connected"])
         connecting.daemon = True
@@ -162,6 +166,7 @@ def start_ranks() -> Iterator[Ranks]:
         limits = (STEP_LIMIT, WAIT_LIMIT, LIFE_LIMIT)
         control, patient, guard = (dist.new_group(backend="gloo", timeout=limit) for limit in limits)
         connecting.cancel()
+        notice_lost_hosts()
         ended = threading.Event()
         if world_size > 1:
             threading.Thread(target=_watch_neighbour, args=(guard, (rank + 1) % world_size, ended), daemon=True).start()
@@ -220,6 +225,14 @@ def _fresh_store(store: dist.Store, rank: int, world_size: int) -> dist.Store:
             return dist.PrefixStore(prefix, store)
         time.sleep(0.05)
     raise dist.DistStoreError("rank 0 has not answered since the restart")
+
+
+def _counted_from_newest(store: dist.Store, rank: int, world_size: int, saved_step: int) -> int:
+    """This rank's number, counted from the first rank with the newest checkpoint. torchrun numbers the hosts anew each
+    time, but only one of them may have the run's checkpoints."""
+    store.set(f"saved/{rank}", str(saved_step))
+    saved = [int(store.get(f"saved/{other}")) for other in range(world_size)]
+    return (rank - saved.index(max(saved))) % world_size
 
 
 def exit_process(status: int) -> NoReturn:

@@ -1,15 +1,18 @@
-"""Whether a checkpoint is of the run that is started now: the same settings, whatever way their paths are spelt."""
+"""Whether a checkpoint is of the run that is started now: the same settings, whatever way their paths are spelt. And
+whether all ranks have the same settings."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from training.config import REMOVED, RENAMED, ConfigError, defaults
+from training.config import REMOVED, RENAMED, Config, ConfigError, defaults
+from training.distributed import Ranks
 from training.setting_values import shown
 from training.settings_file import parse_yaml
 
@@ -21,6 +24,7 @@ FREE_TO_CHANGE = (
 OF_CODEC = ("model_dir", "params")  # a checkpoint may know its codec by content
 FILES = (*OF_CODEC, "start_from", "losses.speaker_model", "losses.asr_teacher")
 SOURCES = ("data.train", "data.validation", "data.pairs")
+OF_HOST = ("output_dir", "hf_cache", "losses.asr_cache", "data.workers", *FILES, *SOURCES)  # may differ between hosts
 NAMED = 8  # settings at most in a message
 
 
@@ -50,6 +54,18 @@ def check_same_run(before: str, now: str, folder: str = "", knows_codec: bool = 
             f"output_dir {new.get('output_dir')} has checkpoints of another configuration: {', '.join(named)}{more}; "
             f"choose another output_dir, or the same values{way if set(differing) & {*FILES, *SOURCES} else ''}"
         )
+
+
+def check_same_settings(config: Config, ranks: Ranks) -> None:
+    """Raises ConfigError that names the first setting that differs between two ranks. Each host may have its own paths
+    and number of loader workers."""
+    everyones = ranks.gather_objects({key: str(value) for key, value in _flat(asdict(config)).items()})
+    for key, value in everyones[0].items():
+        for rank, settings in enumerate(everyones):
+            if settings[key] != value and key not in OF_HOST:
+                raise ConfigError(
+                    f"{key} is {value} on rank 0 and {settings[key]} on rank {rank}: give every host the same command"
+                )
 
 
 def _is_same(key: str, old: Any, new: Any, folder: str, moved: bool) -> bool:

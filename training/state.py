@@ -75,6 +75,8 @@ class TrainingState:
         ranks get rank 0's state. `clips` is the number of training clips. Raises ConfigError if the checkpoint is of a
         run with another codec or, where the data was moved, with another number of clips."""
         self.clips = clips
+        if self.ranks.world_size > 1:
+            self.check_same_on_all_hosts()
         if checkpoint:
             self.check_same_data(checkpoint)
             try:
@@ -98,6 +100,20 @@ class TrainingState:
         """What tells the codec from others, wherever its release lies: dimensions, and for a frozen codec its hash."""
         fingerprint = codec_fingerprint(self.codec) if self.config.train == "encoder" else ""
         return {"dimensions": json.dumps(asdict(self.codec.config)), "fingerprint": fingerprint}
+
+    def check_same_on_all_hosts(self) -> None:
+        """Raises ConfigError if a host has other training clips or another release than rank 0's host."""
+        codec = "model_dir" if self.config.train == "encoder" else "params"
+        identity = self.codec_identity["fingerprint"] or self.codec_identity["dimensions"]
+        read = {"data.train": f"{self.clips} clips", codec: f"the codec {identity}"}
+        everyones = self.ranks.gather_objects(read)
+        for rank, other in enumerate(everyones):
+            for setting, found in other.items():
+                if found != everyones[0][setting]:
+                    raise ConfigError(
+                        f"{setting} has {found} on rank {rank} and {everyones[0][setting]} on rank 0: "
+                        "every host needs the same files"
+                    )
 
     def check_same_data(self, checkpoint: Mapping[str, Any]) -> None:
         config = self.config
