@@ -55,7 +55,7 @@ from training.profile import first_full_step, profile
 from training.progress import Progress
 from training.same_run import check_same_settings
 from training.state import TrainingState, build_codec, newest_checkpoint
-from training.step_inputs import StepInputs, graphed_on_gpu, noise_for, step_inputs
+from training.step_inputs import StepInputs, discriminator_samples, graphed_on_gpu, noise_for, step_inputs
 from training.validation import validate
 
 ON_RECONSTRUCTION = ("mel", "l1", "stft", "feature_matching", "speaker")
@@ -154,7 +154,8 @@ class Trainer:
     def losses_of(self, step: int) -> frozenset[str]:
         """The losses of this step among those that skip steps."""
         weights = self.config.losses
-        matched = weights.feature_matching and step >= self.config.discriminator.start_step
+        options = self.config.discriminator
+        matched = weights.feature_matching and step >= options.start_step and step % options.every == 0
         distilled = weights.asr and step % weights.asr_every == 0
         return frozenset({"feature_matching"} if matched else ()) | frozenset({"asr"} if distilled else ())
 
@@ -213,10 +214,14 @@ class Trainer:
         metrics: dict[str, Tensor] = {}
         at_waveform: dict[str, Tensor] = {}
         if "feature_matching" in losses:  # the discriminator learns here too, by its hinge loss
+            heard = discriminator_samples(self.config, samples, self.codec.sample_rate)
+            begins = inputs.discriminator_begins.chunk(parts)[part]
+            places = begins[:, None, None] + torch.arange(heard, device=begins.device)  # [B, 1, samples]
+            original, fake = waveform.gather(-1, places), reconstruction.detach().gather(-1, places)
             with self.autocast():
-                found = discriminator_gradients(self.discriminator.network, waveform, reconstruction)
-            metrics["feature_matching"], at_waveform["feature_matching"] = found.matching, found.at_reconstruction
-            metrics["discriminator"] = found.hinge
+                found = discriminator_gradients(self.discriminator.network, original, fake)
+            at_waveform["feature_matching"] = torch.zeros_like(waveform).scatter(-1, places, found.at_reconstruction)
+            metrics["feature_matching"], metrics["discriminator"] = found.matching, found.hinge
             self.discriminator.add_gradients(found.of_parameters)
             del found
         if weights.mel:
@@ -298,7 +303,7 @@ def try_steps(config: Config, ranks: Ranks) -> None:
     """Two steps on noise with every loss; from the second on the optimizers have their memory too."""
     trainer, first = Trainer(config, ranks), first_full_step(config)
     waveform, pairs = noise_for(config, trainer.codec)
-    for step in (first, first + config.losses.asr_every):
+    for step in (first, first + config.cycle):
         trainer.step(waveform, step, pairs)
 
 

@@ -17,7 +17,7 @@ import gc
 import sys
 import tempfile
 import time
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
@@ -31,7 +31,7 @@ from training.distributed import Ranks, start_ranks
 from training.profile import first_full_step, profile
 from training.step_inputs import noise_for
 
-ROUNDS, CYCLES = 5, 3  # of `losses.asr_every` steps
+ROUNDS, CYCLES = 5, 3  # each of the steps after which the losses repeat
 
 
 def main() -> int:
@@ -47,9 +47,7 @@ def main() -> int:
 
     def measure_both() -> int:
         require_gpu()
-        if options.memory:
-            share = options.memory * 1e9 / torch.cuda.get_device_properties(0).total_memory
-            torch.cuda.set_per_process_memory_fraction(min(1.0, share))
+        limit_memory(options.memory)
         with start_ranks() as ranks, tempfile.TemporaryDirectory() as folder:  # PyTorch's settings are those of a run
             random = random_networks(Path(folder)) if options.random else []
             overrides = ["data.train=x", "data.validation=x", *random, *options.overrides]
@@ -65,14 +63,31 @@ def main() -> int:
     return experiment_status(measure_both)
 
 
-def measure(config: Config, ranks: Ranks) -> None:
-    """Times ROUNDS of CYCLES and prints a line."""
+@dataclass(frozen=True)
+class Measured:
+    milliseconds: list[float]  # a step takes, in each round
+    audio_seconds: float  # of speech in a step
+    gigabytes: float  # of the GPU's memory that PyTorch holds
+
+    @property
+    def speeds(self) -> list[float]:
+        """Seconds of audio a second."""
+        return [1e3 * self.audio_seconds / each for each in self.milliseconds]
+
+    def __str__(self) -> str:
+        speeds = f"{spread(self.speeds)} s of audio per second"
+        return f"{spread(self.milliseconds, 'ms', 1)} a step, {speeds}, {self.gigabytes:.1f} GB"
+
+
+def measure(config: Config, ranks: Ranks) -> Measured:
+    """Times ROUNDS of CYCLES and prints a line. Memory is what the steps need after the first ones, which choose
+    algorithms; they can do with less than they take."""
     gc.collect()  # what was measured before
     torch.cuda.empty_cache()
     torch.cuda.reset_peak_memory_stats()
     trainer = Trainer(config, ranks)
     waveform, pairs = noise_for(config, trainer.codec)
-    every = config.losses.asr_every if config.losses.asr else 1
+    every = config.cycle
     steps = iter(range(first_full_step(config), sys.maxsize))
     began = time.perf_counter()
     trainer.step(waveform, next(steps), pairs)
@@ -90,15 +105,17 @@ def measure(config: Config, ranks: Ranks) -> None:
         for _ in range(CYCLES * every):
             trainer.step(waveform, next(steps), pairs)
         torch.cuda.synchronize()
-        taken.append((time.perf_counter() - began) / (CYCLES * every))
-    speeds = [len(waveform) * config.data.crop_seconds / seconds for seconds in taken]
-    print(
-        f"cuda_graph={str(config.cuda_graph).lower()}: {spread([1e3 * seconds for seconds in taken], 'ms', 1)} a step, "
-        f"{spread(speeds)} s of audio per second, "
-        f"{torch.cuda.max_memory_reserved() / 1e9:.1f} GB ({most_at_first / 1e9:.1f} in the first steps), "
-        f"{start:.0f} s for the first step",
-        flush=True,
-    )
+        taken.append(1e3 * (time.perf_counter() - began) / (CYCLES * every))
+    found = Measured(taken, len(waveform) * config.data.crop_seconds, torch.cuda.max_memory_reserved() / 1e9)
+    first_steps = f"{most_at_first / 1e9:.1f} GB in the first steps, {start:.0f} s for the first step"
+    print(f"cuda_graph={str(config.cuda_graph).lower()}: {found}, {first_steps}", flush=True)
+    return found
+
+
+def limit_memory(gigabytes: float | None) -> None:
+    """Lets PyTorch take no more of the GPU's memory; None for all of it."""
+    share = gigabytes * 1e9 / torch.cuda.get_device_properties(0).total_memory if gigabytes else 1.0
+    torch.cuda.set_per_process_memory_fraction(min(1.0, share))
 
 
 def random_networks(folder: Path) -> list[str]:

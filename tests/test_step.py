@@ -105,6 +105,33 @@ def test_the_discriminator_begins_at_its_step(settings: Path, monkeypatch: pytes
     assert training.auxiliary["discriminator"].updates == 1
 
 
+def test_the_discriminator_can_learn_in_every_second_step(settings: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    use_random_teacher(monkeypatch)
+    training = train_encoder.Trainer(load_config(settings, (*EVERY_PART, "discriminator.every=2")), ALONE)
+    assert ["feature_matching" in training.losses_of(step) for step in range(4)] == [True, False, True, False]
+    for step in range(3):
+        training.step(CROPS, step)
+    assert training.auxiliary["discriminator"].updates == 2
+
+
+def test_the_discriminator_can_get_a_random_part_of_each_crop(settings: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    use_random_teacher(monkeypatch)
+    training = train_encoder.Trainer(load_config(settings, (*EVERY_PART, "discriminator.crop_seconds=0.1")), ALONE)
+    gradients: list[torch.Tensor] = []
+    combine = training.waveform_balancer.combine
+
+    def seen(at: dict[str, torch.Tensor], factors: dict[str, torch.Tensor]) -> torch.Tensor:
+        gradients.append(at["feature_matching"])
+        return combine(at, factors)
+
+    monkeypatch.setattr(training.waveform_balancer, "combine", seen)
+    training.step(CROPS, 0)
+    begins = [int(clip[0].nonzero().min()) for clip in gradients[0]]
+    lengths = [int(clip[0].nonzero().max()) + 1 - begin for clip, begin in zip(gradients[0], begins, strict=True)]
+    assert len(set(begins)) > 1
+    assert all(2300 < length <= 2400 for length in lengths), "the window of the longest transform begins and ends at 0"
+
+
 def test_a_crop_that_breaks_a_loss_is_named(training: train_encoder.Trainer) -> None:
     crops = CROPS.clone()
     crops[2, 0, 4000] = torch.nan

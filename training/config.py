@@ -7,6 +7,7 @@ expected. The value of a text setting is what the user typed: `output_dir=/runs/
 from __future__ import annotations
 
 import difflib
+import math
 import types
 import typing
 from collections.abc import Mapping, Sequence
@@ -114,12 +115,17 @@ class Discriminator:
     channels: int = 64
     lr: float = 3e-4
     start_step: int = 0  # earlier steps run without discriminator and feature matching, and are faster
+    every: int = 1  # features are matched and the discriminator learns in every n-th step
+    crop_seconds: float = 0.0  # of each training crop the discriminator gets a random part of this length; 0: all of it
 
     def __post_init__(self) -> None:
         _at_least("discriminator.channels", self.channels, 1)
         _at_most("discriminator.channels", self.channels, 10_000)
         _above("discriminator.lr", self.lr, 0)
         _at_least("discriminator.start_step", self.start_step, 0)
+        _at_least("discriminator.every", self.every, 1)
+        if self.crop_seconds:
+            _at_least("discriminator.crop_seconds", self.crop_seconds, 0.1)
 
 
 @dataclass(frozen=True)
@@ -182,6 +188,11 @@ class Config:
                 f"data.crop_seconds is {self.data.crop_seconds}, expected at most losses.asr_context_seconds, "
                 f"{self.losses.asr_context_seconds}: the teacher gets a crop in one window"
             )
+        if self.discriminator.crop_seconds > self.data.crop_seconds:
+            raise ConfigError(
+                f"discriminator.crop_seconds is {self.discriminator.crop_seconds}, expected at most data.crop_seconds, "
+                f"{self.data.crop_seconds}, or 0"
+            )
         if self.losses.inversion and not self.data.pairs:
             raise ConfigError(
                 "losses.inversion is on and data.pairs is empty, expected files that speak_pairs.py wrote; "
@@ -200,6 +211,12 @@ class Config:
         if not self.data.train or not self.data.validation:
             empty = "data.validation" if self.data.train else "data.train"
             raise ConfigError(f"{empty} is empty, expected folders or parquet files of speech")
+
+    @property
+    def cycle(self) -> int:
+        """The number of steps after which the losses of a step repeat."""
+        teacher = self.losses.asr_every if self.losses.asr else 1
+        return math.lcm(teacher, self.discriminator.every if self.losses.feature_matching else 1)
 
     @property
     def pairs_a_batch(self) -> int:

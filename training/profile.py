@@ -103,16 +103,17 @@ def tensors(value: Any) -> Iterator[Tensor]:
 
 def first_full_step(config: Config) -> int:
     """The first step with every loss."""
-    every = config.losses.asr_every
-    return -(-config.discriminator.start_step // every) * every
+    return -(-config.discriminator.start_step // config.cycle) * config.cycle
 
 
 def profile(trainer: Any, steps: int) -> str:
     """A table of what each statement costs on average, over so many steps on noise, of a train_encoder.Trainer. Steps
-    with the teacher and without are timed apart, and count as often as they come."""
+    of each kind, such as those with the teacher, are timed apart, and count as often as they come."""
     config, first = trainer.config, first_full_step(trainer.config)
-    distilled = 1 / config.losses.asr_every if config.losses.asr else 1.0
-    kinds = {number: share for number, share in ((first, distilled), (first + 1, 1 - distilled)) if share}
+    numbers: defaultdict[frozenset[str], list[int]] = defaultdict(list)
+    for number in range(first, first + config.cycle):
+        numbers[trainer.losses_of(number)].append(number)
+    kinds = {alike[0]: len(alike) / config.cycle for alike in numbers.values()}  # a step of each kind, and its share
     waveform, pairs = noise_for(config, trainer.codec)
     device, marks = waveform.device, Marks(waveform.device)
     with marked(trainer, marks):

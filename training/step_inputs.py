@@ -38,6 +38,7 @@ class StepInputs(NamedTuple):
     learning_rate: Tensor  # scalar
     l1_stft_factor: Tensor  # scalar, on the weights of l1 and stft
     languages: Tensor  # [B], of the crops, as Whisper numbers them; all 0 without a teacher
+    discriminator_begins: Tensor  # [B], first sample of the part of each crop that the discriminator gets
     pair_codes: Tensor  # [P, 37, context + F] and [P]: data.pairs.PairBatch
     pair_begins: Tensor
 
@@ -57,15 +58,23 @@ def step_inputs(
 ) -> StepInputs:
     """This rank's inputs for its crops [B, 1, T], and for its crops of pairs if there are any. Random numbers are drawn
     for the crops of all ranks, as a function of the seed and the step, and each rank takes its part."""
-    generator = torch.Generator().manual_seed(derive_seed(config.seed, step))
-    frames = math.ceil(waveform.shape[-1] / codec.frame_size)
+    generator, samples = torch.Generator().manual_seed(derive_seed(config.seed, step)), waveform.shape[-1]
+    frames = math.ceil(samples / codec.frame_size)
     draw = codec.quantizer.draw(len(waveform) * ranks.world_size, frames, generator).part(ranks.rank, ranks.world_size)
     seeds = codec.quantizer.semantic_codebook.draw(generator)
+    spare = samples - discriminator_samples(config, samples, codec.sample_rate)
+    begins = torch.randint(spare + 1, (len(waveform) * ranks.world_size,), generator=generator)
+    begins = begins.chunk(ranks.world_size)[ranks.rank]
     rate, factor = torch.tensor(learning_rate(step, config)), torch.tensor(config.losses.l1_stft_decay**step)
     pairs = pairs or empty_pairs(0, codec.config, frames)
     languages = torch.zeros(len(waveform), dtype=torch.long) if languages is None else languages
-    others = (*draw, seeds, rate, factor, languages, pairs.codes, pairs.begins)
+    others = (*draw, seeds, rate, factor, languages, begins, pairs.codes, pairs.begins)
     return StepInputs(waveform, *(to_device(tensor, ranks.device) for tensor in others))
+
+
+def discriminator_samples(config: Config, samples: int, sample_rate: int) -> int:
+    """How many samples of a crop of so many the discriminator gets."""
+    return min(round(config.discriminator.crop_seconds * sample_rate), samples) or samples
 
 
 def noise_for(config: Config, codec: Codec) -> tuple[Tensor, PairBatch]:

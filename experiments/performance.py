@@ -1,0 +1,100 @@
+"""How fast does training run on one GPU, in how much memory, and how fast do EnCodec and DAC? Prints a table.
+
+    pip install encodec==0.1.1 descript-audio-codec==1.0.0         # for their rows; without them those are left out
+    python -m experiments.performance [--runs 3] [--rows ROW ...]
+
+Networks have random weights at their real dimensions, and steps are on noise: `experiments.step_speed` and
+`experiments.codec_training_speed`, which measure one of them. Every run builds its networks anew. The table has the
+median of all rounds of all runs, and their range. A smaller card is this one with less of its memory.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import sys
+import tempfile
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+
+from experiments import codec_training_speed, step_speed
+from experiments.runs import experiment_status, require_gpu, spread
+from experiments.step_speed import Measured
+from training.config import load_config
+from training.distributed import Ranks, start_ranks
+
+
+class Row(NamedTuple):
+    title: str
+    config: str = "configs/v3.yaml"
+    settings: tuple[str, ...] = ()
+    gigabytes: float | None = None  # of the GPU's memory that it may take; None is all
+
+
+ROWS = {
+    "v3": Row("`configs/v3.yaml`"),
+    "40GB": Row("the same in 40 GB", gigabytes=40),
+    "24GB": Row("the same in 24 GB", gigabytes=24),
+    "launched": Row("`cuda_graph=false`", settings=("cuda_graph=false",)),
+    "every": Row("`discriminator.every=2`", settings=("discriminator.every=2",)),
+    "crop": Row("`discriminator.crop_seconds=1.5`", settings=("discriminator.crop_seconds=1.5",)),
+    "both": Row("both", settings=("discriminator.every=2", "discriminator.crop_seconds=1.5")),
+    "v4": Row("`configs/v4.yaml`, with as many crops of pairs", "configs/v4.yaml", ("data.pairs=x",)),
+}
+CODECS = {"encodec": "EnCodec, 24 kHz", "dac": "descript-audio-codec, 24 kHz"}
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--runs", type=int, default=3, help="of each row")
+    parser.add_argument("--rows", nargs="+", choices=[*ROWS, *CODECS], default=[*ROWS, *CODECS], metavar="ROW")
+    options = parser.parse_args()
+
+    def measure_all() -> int:
+        require_gpu()
+        lines = [f"{torch.cuda.get_device_name()}, PyTorch {torch.__version__}", "", *HEAD]
+        with start_ranks() as ranks, tempfile.TemporaryDirectory() as folder:
+            networks = [*step_speed.random_networks(Path(folder)), "data.train=x", "data.validation=x"]
+            for name in options.rows:
+                print(name, flush=True)
+                if name in ROWS:
+                    lines.append(of_this_repository(ROWS[name], networks, ranks, options.runs))
+                elif importlib.util.find_spec(name):
+                    lines += [of_codec(name, autocast, options.runs) for autocast in (False, True)]
+        print("\n".join(lines))
+        return 0
+
+    return experiment_status(measure_all)
+
+
+HEAD = ["| | ms a step | seconds of audio a second | memory, GB |", "|---|---|---|---|"]
+
+
+def of_this_repository(row: Row, networks: list[str], ranks: Ranks, runs: int) -> str:
+    step_speed.limit_memory(row.gigabytes)
+    config = load_config(row.config, [*networks, *row.settings])
+    try:
+        return line(row.title, [step_speed.measure(config, ranks) for _ in range(runs)])
+    finally:
+        step_speed.limit_memory(None)
+
+
+def of_codec(name: str, autocast: bool, runs: int) -> str:
+    crops = load_config("configs/v3.yaml", ["model_dir=x"])
+    batch, seconds = crops.batch_size, crops.data.crop_seconds
+    torch.backends.cudnn.allow_tf32 = not autocast  # PyTorch's default, which their trainers leave
+    found = [codec_training_speed.measure(name, batch, seconds, autocast) for _ in range(runs)]
+    fits = round(found[0].audio_seconds / seconds)
+    return line(f"{CODECS[name]}, {fits} crops, {'bf16' if autocast else 'TF32'}", found)
+
+
+def line(title: str, found: list[Measured]) -> str:
+    milliseconds = spread([each for run in found for each in run.milliseconds], digits=1)
+    speeds = spread([each for run in found for each in run.speeds])
+    return f"| {title} | {milliseconds} | {speeds} | {max(run.gigabytes for run in found):.1f} |"
+
+
+if __name__ == "__main__":
+    sys.exit(main())
