@@ -13,13 +13,15 @@ from codec.quantizer import Quantizer
 from codec.voices import dtype_name, embed_codes
 
 LOUDEST = 100.0  # a sample may be a little above 1; in the range of int16, speech reaches thousands
+ENCODED_AT_ONCE = 750  # frames (a minute): attention's memory grows with the square of the length
 SERVER_CHUNK = 375  # frames (30 s): the server decodes longer sequences in independent pieces of this length
 
 
 class Codec(nn.Module):
     """The Voxtral codec. The dtype of its parameters decides the arithmetic. In bfloat16 the results are bit-identical
-    to the server's: one clip at a time, the encoder under bf16 autocast, distances and rounding in bf16. In float32 it
-    computes a whole batch at once, in float32. `encoder` is None if the release has no encoder.
+    to the server's, for clips of up to a minute: one clip at a time, the encoder under bf16 autocast, distances and
+    rounding in bf16. In float32 it computes a whole batch at once, in float32. Longer clips are encoded in pieces, in
+    constant memory. `encoder` is None if the release has no encoder.
     """
 
     embedding_table: Tensor
@@ -81,10 +83,16 @@ class Codec(nn.Module):
         return self._latent(waveform)
 
     def _latent(self, waveform: Tensor) -> Tensor:
+        """The latent in pieces, each computed with the frames before it that it depends on."""
         if self.encoder is None:
             raise ValueError("this release has no encoder: inject one with inject_encoder.py")
+        pieces = []
         with torch.autocast(waveform.device.type, torch.bfloat16, enabled=self.dtype == torch.bfloat16):
-            return self.encoder(waveform.to(self.dtype))
+            for begin in range(0, self.config.frames(waveform.shape[-1]), ENCODED_AT_ONCE):
+                first = max(0, begin - self.encoder.context)
+                samples = slice(first * self.frame_size, (begin + ENCODED_AT_ONCE) * self.frame_size)
+                pieces.append(self.encoder(waveform[..., samples].to(self.dtype))[..., begin - first :])
+        return torch.cat(pieces, dim=-1)
 
     @torch.no_grad()
     def encode(self, waveform: Tensor) -> Tensor:

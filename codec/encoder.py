@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -13,7 +15,7 @@ from codec.layers import CausalConv1d, Transformer
 class Encoder(nn.Module):
     """Waveform [B, 1, T] at 24 kHz, in [-1, 1], to the latent before quantization [B, semantic + acoustic, F], with
     F = ceil(T / 1920). Samples missing to a whole patch of 240 are zeros; nothing is squashed at the end: the
-    quantizer holds the codec's one tanh."""
+    quantizer holds the codec's one tanh. A frame depends on `context` frames before it and on none after it."""
 
     def __init__(self, config: CodecConfig):
         super().__init__()
@@ -23,12 +25,16 @@ class Encoder(nn.Module):
         )
         self.encoder_blocks = nn.ModuleList()
         stages = config.encoder_stages
+        before, step = config.patch_proj_kernel_size - 1, 1  # both in patches
         for i, stage in enumerate(stages):
             last = i == len(stages) - 1
+            before += step * (stage.layers * stage.window + stage.kernel - stage.stride)
+            step *= stage.stride
             self.encoder_blocks.append(Transformer(config, stage.layers, stage.window))
             if stage.resamples or last:
                 out = config.latent_dim if last else config.dim
                 self.encoder_blocks.append(CausalConv1d(config.dim, out, stage.kernel, stage.stride, "replicate"))
+        self.context = math.ceil(before / step)
 
     def forward(self, waveform: Tensor) -> Tensor:
         waveform = F.pad(waveform, (0, -waveform.shape[-1] % self.patch_size))

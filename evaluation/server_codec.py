@@ -23,6 +23,7 @@ from codec.config import read_params
 from codec.files import tensor_files
 from codec.tensors import CODEC_PREFIX, EMBEDDING_NAME
 
+PLATFORM = SimpleNamespace(device_type="cpu")  # stands in for what the server knows of its machine
 PACKAGE = "vllm_omni.model_executor.models.voxtral_tts"
 
 
@@ -94,7 +95,7 @@ def codec_class() -> Any:
             _add_placeholder(".".join(parts[:depth]))
         _add_placeholder("vllm_omni.quantization")
         _add_placeholder("vllm_omni.quantization.component_config")
-        _add_placeholder("vllm_omni.platforms", current_omni_platform=SimpleNamespace(device_type="cpu"))
+        _add_placeholder("vllm_omni.platforms", current_omni_platform=PLATFORM)
         source = Path(str(distribution("vllm-omni").locate_file(PACKAGE.replace(".", "/"))))
         for leaf in ("voxtral_tts_audio_generation", "voxtral_tts_audio_tokenizer"):
             spec = importlib.util.spec_from_file_location(f"{PACKAGE}.{leaf}", source / f"{leaf}.py")
@@ -106,10 +107,11 @@ def codec_class() -> Any:
     return sys.modules[target].VoxtralTTSAudioTokenizer
 
 
-def load_server_codec(folder: Path, dtype: torch.dtype = torch.bfloat16) -> Any:
+def load_server_codec(folder: Path, dtype: torch.dtype = torch.bfloat16, device: str = "cpu") -> Any:
     """The server's codec with the release's weights, built as the server builds it: with `dtype` as the default dtype,
     and every tensor passed to its own `load_weight`. The quantizer's buffers keep the file's dtype, bf16, unless
-    `dtype` is float32."""
+    `dtype` is float32. The server's class computes on one kind of device in a process: the last one loaded for."""
+    PLATFORM.device_type = device
     params = read_params(folder)
     audio = {
         "codec_args": params["multimodal"]["audio_tokenizer_args"],
@@ -130,4 +132,4 @@ def load_server_codec(folder: Path, dtype: torch.dtype = torch.bfloat16) -> Any:
         if name == EMBEDDING_NAME:
             name = "audio_token_embedding.embeddings.weight"
         codec.load_weight((name.removeprefix(CODEC_PREFIX), tensor))
-    return codec.eval().requires_grad_(False)
+    return codec.eval().requires_grad_(False).to(device)

@@ -89,6 +89,32 @@ def test_latents_of_a_batch_are_those_of_its_clips(small_release: Path) -> None:
     assert (codec.latent(clips) - alone).abs().max() < 1e-5
 
 
+@pytest.mark.parametrize("samples", [1920 * 70, 1920 * 75 + 1000, 1920 * 50 + 1])
+def test_a_long_waveform_in_pieces_has_the_codes_of_one_piece(
+    small_release: Path, monkeypatch: pytest.MonkeyPatch, samples: int
+) -> None:
+    waveform = 0.1 * torch.randn(1, 1, samples, generator=torch.Generator().manual_seed(3))
+    for dtype, equal in ((torch.float32, 1.0), (torch.bfloat16, 0.98)):  # in bf16 a length of its own has its rounding
+        codec = load_release(small_release, dtype)
+        whole = codec.encode(waveform)
+        with monkeypatch.context() as patch:
+            patch.setattr("codec.codec.ENCODED_AT_ONCE", 25)
+            pieces = codec.encode(waveform)
+        assert pieces.shape == whole.shape
+        assert (pieces == whole).float().mean() >= equal
+        assert (pieces - whole)[:, 1:].abs().max() <= 1
+
+
+def test_a_frame_depends_on_the_encoders_context_and_on_no_more(small_release: Path) -> None:
+    codec = load_release(small_release, torch.float64)
+    assert codec.encoder is not None
+    waveform = 0.1 * torch.randn(1, 1, 1920 * 40, generator=torch.Generator().manual_seed(4), dtype=torch.float64)
+    changed = waveform.clone()
+    changed[..., : 1920 * 10] += 0.1
+    differs = (codec.latent(waveform) != codec.latent(changed)).any(dim=1)[0].nonzero()
+    assert int(differs.max()) - 9 <= codec.encoder.context == 21
+
+
 def test_codes_do_not_depend_on_what_comes_after(small_release: Path, speech: Tensor) -> None:
     codec = load_release(small_release, torch.float32)
     latent = codec.latent(speech[..., : 1920 * 20])
