@@ -37,7 +37,7 @@ def activate_and_compare(x: Tensor, bias: Tensor, bins: int) -> tuple[Tensor, Te
     """Turns a convolution's output [2B · T, F, C] into features, in place: adds the bias, applies the leaky ReLU, and
     sets all behind the first `bins` of F to 0. Returns the sums of |fake − real| and |real| over the features of
     originals (real, the first half) and reconstructions (fake)."""
-    if x.is_cuda and _fused and (kernels := _kernels()):
+    if x.is_cuda and _fused and (kernels := fast_kernels()):
         return kernels.activate_and_compare(x, bias, bins)
     F.leaky_relu_(x.add_(bias), SLOPE)[:, bins:] = 0
     real, fake = x.chunk(2)
@@ -48,7 +48,7 @@ def through_activation(gradient: Tensor, features: Tensor, coefficient: Tensor, 
     """Takes gradients [3B · T, F, C] at features [2B · T, F, C] back to the convolution's output, in place: the hinge
     loss's at originals and at reconstructions, and feature matching's at reconstructions. `coefficient` times the sign
     of fake − real is the gradient of the layer's own distance. Returns the hinge loss's gradient of the bias [C]."""
-    if gradient.is_cuda and _fused and (kernels := _kernels()):
+    if gradient.is_cuda and _fused and (kernels := fast_kernels()):
         return kernels.through_activation(gradient, features, coefficient, bins)
     real, fake = features.chunk(2)
     slopes = torch.where(features > 0, 1.0, SLOPE)
@@ -61,7 +61,7 @@ def through_activation(gradient: Tensor, features: Tensor, coefficient: Tensor, 
 
 
 @functools.cache
-def _kernels() -> ModuleType | None:
+def fast_kernels() -> ModuleType | None:
     """The Triton kernels, or None with a warning where they cannot be built."""
     try:
         from losses import discriminator_kernels

@@ -47,3 +47,16 @@ def test_a_kernel_takes_gradients_through_the_activation_as_the_plain_code(outpu
     torch.testing.assert_close(found, expected, rtol=2 * rounding, atol=0)
     assert not found[:, BINS:].any()
     torch.testing.assert_close(found_bias, expected_bias, rtol=1e-5, atol=1e-5)
+
+
+def test_without_a_compiler_a_warning_says_so_and_the_plain_code_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse() -> None:
+        raise RuntimeError("Failed to find C compiler.")
+
+    monkeypatch.setattr(kernels, "prepare", refuse)
+    plain.fast_kernels.cache_clear()
+    try:
+        with pytest.warns(UserWarning, match="slower here: Failed to find C compiler"):
+            assert plain.fast_kernels() is None
+    finally:
+        plain.fast_kernels.cache_clear()

@@ -14,8 +14,10 @@ import yaml
 from safetensors.torch import save_file
 
 from experiments import ablations, benchmark
+from experiments.performance import line
 from experiments.runs import ROOT, ExperimentError, run, run_shown
 from experiments.stand_in.speaker_network import PUBLISHED, SMALL, write_hyperparameters, write_random_network
+from experiments.step_speed import Measured
 from losses.speaker import WEIGHTS, SpeakerNetwork, load_speaker_network
 
 
@@ -117,3 +119,8 @@ def test_what_the_published_description_leaves_out_has_speechbrains_default(tmp_
         for network in (written, SpeakerNetwork(listed))
     ]
     assert shapes[0] == shapes[1]
+
+
+def test_a_row_of_the_table_of_speeds_has_medians_and_ranges_over_all_runs() -> None:
+    found = [Measured([100.0, 120.0], 72.0, 20.04), Measured([110.0], 72.0, 21.0)]
+    assert line("it", found) == "| it | 110.0 (100.0 to 120.0) | 655 (600 to 720) | 21.0 |"
