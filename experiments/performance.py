@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import importlib.util
-import sys
 import tempfile
 from pathlib import Path
 from typing import NamedTuple
@@ -23,7 +22,7 @@ from experiments import codec_training_speed, step_speed
 from experiments.runs import experiment_status, require_gpu, spread
 from experiments.step_speed import Measured
 from training.config import load_config
-from training.distributed import Ranks, start_ranks
+from training.distributed import Ranks, exit_process, start_ranks
 
 
 class Row(NamedTuple):
@@ -97,4 +96,4 @@ def line(title: str, found: list[Measured]) -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    exit_process(main())

@@ -27,7 +27,7 @@ from experiments.runs import experiment_status, require_gpu, spread
 from experiments.stand_in.speaker_network import PUBLISHED, write_random_network
 from train_encoder import Trainer
 from training.config import Config, load_config
-from training.distributed import Ranks, start_ranks
+from training.distributed import Ranks, exit_process, start_ranks
 from training.profile import first_full_step, profile
 from training.step_inputs import noise_for
 
@@ -139,4 +139,4 @@ def random_teacher(folder: Path) -> Path:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    exit_process(main())

@@ -28,17 +28,10 @@ def start(
     ranks write to `log`. When all of them are ready, each first runs the code `change`, which can use `rank`; so no
     limit counts the start of the processes."""
     ready = Path(tempfile.mkdtemp(dir=log.parent))
-    port = _free_port()
+    address, port = hosts[0].name if hosts else "127.0.0.1", free_port()
     processes: list[BaseProcess] = []
     for rank in range(ranks):
-        environment = {
-            "RANK": str(rank),
-            "LOCAL_RANK": str(rank),
-            "WORLD_SIZE": str(ranks),
-            "MASTER_ADDR": hosts[0].name if hosts else "127.0.0.1",
-            "MASTER_PORT": str(port),
-            "TORCHELASTIC_RUN_ID": "tests",
-        }
+        environment = torchrun_environment(rank, ranks, address, port)
         process = CONTEXT.Process(
             target=_run, args=(environment, arguments, log, change, ready, hosts[rank] if hosts else None)
         )
@@ -47,7 +40,19 @@ def start(
     return processes
 
 
-def _free_port() -> int:
+def torchrun_environment(rank: int, ranks: int, address: str, port: int) -> dict[str, str]:
+    """What torchrun tells a rank on a host of its own."""
+    return {
+        "RANK": str(rank),
+        "LOCAL_RANK": str(rank),
+        "WORLD_SIZE": str(ranks),
+        "MASTER_ADDR": address,
+        "MASTER_PORT": str(port),
+        "TORCHELASTIC_RUN_ID": "tests",
+    }
+
+
+def free_port() -> int:
     """A free port below those that the system gives to programs that ask for any: so no other program gets it."""
     while True:
         port = 20000 + (101 * os.getpid() + next(STARTS)) % 10000

@@ -28,7 +28,7 @@ from data import DataError
 from data.crops import Crops, Item
 from experiments.random_speech import audio_bytes
 from tests.random_teacher import use_random_teacher
-from tests.rank_processes import start, statuses
+from tests.rank_processes import free_port, start, statuses, torchrun_environment
 from tests.waiting import until
 from training import distributed
 from training.checkpoints import CheckpointError
@@ -258,9 +258,11 @@ def test_torchrun_restarts_a_run_that_lost_a_rank_and_it_ends_as_if_nothing_had_
 ) -> None:
     script = tmp_path / "dies_once.py"
     script.write_text(f"""
-import os, pathlib, signal, sys
+import atexit, os, pathlib, signal, sys
 sys.path.insert(0, {str(ROOT)!r})
-import train_encoder
+import torch.distributed, train_encoder
+torch.distributed.destroy_process_group = lambda *group: os._exit(9)  # on a GPU it could wait for ever
+atexit.register(os._exit, 9)  # the interpreter's shutdown would destroy the group, too
 step = train_encoder.Trainer.step
 marker = pathlib.Path({str(tmp_path / "died")!r})
 def die(self, waveform, number, *pairs):
@@ -281,6 +283,29 @@ train_encoder.exit_process(train_encoder.main())
     assert (tmp_path / "died").exists()
     assert statuses(start(2, [*arguments, f"output_dir={tmp_path / 'whole'}"], tmp_path / "log")) == [0, 0]
     assert differing(state_of(tmp_path / "whole"), state_of(tmp_path / "restarted")) == []
+
+
+def test_an_exception_that_nobody_catches_ends_a_rank_with_a_traceback_and_without_a_shutdown() -> None:
+    script = """
+import atexit, os
+from training.distributed import start_ranks
+atexit.register(os._exit, 9)
+with start_ranks():
+    raise KeyError("a bug")
+"""
+    environment = os.environ | torchrun_environment(0, 1, "127.0.0.1", free_port())
+    ended = subprocess.run(
+        [sys.executable, "-c", script], cwd=ROOT, env=environment, capture_output=True, text=True, check=False
+    )
+    assert ended.returncode == 1, ended.stderr
+    assert ended.stderr.endswith("KeyError: 'a bug'\n")
+
+
+def test_every_program_that_starts_ranks_ends_without_the_interpreters_shutdown() -> None:
+    files = [file for part in (".", "experiments", "evaluation", "examples") for file in (ROOT / part).glob("*.py")]
+    programs = [file for file in files if "start_ranks(" in (code := file.read_text("utf-8")) and "__main__" in code]
+    assert len(programs) >= 3
+    assert [file for file in programs if not file.read_text("utf-8").endswith("    exit_process(main())\n")] == []
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])

@@ -141,7 +141,8 @@ class Ranks:
 def start_ranks(saved_step: int = 0) -> Iterator[Ranks]:
     """Joins the ranks that torchrun started, or makes a single one. Each rank has its own GPU where there are GPUs.
     Rank 0 is on the host with the newest checkpoint, if the hosts have different ones: `saved_step` is this host's
-    newest. Raises RanksError when another rank dies."""
+    newest. Raises RanksError when another rank dies. A program that calls it must end by `exit_process`: the ranks'
+    process groups stay until then."""
     started = dist.is_torchelastic_launched()
     device = open_device()
     if device.type == "cuda":
@@ -163,6 +164,7 @@ def start_ranks(saved_step: int = 0) -> Iterator[Ranks]:
         connecting.daemon = True
         connecting.start()
         dist.init_process_group(backend, store=fresh, rank=rank, world_size=world_size, timeout=STEP_LIMIT)
+        sys.excepthook = _exit_after_traceback
         limits = (STEP_LIMIT, WAIT_LIMIT, LIFE_LIMIT)
         control, patient, guard = (dist.new_group(backend="gloo", timeout=limit) for limit in limits)
         connecting.cancel()
@@ -181,7 +183,6 @@ def start_ranks(saved_step: int = 0) -> Iterator[Ranks]:
         if not isinstance(error, dist.DistError) and not LOST.search(str(error)):
             raise
         raise RanksError(_lost(str(error))) from error
-    dist.destroy_process_group()  # not after a failure: it could wait for dead ranks
 
 
 def _lost(reason: str) -> str:
@@ -236,13 +237,20 @@ def _counted_from_newest(store: dist.Store, rank: int, world_size: int, saved_st
 
 
 def exit_process(status: int) -> NoReturn:
-    """Ends the process. Under torchrun it skips the interpreter's shutdown: threads of gloo and NCCL that still run
-    sometimes abort it, and then a finished run would fail."""
+    """Ends the process. Under torchrun it skips the interpreter's shutdown, which destroys the process groups. To do so
+    NCCL waits for ever for CUDA graphs that recorded its collectives, and may wait for ranks that died. Threads of gloo
+    that still run sometimes abort a shutdown, and then a finished run would fail."""
     if not dist.is_torchelastic_launched():
         sys.exit(status)
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(status)
+
+
+def _exit_after_traceback(*exception: Any) -> NoReturn:
+    """Instead of `sys.excepthook`: an exception that nobody catches ends the process without a shutdown, too."""
+    sys.__excepthook__(*exception)
+    exit_process(1)
 
 
 def _tensors(state: Mapping[Any, Any], prefix: str = "") -> Iterator[tuple[str, Tensor]]:

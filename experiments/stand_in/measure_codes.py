@@ -191,8 +191,8 @@ def agreements(codec: Codec, codes: Sequence[Tensor], known: Sequence[Tensor]) -
         scores["acoustic"].append(values["equal_acoustic"].value)
         scores["within_one"].append(float(((own - theirs)[1:].abs() <= 1).float().mean()))
         scores["cosine"].append(values["embedding_agreement"].value)
-        rows = (embedding_rows(codec, each) - mean for each in (own, theirs))
-        scores["centred"].append(float(F.cosine_similarity(*rows).mean()))
+        rows, known_rows = (embedding_rows(codec, each) - mean for each in (own, theirs))
+        scores["centred"].append(float(F.cosine_similarity(rows, known_rows).mean()))
     return scores
 
 
