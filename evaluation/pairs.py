@@ -18,7 +18,7 @@ from torch import Tensor
 from codec import Codec
 from data.pairs import Pairs
 from evaluation import statistics
-from evaluation.codes import acoustic_histogram, agreement
+from evaluation.codes import AGREEMENT, acoustic_histogram, agreement, mean_embedding_row
 from evaluation.judges.judge import Metric
 from evaluation.scoring import Progress, Scores, add_values, no_progress, reconstruct
 from evaluation.speech import spread
@@ -32,6 +32,12 @@ ON_PAIRS = (
     Metric("found_acoustic", "acoustic codes found", "higher", "share of the codes that is found", 1, True),
     Metric("found_within_one", "acoustic codes, within one level", "higher", "share found up to one level", 1, True),
     Metric("found_embedding", "embedding, to the pair's", "higher", "cosine of each row with the spoken codes' row"),
+    Metric(
+        "found_embedding_centred",
+        "embedding, to the pair's, centred",
+        "higher",
+        "the same after the spoken codes' mean row is subtracted from both",
+    ),
     Metric("found_mel", "mel, of the codes found", "lower", "mel distance of their sound to the pair's sound", 3),
     Metric("again_semantic", "semantic codes, second pass", "higher", "share equal after another pass", 1, True),
     Metric("again_acoustic", "acoustic codes, second pass", "higher", "share equal after another pass", 1, True),
@@ -40,6 +46,12 @@ STEADY = (
     Metric("steady_semantic", "semantic codes steady", "higher", "share that is equal after a second pass", 1, True),
     Metric("steady_acoustic", "acoustic codes steady", "higher", "share that is equal after a second pass", 1, True),
     Metric("steady_embedding", "embedding steady", "higher", "cosine of each row with the second pass's row"),
+    Metric(
+        "steady_embedding_centred",
+        "embedding steady, centred",
+        "higher",
+        "the same after the first pass's mean row over all clips is subtracted from both",
+    ),
 )
 LIKE_SPOKEN = (
     Metric(
@@ -137,21 +149,24 @@ def score_pairs(
     """Scores an encoder on `count` pairs, spread over all; 0 for all. Returns the scores and which pairs these are."""
     chosen = list(spread(count, len(pairs))) if count else list(range(len(pairs)))
     scores, mel = PairScores(name), MelDistance(codec.sample_rate)
+    mean_row = mean_embedding_row(codec, (pairs.codes(index) for index in chosen))
     for index in progress(chosen, f"{name}, pairs", len(chosen)):
         codes = pairs.codes(index)
         sound = codec.decode(codes[None].to(codec.device))
         found = codec.encode(sound)
         sound_of_found = codec.decode(found)
         again, found = codec.encode(sound_of_found)[0].cpu(), found[0].cpu()
-        once, twice = agreement(codec, found, codes).values, agreement(codec, again, found).values
+        once = agreement(codec, found, codes, mean_row).values
+        twice = (again == found).float()
         values = {
             "found_semantic": once["equal_semantic"].value,
             "found_acoustic": once["equal_acoustic"].value,
             "found_within_one": float(((found - codes)[1:].abs() <= 1).float().mean()),
             "found_embedding": once["embedding_agreement"].value,
+            "found_embedding_centred": once["embedding_centred"].value,
             "found_mel": float(mel(sound_of_found.cpu(), sound.cpu())),
-            "again_semantic": twice["equal_semantic"].value,
-            "again_acoustic": twice["equal_acoustic"].value,
+            "again_semantic": float(twice[0].mean()),
+            "again_acoustic": float(twice[1:].mean()),
         }
         for metric, value in values.items():
             scores.values.setdefault(metric, []).append(value)
@@ -161,14 +176,14 @@ def score_pairs(
 def add_second_pass(codec: Codec, scores: Scores, progress: Progress = no_progress) -> None:
     """Adds to an encoder's scores of speech how steady its codes are under a second pass."""
     scores.metrics += STEADY
+    mean_row = mean_embedding_row(codec, scores.coded)
     for scored in progress(scores.clips, f"{scores.name}, second pass", len(scores.clips)):
         if scored.codes is None:
             continue
         sound = reconstruct(codec, scored.codes, scored.clip)
         again = codec.encode(sound[None, None].to(codec.device))[0].cpu()
-        found = agreement(codec, again, scored.codes)
-        names = ("equal_semantic", "equal_acoustic", "embedding_agreement")
-        found.values = {steady.name: found.values[name] for steady, name in zip(STEADY, names, strict=True)}
+        found = agreement(codec, again, scored.codes, mean_row)
+        found.values = {steady.name: found.values[same.name] for steady, same in zip(STEADY, AGREEMENT, strict=True)}
         add_values(scores, scored, found)
 
 

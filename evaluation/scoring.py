@@ -14,7 +14,16 @@ from torch import Tensor
 from codec import Codec
 from data import DataError
 from evaluation import statistics
-from evaluation.codes import AGREEMENT, PER_CLIP, WHOLE, Presets, agreement, score_all_codes, score_codes
+from evaluation.codes import (
+    AGREEMENT,
+    PER_CLIP,
+    WHOLE,
+    Presets,
+    agreement,
+    mean_embedding_row,
+    score_all_codes,
+    score_codes,
+)
 from evaluation.judges.judge import Judge, Measurement, Measurements, Metric, first_line
 from evaluation.judges.pool import ClipVersions, JudgePool
 from evaluation.speech import Problem, Speech
@@ -185,9 +194,10 @@ def _audio(codec: Codec | None, scores: Scores, scored: ClipScores) -> Tensor | 
 def add_agreement(codec: Codec, scores: Scores, other: Scores) -> None:
     """Adds to `scores` how often its codes equal the other encoder's, and how similar the embeddings are."""
     scores.metrics += AGREEMENT
+    mean_row = mean_embedding_row(codec, other.coded)
     for scored, reference in zip(scores.clips, other.clips, strict=True):
         if scored.codes is not None and reference.codes is not None:
-            add_values(scores, scored, agreement(codec, scored.codes, reference.codes))
+            add_values(scores, scored, agreement(codec, scored.codes, reference.codes, mean_row))
 
 
 @torch.no_grad()

@@ -37,7 +37,7 @@ from experiments.stand_in.measure_codes import METRICS, OTHER_SPEAKER, SECOND_PA
 
 CONFIG = CONFIGS / "no_asr.yaml"
 BASE, SECOND_ROUND = "pairs", "second_round"  # the configuration that others are compared with
-PRESETS, ALL = "presets", "all_speakers"
+VOICES, ALL = "voices_20", "all_speakers"
 STATISTICS = ("commitment", "diversity", "shaping")  # losses that pull toward statistics of the codes
 # Half of 48 crops are pairs, so the crops of speech are as many as without. The inversion weighs as much as the losses
 # on the reconstruction together.
@@ -52,12 +52,11 @@ class SpokenSet(NamedTuple):
     options: tuple[str, ...] = ()
 
 
-# A release has some twenty presets and the stand-in four. So clips of 20 speakers, one of each, stand for presets.
 SETS = {
-    PRESETS: SpokenSet(1, True, ("--speakers", "20", "--clips", "1")),
+    VOICES: SpokenSet(1, True, ("--speakers", "20", "--clips", "1")),  # as many voices as a release has presets
     ALL: SpokenSet(1, True),
-    "presets_4": SpokenSet(1, False),
-    "presets_5": SpokenSet(1, True, ("--speakers", "5", "--clips", "1")),
+    "presets": SpokenSet(1, False),  # the release's own
+    "voices_5": SpokenSet(1, True, ("--speakers", "5", "--clips", "1")),
     "speakers_5": SpokenSet(1, True, ("--speakers", "5")),
     "tenth": SpokenSet(0.1, True, ("--speakers", "20", "--clips", "1")),
     "hundredth": SpokenSet(0.01, True, ("--speakers", "20", "--clips", "1")),
@@ -68,7 +67,7 @@ class Configuration(NamedTuple):
     """`pairs` names a set, "" for none. `settings` are added to those of WITH_PAIRS or of the recipe."""
 
     title: str
-    pairs: str = PRESETS
+    pairs: str = VOICES
     settings: tuple[str, ...] = ()
     length: int = 1  # times as many steps
 
@@ -83,12 +82,12 @@ def with_statistics(*losses: str) -> tuple[str, ...]:
 
 
 CONFIGURATIONS = {
-    BASE: Configuration("pairs of 20 presets"),
+    BASE: Configuration("pairs of 20 voices"),
     "sound": Configuration("sound alone", ""),
     SECOND_ROUND: Configuration("the same and pairs of a second round"),
     "all_speakers": Configuration("pairs of all speakers' clips", ALL),
-    "presets_4": Configuration("of 4 presets", "presets_4"),
-    "presets_5": Configuration("of 5 presets", "presets_5"),
+    "presets": Configuration("of the release's presets", "presets"),
+    "voices_5": Configuration("of 5 voices", "voices_5"),
     "speakers_5": Configuration("of all clips of 5 speakers", "speakers_5"),
     "tenth": Configuration("a tenth of the hours", "tenth"),
     "hundredth": Configuration("a hundredth of the hours", "hundredth"),
@@ -105,7 +104,7 @@ CONFIGURATIONS = {
     "shaping": Configuration("with shaping", settings=with_statistics("shaping")),
 }
 SOUND = ("mel", "estoi", "speaker_resemblyzer", "speaker_ecapa")
-AGREEMENT = ("equal_semantic", "equal_acoustic", "embedding_agreement")  # of people's clips, where codes.json has less
+AGREEMENT = ("equal_semantic", "equal_acoustic", "embedding_agreement", "embedding_centred")
 
 
 def main(argv: Sequence[str] | None = None) -> int:

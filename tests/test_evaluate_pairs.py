@@ -12,7 +12,7 @@ import evaluate_encoder
 from codec import Codec, load_release
 from codec.checkpoint import with_encoder
 from data.pairs import Pairs
-from evaluation.codes import agreement
+from evaluation.codes import agreement, mean_embedding_row
 from evaluation.measure import read_pairs
 from evaluation.pairs import SpokenStatistics, score_pairs, spoken_halves
 from tests.random_pairs import random_shards, write_random_shard
@@ -44,13 +44,29 @@ def test_a_pairs_codes_are_compared_with_those_found_in_their_sound(codec: Codec
     scores, chosen = score_pairs(codec, pairs, "encoder")
     assert chosen == [0, 1, 2]
     found = codec.encode(codec.decode(pairs.codes(1)[None]))[0]
-    expected = agreement(codec, found, pairs.codes(1)).values
+    mean_row = mean_embedding_row(codec, map(pairs.codes, chosen))
+    expected = agreement(codec, found, pairs.codes(1), mean_row).values
     assert scores.values["found_acoustic"][1] == expected["equal_acoustic"].value
     assert scores.values["found_embedding"][1] == expected["embedding_agreement"].value
+    assert scores.values["found_embedding_centred"][1] == expected["embedding_centred"].value
     assert scores.values["found_within_one"][1] > scores.values["found_acoustic"][1]
     again = codec.encode(codec.decode(found[None]))[0]
     assert scores.values["again_acoustic"][1] == pytest.approx(float((again == found)[1:].float().mean()))
     assert score_pairs(codec, pairs, "encoder", count=2)[1] == [0, 2]
+
+
+def test_the_centred_cosine_leaves_out_what_all_rows_have_in_common(tiny_release: Path) -> None:
+    codec = load_release(tiny_release)
+    generator = torch.Generator().manual_seed(0)
+    codec.embedding_table.copy_(torch.randn(codec.embedding_table.shape, generator=generator) + 1)
+    levels = codec.config.acoustic_codebook_size
+    codes, unrelated = (torch.randint(levels, (37, 200), generator=generator) for _ in range(2))
+    mean_row = mean_embedding_row(codec, [codes[:, :50], codes[:, 50:]])
+    found = agreement(codec, unrelated, codes, mean_row).values
+    assert found["embedding_agreement"].value > 0.9
+    assert abs(found["embedding_centred"].value) < 0.1
+    same = agreement(codec, codes, codes, mean_row).values
+    assert same["embedding_centred"].value == pytest.approx(1)
 
 
 def test_spoken_codes_are_nearer_to_their_own_statistics_than_others(codec: Codec, pairs: Pairs) -> None:
@@ -82,7 +98,9 @@ def test_the_table_the_json_and_the_report_have_the_pairs(
     assert found["pairs"]["count"] == 3
     assert set(found["pairs"]["totals"]) == {"encoder"}
     assert {"found_semantic", "found_mel", "again_acoustic"} <= set(found["pairs"]["totals"]["encoder"])
-    assert {"steady_acoustic", "acoustic_to_spoken", "semantic_bits"} <= set(found["totals"]["encoder"])
+    assert {"steady_acoustic", "steady_embedding_centred", "acoustic_to_spoken", "semantic_bits"} <= set(
+        found["totals"]["encoder"]
+    )
     assert "steady_acoustic" in found["clips"][0]["scores"]["encoder"]
     assert 'id="pairs"' in (tmp_path / "report" / "index.html").read_text(encoding="utf-8")
 

@@ -55,7 +55,7 @@ def test_tables_have_the_base_with_intervals_and_differences_from_it(tmp_path: P
     found = {"speakers": ["a", "b"], "frames": [10, 30], "systems": systems}
     table = pair_ablations.codes_table(options(tmp_path, "pairs", "sound"), found).splitlines()
     assert table[0].startswith("| training | semantic codes equal ↑ |")
-    assert table[2].startswith("| pairs of 20 presets | 50.0 % [50.0, 50.0] |")
+    assert table[2].startswith("| pairs of 20 voices | 50.0 % [50.0, 50.0] |")
     assert table[2].endswith("| 25.0 % [25.0, 25.0] |")
     assert table[3].startswith("| sound alone | 20.0 %, -30.0 % [-30.0, -30.0] |")
     assert table[4].startswith("| the withheld encoder | 100.0 %, +50.0 % [50.0, 50.0] |")
@@ -67,7 +67,7 @@ def test_tables_have_the_base_with_intervals_and_differences_from_it(tmp_path: P
     clips = [{"scores": each, "weights": {}, "speaker": str(i)} for i, each in enumerate(scores)]
     figures = {"metrics": metrics, "clips": clips}
     rows = pair_ablations.sound_table(options(tmp_path, "pairs", "sound"), figures).splitlines()
-    assert rows[2] == "| pairs of 20 presets | 1.000 [0.500, 1.500] |"
+    assert rows[2] == "| pairs of 20 voices | 1.000 [0.500, 1.500] |"
     assert rows[3] == "| sound alone | 0.200, -0.300 |"  # of the clip that all have a score of
 
 

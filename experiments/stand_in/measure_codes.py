@@ -31,12 +31,11 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from codec.checkpoint import load_release, with_encoder
 from codec.codec import Codec
 from data import decode, open_clips
-from evaluation.codes import agreement, embedding_rows
+from evaluation.codes import agreement, mean_embedding_row
 from evaluation.judges.judge import Metric
 from evaluation.measure import untrained_encoder
 from experiments.listener import STEPS, Listener, Trials, equal_error_rate, hear, train
@@ -184,15 +183,14 @@ def encoded(system: str, codec: Codec, speech: Speech, known: Sequence[Tensor]) 
 
 def agreements(codec: Codec, codes: Sequence[Tensor], known: Sequence[Tensor]) -> dict[str, list[float]]:
     scores: dict[str, list[float]] = {name: [] for name in ("semantic", "acoustic", "within_one", "cosine", "centred")}
-    mean = torch.cat([embedding_rows(codec, each) for each in known]).mean(dim=0)
+    mean_row = mean_embedding_row(codec, known)
     for own, theirs in zip(codes, known, strict=True):
-        values = agreement(codec, own, theirs).values
+        values = agreement(codec, own, theirs, mean_row).values
         scores["semantic"].append(values["equal_semantic"].value)
         scores["acoustic"].append(values["equal_acoustic"].value)
         scores["within_one"].append(float(((own - theirs)[1:].abs() <= 1).float().mean()))
         scores["cosine"].append(values["embedding_agreement"].value)
-        rows, known_rows = (embedding_rows(codec, each) - mean for each in (own, theirs))
-        scores["centred"].append(float(F.cosine_similarity(rows, known_rows).mean()))
+        scores["centred"].append(values["embedding_centred"].value)
     return scores
 
 
