@@ -104,7 +104,6 @@ CONFIGURATIONS = {
     "shaping": Configuration("with shaping", settings=with_statistics("shaping")),
 }
 SOUND = ("mel", "estoi", "speaker_resemblyzer", "speaker_ecapa")
-AGREEMENT = ("equal_semantic", "equal_acoustic", "embedding_agreement", "embedding_centred")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -330,7 +329,7 @@ def sound_table(options: argparse.Namespace, figures: dict[str, Any]) -> str:
     systems = {name: (CONFIGURATIONS[name].title, seeds_of(options, name)) for name in options.only}
     systems |= {"against": ("the withheld encoder", ["against"]), "untrained": ("untrained", ["untrained"])}
     base = next(iter(systems))
-    metrics = [Metric(**figures["metrics"][name]) for name in (*SOUND, *AGREEMENT) if name in figures["metrics"]]
+    metrics = [Metric(**figures["metrics"][name]) for name in SOUND if name in figures["metrics"]]
     rows = []
     for name, (title, runs) in systems.items():
         cells = []
