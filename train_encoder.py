@@ -379,7 +379,9 @@ def main() -> int:
         ):
             check_same_settings(config, ranks)
             if arguments.profile:
-                print(profile(Trainer(config, ranks), arguments.profile))
+                table = profile(Trainer(config, ranks), arguments.profile)
+                if ranks.main:
+                    print(table)
             else:
                 with sole_run(Path(config.output_dir), ranks):
                     train(config, ranks)

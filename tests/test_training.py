@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shlex
 import shutil
 import subprocess
@@ -377,10 +378,10 @@ def test_two_ranks_train_as_one_with_the_whole_batch(settings: Path, tmp_path: P
         assert off.norm() < 0.05 * moved.norm()
 
 
-def test_two_ranks_have_the_gradients_of_one_with_the_whole_batch(
+def test_eight_ranks_have_the_gradients_of_one_with_the_whole_batch_and_name_one_that_strays(
     settings: Path, tiny_release: Path, tmp_path: Path
 ) -> None:
-    """Before Adam, which moves a weight as far for a gradient of rounding errors as for any other."""
+    """Gradients before Adam, which moves a weight as far for a gradient of rounding errors as for any other."""
     parts = [
         "losses.feature_matching=1",
         "discriminator.channels=2",
@@ -388,18 +389,29 @@ def test_two_ranks_have_the_gradients_of_one_with_the_whole_batch(
         "losses.shaping=0.3",
         "losses.inversion=5",
         f"data.pairs={random_shards(tiny_release, tmp_path / 'pairs')}",
-        "steps=1",
+        *("steps=2", "save_every=1", "data.crop_seconds=0.2"),
     ]
-    gradients = []
-    for ranks, batch_size in ((1, 4), (2, 2)):
+    stray = """
+import train_encoder
+step = train_encoder.Trainer.step
+def strayed(self, waveform, number, *pairs):
+    if rank == 5 and number == 1:
+        next(self.trained.parameters()).data.view(-1)[0] += 1e-6
+    return step(self, waveform, number, *pairs)
+train_encoder.Trainer.step = strayed
+"""
+    log, gradients = tmp_path / "log", []
+    for ranks, batch_size, status in ((1, 16, 0), (8, 2, 2)):
         folder = tmp_path / f"{ranks}"
         command = ["--config", str(settings), f"output_dir={folder}", f"batch_size={batch_size}", *parts]
-        assert statuses(start(ranks, command, tmp_path / "log")) == [0] * ranks
+        assert statuses(start(ranks, command, log, stray)) == [status] * ranks, log.read_text()
         state = torch.load(folder / "checkpoints/step_0000001/state.pt", weights_only=True)
         optimizers = [state["optimizer"], state["auxiliary"]["discriminator"]["optimizer"]]
         gradients.append([torch.cat([p["exp_avg"].flatten() for p in o["state"].values()]) for o in optimizers])
-    for one, two in zip(*gradients, strict=True):
-        assert (one - two).norm() < 2e-3 * one.norm()
+    for one, eight in zip(*gradients, strict=True):
+        assert (one - eight).norm() < 2e-3 * one.norm()
+    assert re.search(r"error: (ema|trained)\.encoder\.\S+ differs between rank 0 and rank 5", log.read_text())
+    assert [path.name for path in (tmp_path / "8/checkpoints").iterdir()] == ["step_0000001"]
 
 
 def test_values_that_are_not_finite_stop_the_run_with_their_name(

@@ -4,7 +4,8 @@ The functions of the step are compiled again from their source, with a call befo
 So the step itself has nothing of it, and a loss that somebody adds has a line in the table.
 
 Operations and bytes are counted in one more step, in which nothing is fused: bytes are what each operation reads and
-writes. On a GPU, steps are timed kernel by kernel, not as CUDA graphs.
+writes. On a GPU, steps are timed kernel by kernel, not as CUDA graphs. With several ranks, a second table shows what
+their collectives exchange in a step.
 """
 
 from __future__ import annotations
@@ -40,7 +41,7 @@ class Costs:
     """Of one statement, for one step on average."""
 
     def __init__(self) -> None:
-        self.seconds = self.operations = self.bytes = self.peak = 0.0
+        self.seconds = self.operations = self.bytes = self.peak = self.collectives = self.exchanged = 0.0
 
 
 class Marks:
@@ -58,7 +59,9 @@ class Marks:
             cost = self.costs[self.current]
             cost.operations += self.counter.operations
             cost.bytes += self.counter.bytes
-            self.counter.operations = self.counter.bytes = 0
+            cost.collectives += self.counter.collectives
+            cost.exchanged += self.counter.exchanged
+            self.counter.reset()
         else:
             cost = self.costs[self.current]
             cost.peak = max(cost.peak, peak_memory(self.device))
@@ -74,16 +77,24 @@ class Marks:
 
 
 class Counter(TorchDispatchMode):
-    """Counts floating-point operations, and the bytes that operations read and write. Views cost nothing.
+    """Counts floating-point operations, and the bytes that operations read and write. Views cost nothing. It counts
+    collectives too, and the bytes of their results on one rank.
 
     PyTorch's own FlopCounterMode does not work with `torch.autograd.grad`; its formulas do."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.operations = self.bytes = 0
+        self.reset()
+
+    def reset(self) -> None:
+        self.operations = self.bytes = self.collectives = self.exchanged = 0
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         out = func(*args, **(kwargs or {}))
+        if func.namespace == "c10d":  # their first argument takes the result
+            self.collectives += 1
+            self.exchanged += sum(each.numel() * each.element_size() for each in tensors(args[0]))
+            return out
         if formula := flop_registry.get(func._overloadpacket):
             self.operations += formula(*args, **(kwargs or {}), out_val=out)
         if not func.is_view:
@@ -139,7 +150,9 @@ def profile(trainer: Any, steps: int) -> str:
             for statement, cost in counted.items():
                 marks.costs[statement].operations += share * cost.operations
                 marks.costs[statement].bytes += share * cost.bytes
-    return table(marks.costs)
+                marks.costs[statement].collectives += share * cost.collectives
+                marks.costs[statement].exchanged += share * cost.exchanged
+    return "\n".join([table(marks.costs), *collectives(marks.costs)])
 
 
 def table(costs: dict[str, Costs]) -> str:
@@ -171,6 +184,16 @@ def row(name: str, cost: Costs, total: float) -> str:
         f"{1e3 * cost.seconds:8.2f} {cost.seconds / total:7.1%} {cost.operations / seconds / 1e12:8.2f} "
         f"{cost.bytes / seconds / 1e9:8.0f} {peak}  {name}"
     )
+
+
+def collectives(costs: dict[str, Costs]) -> list[str]:
+    """The lines of a table of what the ranks exchange in a step, none if there is one rank."""
+    having = {statement: cost for statement, cost in costs.items() if cost.collectives}
+    calls, size = (sum(getattr(cost, name) for cost in having.values()) for name in ("collectives", "exchanged"))
+    rows = [(cost.collectives, cost.exchanged, statement) for statement, cost in having.items()]
+    rows += [(calls, size, "the step")] if rows else []
+    head = ["", "collectives       bytes  statement"] if rows else []
+    return head + [f"{calls:11.6g} {size:11.0f}  {statement}" for calls, size, statement in rows]
 
 
 @contextlib.contextmanager
