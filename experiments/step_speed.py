@@ -17,18 +17,21 @@ import gc
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
+from data.pairs import PairBatch
 from experiments.random_release import REAL, random_codec, write_release
 from experiments.runs import experiment_status, require_gpu, spread
 from experiments.stand_in.speaker_network import PUBLISHED, write_random_network
 from train_encoder import Trainer
 from training.config import Config, load_config
 from training.distributed import Ranks, exit_process, start_ranks
-from training.profile import first_full_step, profile
+from training.profile import first_full_step, profile, synchronize
 from training.step_inputs import noise_for
 
 ROUNDS, CYCLES = 5, 3  # each of the steps after which the losses repeat
@@ -98,14 +101,7 @@ def measure(config: Config, ranks: Ranks) -> Measured:
     most_at_first = torch.cuda.max_memory_reserved()
     torch.cuda.empty_cache()
     torch.cuda.reset_peak_memory_stats()
-    taken = []
-    for _ in range(ROUNDS):
-        torch.cuda.synchronize()
-        began = time.perf_counter()
-        for _ in range(CYCLES * every):
-            trainer.step(waveform, next(steps), pairs)
-        torch.cuda.synchronize()
-        taken.append(1e3 * (time.perf_counter() - began) / (CYCLES * every))
+    taken = [1e3 * seconds_a_step(trainer, waveform, pairs, steps, CYCLES * every) for _ in range(ROUNDS)]
     found = Measured(taken, len(waveform) * config.data.crop_seconds, torch.cuda.max_memory_reserved() / 1e9)
     first_steps = f"{most_at_first / 1e9:.1f} GB in the first steps, {start:.0f} s for the first step"
     print(f"cuda_graph={str(config.cuda_graph).lower()}: {found}, {first_steps}", flush=True)
@@ -116,6 +112,17 @@ def limit_memory(gigabytes: float | None) -> None:
     """Lets PyTorch take no more of the GPU's memory; None for all of it."""
     share = gigabytes * 1e9 / torch.cuda.get_device_properties(0).total_memory if gigabytes else 1.0
     torch.cuda.set_per_process_memory_fraction(min(1.0, share))
+
+
+def seconds_a_step(trainer: Trainer, waveform: Tensor, pairs: PairBatch, steps: Iterator[int], count: int) -> float:
+    """The mean time of the next `count` steps."""
+    device = trainer.ranks.device
+    synchronize(device)
+    began = time.perf_counter()
+    for _ in range(count):
+        trainer.step(waveform, next(steps), pairs)
+    synchronize(device)
+    return (time.perf_counter() - began) / count
 
 
 def random_networks(folder: Path) -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import threading
 import time
@@ -13,12 +14,13 @@ import torch
 import yaml
 from safetensors.torch import save_file
 
-from experiments import ablations, benchmark
+from experiments import ablations, benchmark, recipe_speed
 from experiments.performance import line
 from experiments.runs import ROOT, ExperimentError, run, run_shown
 from experiments.stand_in.speaker_network import PUBLISHED, SMALL, write_hyperparameters, write_random_network
 from experiments.step_speed import Measured
 from losses.speaker import WEIGHTS, SpeakerNetwork, load_speaker_network
+from tests.rank_processes import start, statuses
 
 
 def test_an_ablation_is_a_row_of_means_each_seeds_figure_and_what_changes_without_the_part() -> None:
@@ -124,3 +126,58 @@ def test_what_the_published_description_leaves_out_has_speechbrains_default(tmp_
 def test_a_row_of_the_table_of_speeds_has_medians_and_ranges_over_all_runs() -> None:
     found = [Measured([100.0, 120.0], 72.0, 20.04), Measured([110.0], 72.0, 21.0)]
     assert line("it", found) == "| it | 110.0 (100.0 to 120.0) | 655 (600 to 720) | 21.0 |"
+
+
+def test_the_time_of_a_step_is_measured_with_its_collectives_and_without(settings: Path, tmp_path: Path) -> None:
+    """Without collectives each rank has its own norms and gradients."""
+    change = f"""
+import json, sys, torch
+import experiments.exchange_speed as speed
+trained = {{}}
+class Seen(speed.Trainer):
+    def __init__(self, *arguments):
+        super().__init__(*arguments)
+        trained[len(trained)] = self
+speed.Trainer, speed.ROUNDS, speed.CYCLES = Seen, 1, 1
+sys.argv = ["exchange_speed.py", {str(settings)!r}]
+status = speed.main()
+for number, trainer in trained.items():
+    weights = torch.cat([parameter.detach().flatten() for parameter in trainer.trained.parameters()])
+    torch.save(weights, f"{tmp_path}/{{number}}_{{rank}}.pt")
+sys.exit(status)
+"""
+    log = tmp_path / "log"
+    assert statuses(start(2, [], log, change)) == [0, 0], log.read_text()
+    found = json.loads(log.read_text().splitlines()[-1])
+    assert found["step_ms"] > 0
+    assert found["step_alone_ms"] > 0
+    weights = {path.stem: torch.load(path, weights_only=True) for path in tmp_path.glob("*.pt")}
+    assert torch.equal(weights["0_0"], weights["0_1"])
+    assert not torch.equal(weights["1_0"], weights["1_1"])
+
+
+def test_what_recipe_speed_is_not_given_it_makes(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    for name in ("write_random_clips", "write_release", "write_random_network", "random_teacher"):
+        monkeypatch.setattr(recipe_speed, name, lambda *_, made=name, **__: made)
+    monkeypatch.setattr(recipe_speed, "random_codec", lambda _: None)
+    options = argparse.Namespace(speech="a", whisper="b", overrides=["model_dir=c", "steps=3"])
+    settings = [setting for setting in recipe_speed.made_settings(tmp_path, options) if "/" not in setting]
+    assert settings[4:] == [
+        *("data.train=a", "data.validation=a", "losses.asr_teacher=b", "model_dir=c", "steps=3"),
+        "losses.speaker_model=write_random_network",
+    ]
+    options = argparse.Namespace(speech=None, whisper=None, overrides=[])
+    assert {"model_dir=write_release", "data.train=write_random_clips", "losses.asr_teacher=random_teacher"} < {
+        *recipe_speed.made_settings(tmp_path, options)
+    }
+
+
+def test_numbers_of_gpus_are_compared_with_the_first() -> None:
+    found = [
+        recipe_speed.Measured(1, 136.2, 40.0, 0.001, 0.0, 30.4),
+        recipe_speed.Measured(4, 540.0, 41, 0.02, 0.006, 50),
+    ]
+    assert recipe_speed.table(found).splitlines()[2:] == [
+        "| 1 | 136 | 1.00 | 40.0 GB | 0.1% | 0.0% | 30 s |",
+        "| 4 | 540 | 3.96 | 41.0 GB | 2.0% | 0.6% | 50 s |",
+    ]
