@@ -16,6 +16,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
+from unittest.mock import patch
 
 import torch
 import torch.distributed as dist
@@ -69,12 +70,9 @@ def nothing_exchanged() -> Iterator[None]:
         for part in parts:
             part.copy_(tensor)
 
-    kept = dist.all_reduce, dist.all_gather
-    dist.all_reduce, dist.all_gather = (lambda tensor, **_: None), gather
-    try:
+    silent = patch.object(dist, "all_reduce", lambda tensor, *_, **__: None)
+    with silent, patch.object(dist, "all_gather", gather):
         yield
-    finally:
-        dist.all_reduce, dist.all_gather = kept
 
 
 if __name__ == "__main__":

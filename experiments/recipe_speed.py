@@ -97,6 +97,9 @@ def measured(gpus: int, folder: Path, config: str, settings: tuple[str, ...]) ->
         print(f"{name:32}{value:.4g}")
     speeds = [line["audio_seconds_per_second"] for line in lines[1:]]  # the first interval warms up
     print(f"{gpus} GPUs: {spread(speeds)} s of audio per second in intervals of {LOG_EVERY} steps, without the first")
+    reports = EventAccumulator(str(folder / "tensorboard")).Reload()
+    logged, validated = ([at.wall_time for at in reports.Scalars(name)] for name in ("mel", "validation/mel"))
+    print(f"{gpus} GPUs: the last validation took {validated[-1] - logged[-1]:.1f} s")
     exchange = 0.0
     if gpus > 1:
         times = json.loads(run(*launcher, "-m", "experiments.exchange_speed", config, *settings).splitlines()[-1])
@@ -110,7 +113,7 @@ def measured(gpus: int, folder: Path, config: str, settings: tuple[str, ...]) ->
         memory=lines[-1].get("memory_gb", 0.0),
         loader_wait=statistics.median(line["loader_wait"] for line in lines[1:]),
         exchange=exchange,
-        first=EventAccumulator(str(folder / "tensorboard")).Reload().Scalars("mel")[0].wall_time - began,
+        first=logged[0] - began,
     )
 
 

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 import train_encoder
-from tests.network_hosts import Host, two_hosts
+from tests.network_hosts import CABLE, Host, two_hosts
 from tests.one_step import ALONE
 from tests.rank_processes import start, statuses
 from tests.waiting import LIMIT, until
@@ -135,6 +135,34 @@ def test_a_host_that_is_killed_or_told_to_stop_ends_the_other_and_one_alone_goes
     assert statuses(start(2, [*arguments, f"output_dir={tmp_path / 'whole'}"], log)) == [0, 0]
     before, after, whole = weights(tmp_path / "run", 5), weights(tmp_path / "run"), weights(tmp_path / "whole")
     assert (after - whole).norm() < 0.05 * (whole - before).norm()
+
+
+def test_the_bytes_that_a_step_sends_to_the_other_host_are_those_that_its_collectives_need(
+    hosts: tuple[Host, Host], settings: Path, tmp_path: Path
+) -> None:
+    """Of two ranks each sends as many bytes as an all-reduce has, and half of what an all-gather has."""
+    losses = ["losses.diversity=0.5", "losses.shaping=0.5"]
+    quiet = ["steps=13", "log_every=100", "validate_every=100", "save_every=100"]
+    count = f"""
+import pathlib, train_encoder
+step = train_encoder.Trainer.step
+def counted(self, waveform, number, *others):
+    if number in (2, 12):
+        fields = pathlib.Path("/proc/net/dev").read_text().split("{CABLE}:")[1].split()
+        (pathlib.Path({str(tmp_path)!r}) / f"sent_{{number}}_{{rank}}").write_text(fields[8])
+    return step(self, waveform, number, *others)
+train_encoder.Trainer.step = counted
+"""
+    log = tmp_path / "log"
+    assert statuses(start(2, ["--config", str(settings), *losses, *quiet], log, count, hosts)) == [0, 0], (
+        log.read_text()
+    )
+    trainer = train_encoder.Trainer(load_config(settings, losses), ALONE)
+    numbers = sum(parameter.numel() for parameter in trainer.trained.parameters())
+    numbers += trainer.codec.config.semantic_codebook_size + 2 * 5 * trainer.codec.config.acoustic_dim
+    for rank in range(2):
+        before, after = (int((tmp_path / f"sent_{step}_{rank}").read_text()) for step in (2, 12))
+        assert 1 < (after - before) / 10 / (4 * numbers) < 1.3  # the rest are headers and confirmations
 
 
 @dataclass(frozen=True)
