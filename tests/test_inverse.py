@@ -71,7 +71,7 @@ def test_layers_come_in_reverse_and_take_away_what_the_decoders_add() -> None:
             assert torch.equal(mine.attention.wq.weight, theirs.attention.wq.weight)
         there = other[1](other[0](x))
         back = own[1](own[0](there))
-    assert (back - x).norm() < 0.6 * (there - x).norm()
+    assert (back - x).norm() < 0.8 * (there - x).norm()
 
 
 def test_on_speech_it_is_far_nearer_than_mirrored_layers_before_any_training() -> None:

@@ -1,120 +1,47 @@
-"""Writes data/demo from a finished run of configs/codec.yaml and a folder of speech.
+"""Puts data/demo together: the release that speaks, the encoder that is withheld from it, pairs and sentences.
 
-    python -m experiments.stand_in.build runs/codec SPEECH_DIR
+    python -m experiments.stand_in.build CODEC_RUN LANGUAGE_MODEL_RUN PAIRS
 
-SPEECH_DIR holds train-*.parquet (the run's training data), test.parquet (speakers that are not in it), real.parquet
-(recordings of people) and real_sources.csv (their licences). data/demo/README.md says what the parts of data/demo are.
+CODEC_RUN is what train_codec.py wrote, LANGUAGE_MODEL_RUN what train_language_model.py wrote, PAIRS a folder of
+generate_pairs.py. choose_speech.py writes the speech.
 """
 
 from __future__ import annotations
 
 import argparse
-import csv
-import json
 import shutil
 import sys
-from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
-import pyarrow as pa
-import pyarrow.parquet as pq
-import torch
-
-from codec import Codec, load_release
-from codec.checkpoint import with_encoder
-from codec.config import SAMPLE_RATE
-from data.audio import Clip, decode
 from experiments.runs import DEMO, ExperimentError, experiment_status
+from experiments.stand_in.sentences import sentences
 
-SPEECH_FILES = ("train-*.parquet", "test.parquet", "real.parquet", "real_sources.csv")
-SEEN_CLIPS, UNSEEN_CLIPS = 140, 20
-SHORTEST, LONGEST = 3, 8  # seconds of a clip
-# by the start of the speaker's name; without RAVDESS, because its share-alike licence differs from this project's
-REAL_CLIPS = {"librittsr-": 5, "libritts-": 4, "ljspeech": 1, "vctk-": 6}
-VOICES = 4
-Row = dict[str, Any]  # of a parquet file
+SENTENCES, SEED = 80, 11  # of the vocabulary; nobody spoke them in training
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("run", type=Path, help="output_dir of the run")
-    parser.add_argument("speech", type=Path, help="the folder of speech")
+    for name in ("codec_run", "language_model_run", "pairs"):
+        parser.add_argument(name, type=Path)
     options = parser.parse_args()
     return experiment_status(
-        lambda: build(options.run, options.speech), f"repeat the command: {DEMO} may be incomplete"
+        lambda: build(options.codec_run, options.language_model_run, options.pairs),
+        f"repeat the command: {DEMO} may be incomplete",
     )
 
 
-def build(run: Path, speech: Path) -> int:
-    needed = (run / "release", run / "encoder.safetensors", *(speech / name for name in SPEECH_FILES))
-    missing = [str(path) for path in needed if not any(path.parent.glob(path.name))]
+def build(codec_run: Path, language_model_run: Path, pairs: Path) -> int:
+    needed = (codec_run / "encoder.safetensors", language_model_run / "release" / "tekken.json", pairs)
+    missing = [str(path) for path in needed if not path.exists()]
     if missing:
         raise ExperimentError(f"{', '.join(missing)} missing: {DEMO} was not changed")
-    release = DEMO / "release"
-    shutil.rmtree(release, ignore_errors=True)
-    shutil.copytree(run / "release", release)
-    shutil.copyfile(run / "encoder.safetensors", DEMO / "withheld_encoder.safetensors")
-
-    seen = list(one_row_per_speaker(sorted(speech.glob("train-*.parquet")), SEEN_CLIPS))
-    unseen = list(one_row_per_speaker([speech / "test.parquet"], UNSEEN_CLIPS))
-    real = [
-        row
-        for start, count in REAL_CLIPS.items()
-        for row in one_row_per_speaker([speech / "real.parquet"], count, start)
-    ]
-    pq.write_table(pa.Table.from_pylist(seen), DEMO / "seen.parquet")
-    pq.write_table(pa.Table.from_pylist(unseen + real), DEMO / "unseen.parquet")
-    write_sources(seen, unseen, real, speech / "real_sources.csv")
-    codec = with_encoder(load_release(release), DEMO / "withheld_encoder.safetensors")
-    add_voices(release, codec, [Clip(row["id"], row["audio"]["bytes"]) for row in seen[:VOICES]])
+    for source, target in ((language_model_run / "release", DEMO / "release"), (pairs, DEMO / "pairs")):
+        shutil.rmtree(target, ignore_errors=True)
+        shutil.copytree(source, target, ignore=shutil.ignore_patterns("*.json") if source == pairs else None)
+    shutil.copyfile(codec_run / "encoder.safetensors", DEMO / "withheld_encoder.safetensors")
+    lines = sentences("test", SENTENCES, SEED)
+    (DEMO / "sentences.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")
     return 0
-
-
-def one_row_per_speaker(files: list[Path], count: int, start: str = "") -> Iterator[Row]:
-    """Rows of parquet files: each speaker's first clip of 3 to 8 s, for the first `count` speakers whose names begin
-    with `start`."""
-    speakers: set[str] = set()
-    for file in files:
-        for row in pq.read_table(file).to_pylist():
-            speaker = row["speaker_id"]
-            if speaker in speakers or not speaker.startswith(start) or len(speakers) == count:
-                continue
-            waveform = decode(Clip(row["id"], row["audio"]["bytes"]), SAMPLE_RATE)
-            if SHORTEST * SAMPLE_RATE <= waveform.shape[-1] <= LONGEST * SAMPLE_RATE:
-                speakers.add(speaker)
-                yield row
-
-
-def write_sources(seen: Sequence[Row], unseen: Sequence[Row], real: Sequence[Row], real_sources: Path) -> None:
-    """Writes sources.csv: where every clip comes from, and its licence."""
-    with real_sources.open(encoding="utf-8") as file:
-        known = {row["id"]: row for row in csv.DictReader(file)}
-    with (DEMO / "sources.csv").open("w", encoding="utf-8", newline="") as file:
-        table = csv.writer(file, lineterminator="\n")
-        table.writerow(["id", "file", "speaker_id", "source", "licence"])
-        synthetic = ("synthetic, Kokoro-82M", "Apache-2.0 model; text in the public domain or written for it")
-        for name, rows in (("seen.parquet", seen), ("unseen.parquet", unseen)):
-            table.writerows([row["id"], name, row["speaker_id"], *synthetic] for row in rows)
-        for row in real:
-            stated = known[row["id"]]
-            table.writerow([row["id"], "unseen.parquet", row["speaker_id"], stated["source"], stated["licence"]])
-
-
-def add_voices(release: Path, codec: Codec, clips: Sequence[Clip]) -> None:
-    """Gives the release one preset voice for each clip: the embedding of its codes, and the name in params.json.
-
-    `codec` must have the encoder. Raises BadClipError for a clip that cannot be decoded.
-    """
-    (release / "voice_embedding").mkdir()
-    params = json.loads((release / "params.json").read_text(encoding="utf-8"))
-    voices = params["multimodal"]["audio_tokenizer_args"]["voice"]
-    for index, clip in enumerate(clips):
-        waveform = decode(clip, codec.sample_rate)
-        name = f"preset_{index + 1}"
-        torch.save(codec.embed(codec.encode(waveform[None]))[0].clone(), release / "voice_embedding" / f"{name}.pt")
-        voices[name] = index
-    (release / "params.json").write_text(json.dumps(params, indent=2) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

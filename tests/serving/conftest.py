@@ -24,6 +24,7 @@ from tests.serving.server import Server, data_url
 PRESETS = ("preset_1", "preset_2")
 LONG_TEXT = "The quick brown fox jumps over the lazy dog, and then it sleeps."
 FORMATS = ("wav", "pcm", "flac", "mp3", "opus")
+SENTENCES = (DEMO / "sentences.txt").read_text(encoding="utf-8").splitlines()[:5]
 KINDS = {"wav": "wav", "flac": "flac", "mp3": "mpeg"}
 
 
@@ -49,6 +50,12 @@ def ask_presets(scene: Scene, server: Server) -> None:
     """Comes first: the server draws its noise from one generator, seeded at its start."""
     for name in PRESETS:
         scene.ask(server, name, voice=name)
+
+
+def ask_sentences(scene: Scene, server: Server, what: str, **voice: str) -> None:
+    """Whole sentences: until the model says the end of audio."""
+    for number, sentence in enumerate(SENTENCES):
+        scene.ask(server, f"{what} says {number}", input=sentence, max_new_tokens=150, **voice)
 
 
 def encoded(samples: np.ndarray, rate: int = 24000, form: str = "WAV", subtype: str | None = None) -> bytes:
@@ -135,6 +142,9 @@ def own_file(environment: Path, cloning: Path, clips: dict[str, Path], work: Pat
             scene.ask(server, name, ref_audio=sent(path))
         scene.ask(server, "voice anna", voice="anna")
         scene.ask(server, "voice ANNA", voice="ANNA")
+        ask_sentences(scene, server, "preset", voice=PRESETS[0])
+        ask_sentences(scene, server, "anna", voice="anna")
+        ask_sentences(scene, server, "clip", ref_audio=sent(clips["16_bits.wav"]))
         scene.ask(server, "voice and clip", voice="anna", ref_audio=sent(clips["compressed.flac"]))
         scene.ask(server, "http URL", ref_audio="http://127.0.0.1:9/a.wav")
         scene.ask(server, "file URL", ref_audio=clips["anna.wav"].as_uri())

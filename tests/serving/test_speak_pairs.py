@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
 from pathlib import Path
 
@@ -13,10 +12,11 @@ import train_encoder
 from codec import load_release
 from data.pairs import SPOKEN, Pairs
 from evaluation.measure import read_pairs
+from experiments.cpu_server.server import STAGES, variables_for
 from tests.one_step import ALONE
 from tests.serving.conftest import PRESETS
 from tests.serving.scene import Scene
-from tests.serving.server import ENVIRONMENT, PLATFORM, STAGES, said
+from tests.serving.server import said
 from training.config import load_config
 from training.dataset import TrainingData
 
@@ -36,9 +36,8 @@ def spoken(environment: Path, plain: Path, work: Path) -> Path:
     command = [environment / "bin" / "python", ROOT / "speak_pairs.py", "--model-dir", plain, "--texts", texts]
     command += ["--out", out, "--voices", *PRESETS, "--max-seconds", str(FRAMES * 0.08), "--shard-texts", "1"]
     command += ["--keep", "no end", "length", "loop", "--engine", *ENGINE, "gpu_memory_utilization=0.2"]
-    own = {"PATH": f"{environment / 'bin'}:{os.environ['PATH']}", "PYTHONPATH": str(PLATFORM)}
     done = subprocess.run(
-        list(map(str, command)), env=os.environ | ENVIRONMENT | own, capture_output=True, text=True, check=False
+        list(map(str, command)), env=variables_for(environment), capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stderr[-5000:]
     said(f"  speak_pairs.py: {done.stdout.strip()}")
