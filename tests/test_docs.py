@@ -77,6 +77,8 @@ def test_every_command_names_a_program_and_its_options(page: str) -> None:
         if module in ("venv", "pip"):
             continue
         file = ROOT / (f"{module.replace('.', '/')}.py" if module else script)
+        if not file.exists():  # `python -m` of a package
+            file = file.with_suffix("") / "__main__.py"
         assert file.exists(), file
         source = file.read_text(encoding="utf-8")
         if "import evaluate_encoder" in source:  # it has all options of that program, too
