@@ -124,8 +124,8 @@ def words(whisper: Path | None) -> tuple[str | Path, ...]:
 
 
 def compare_with_server(release: Path, wavs: Path) -> list[bool]:
-    """Whether the server's class computes the same codes, for some unseen clips. Writes some clips and what two encoders
-    make of them to the new folder `wavs`."""
+    """Whether the server's class computes the same codes, for some unseen clips. Writes some of these and what two
+    encoders make of them to the new folder `wavs`."""
     clips = unseen_clips()[::COMPARED_EVERY]
     trained, server = load_release(release), load_server_codec(release)
     codes = [trained.encode(clip) for clip in clips]

@@ -4,8 +4,8 @@
     python -m examples.speech_server --model-dir DIR [--port 8000]
 
 It answers `GET /health`, and `POST /v1/audio/speech` with raw samples (`"response_format": "pcm"`), in a named `voice`
-of the release or in the voice of a `ref_audio`. The models are those of `codec/` and `language_model/`, in bf16 as
-served. The noise of an answer depends on its text alone.
+of the release or in the voice of a `ref_audio`. The models are those of `codec/` and `language_model/`: the codec in
+bf16 as served, the language model on a CPU in float32. The noise of an answer depends on its text alone.
 """
 
 from __future__ import annotations
@@ -51,7 +51,9 @@ class Speaker:
 
     def __init__(self, release: Path, device: torch.device) -> None:
         self.codec = load_release(release, device=device)
-        self.model = load_language_model(release, device)
+        # processors without instructions for bf16 emulate it, and take several times as long
+        dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
+        self.model = load_language_model(release, device, dtype)
         self.tokenizer = text_tokenizer(release)
         voices = read_voices(release / "voice_embedding", self.model.config.dim)
         self.voices = {path.stem: rows for path, rows in voices.items()}
