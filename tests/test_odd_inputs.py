@@ -23,6 +23,7 @@ import evaluate_cloning
 import evaluate_encoder
 import inject_encoder
 import patch_tokenizer
+import speak_pairs
 import train_encoder
 from data import export
 from examples import clone_voice
@@ -31,6 +32,7 @@ from tests.injecting import make_case
 
 LIMIT = 120  # seconds of a single command, on a machine that is as busy as can be
 GOOD, ODD, RELEASE, ENCODER, NEW = "GOOD", "ODD", "RELEASE", "ENCODER", "NEW"  # what arguments stand for
+TEXTS = "texts.txt"
 
 
 FEW = ("empty", "NULs", "page", "cut", "parquet", "deep")  # for commands that build networks before they read the file
@@ -129,6 +131,9 @@ EVALUATE = (
 )
 JUDGES = ("pesq", "estoi", "words", "resemblyzer", "ecapa", "wavlm", "quality", "speed")
 CLONE = (GOOD, "text", NEW, "--url")
+SILENT = ("--output", NEW, "--server", "http://127.0.0.1:1")
+NOBODY = ("--model-dir", RELEASE, "--voices", "nobody")  # texts are read before voices
+pairs = main_of(speak_pairs.main)
 train, inject, patch = train_encoder.main, main_of(inject_encoder.main), main_of(patch_tokenizer.main)
 evaluate, speak, cloning = main_of(evaluate_encoder.main), main_of(clone_voice.main), main_of(evaluate_cloning.main)
 COMMANDS = {
@@ -144,6 +149,9 @@ COMMANDS = {
     ),
     "train speaker_model": Command(
         train, (*TRAIN, *NOTHING_ELSE, "losses.speaker=1", f"losses.speaker_model={ODD}"), few=True
+    ),
+    "train pairs": Command(
+        train, (*TRAIN, *NOTHING_ELSE, "losses.inversion=1", f"data.pairs={ODD}"), ".safetensors", few=True
     ),
     "train override": Command(train, (*TRAIN, *NOTHING_ELSE, ODD)),
     "inject --model-dir": Command(inject, ("--model-dir", ODD, "--encoder", ENCODER)),
@@ -163,15 +171,23 @@ COMMANDS = {
     "evaluate --json": Command(evaluate, (*EVALUATE, *JUDGES, "--json", ODD), few=True),
     "evaluate --report": Command(evaluate, (*EVALUATE, *JUDGES, "--report", ODD), few=True),
     "evaluate --require": Command(evaluate, (*EVALUATE, *JUDGES, "--require", ODD), few=True),
+    "evaluate --pairs": Command(evaluate, (*EVALUATE, *JUDGES, "--pairs", ODD), ".safetensors", few=True),
+    "evaluate --seed": Command(evaluate, (*EVALUATE, *JUDGES, "--seed", ODD), few=True),
     "export FOLDER": Command(main_of(export.main), (ODD, "gone")),
     "export SOURCE": Command(main_of(export.main), (NEW, ODD), ".parquet"),
     "clone_voice CLIP": Command(speak, (ODD, "text", NEW, "--url", "http://127.0.0.1:1"), ".wav"),
     "clone_voice OUT": Command(speak, (GOOD, "text", ODD, "--url", "http://127.0.0.1:1"), ".wav"),
     "clone_voice --url": Command(speak, (*CLONE, ODD)),
-    "cloning --list": Command(cloning, ("--output", NEW, "--server", "http://127.0.0.1:1", "--list", ODD), ".lst"),
-    "cloning --data": Command(cloning, ("--output", NEW, "--server", "http://127.0.0.1:1", "--data", ODD), ".parquet"),
+    "cloning --list": Command(cloning, (*SILENT, "--list", ODD), ".lst"),
+    "cloning --data": Command(cloning, (*SILENT, "--data", ODD), ".parquet"),
+    "cloning --texts": Command(cloning, (*SILENT, "--voice", "anna", "--texts", ODD), ".txt"),
+    "cloning --voice": Command(cloning, (*SILENT, "--texts", TEXTS, "--voice", f"anna={ODD}"), ".wav"),
     "cloning --output": Command(cloning, ("--output", ODD, "--data", "gone")),
     "cloning --server": Command(cloning, ("--output", NEW, "--data", "gone", "--server", ODD)),
+    "speak_pairs --model-dir": Command(pairs, ("--model-dir", ODD)),
+    "speak_pairs --texts": Command(pairs, (*NOBODY, "--texts", ODD), ".txt"),
+    "speak_pairs table": Command(pairs, (*NOBODY, "--texts", ODD), ".csv", few=True),
+    "speak_pairs --engine": Command(pairs, (*NOBODY, "--texts", TEXTS, "--engine", ODD), few=True),
 }
 
 
@@ -180,6 +196,7 @@ def places(settings: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> d
     """A current folder for the commands, with the good inputs that they need."""
     case = make_case(tmp_path / "case")
     (tmp_path / "good.wav").write_bytes(audio_bytes(4.0))
+    (tmp_path / TEXTS).write_text("Hello there.\n")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     found = {GOOD: "good.wav", RELEASE: str(case.release), ENCODER: str(case.encoder), NEW: str(tmp_path / "new")}

@@ -212,7 +212,16 @@ def test_a_disk_without_locks_has_one_run_at_a_time_too(
     with pytest.raises(OutputInUseError, match=f"process {child} on"), sole_run(folder, ALONE):
         pass
     kill(child)
-    monkeypatch.setattr(output_lock, "_refuse_if_alive", lambda folder, locked: None)  # both look before either writes
+
+
+@pytest.mark.parametrize("locks", ["none", "of each machine"])
+def test_where_locks_do_not_hold_between_machines_the_last_to_write_goes_on(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, locks: str
+) -> None:
+    """Both look for a holder before either writes that it is one."""
+    without_locks(monkeypatch)
+    if locks != "none":
+        monkeypatch.setattr(output_lock, "_lock", lambda handle, folder: True)
     overtaken = SimpleNamespace(sleep=lambda seconds: (folder / HOLDER).write_text(json.dumps(ELSEWHERE)))
     monkeypatch.setattr(output_lock, "time", overtaken)
     with pytest.raises(OutputInUseError, match="process 12 on node7, started"), sole_run(folder, ALONE):

@@ -34,7 +34,7 @@ from training.distributed import Ranks
 LOCK, HOLDER = ".lock", ".lock.holder"
 RENEWED = 4.0  # seconds between two renewals
 WATCHED = 15.0  # a holder that is not renewed for this many seconds is dead
-SETTLED = 2.0  # seconds after which all machines see the same file on a disk without locks
+SETTLED = 2.0  # seconds after which all machines see the same file on a network disk
 MAX_HOLDER = 10_000  # bytes of the holder's file
 NO_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL)
 OWN_DISKS = ("ext2", "ext3", "ext4", "xfs", "btrfs", "zfs", "f2fs", "tmpfs", "ramfs", "overlay")  # of one machine
@@ -61,7 +61,8 @@ def sole_run(folder: Path, ranks: Ranks) -> Iterator[None]:
         mine = _this_run()
         with written_whole(folder / HOLDER, shared=True, durable=False) as partial:
             partial.write_text(json.dumps(mine), encoding="utf-8")
-        if not locked:  # of several runs that start in the same moment, the last one to write goes on
+        # Where the lock may not hold between machines: of runs that start in the same moment, the last to write goes on
+        if not locked or not _is_own_disk(folder):
             time.sleep(SETTLED)
             if _holder(folder) != mine:
                 raise OutputInUseError(_refusal(folder))

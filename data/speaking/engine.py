@@ -18,6 +18,7 @@ from data.speaking.faults import WORDS, fault
 from data.speaking.plan import Job, Task
 from data.speaking.texts_and_voices import prompt_of
 from data.speaking.words import WordJudge
+from system.command import UserError
 
 TOGETHER = 250  # jobs that are given to the engine at once; their prompts are in memory
 START_SECONDS = 1800  # of the engine: 8 GB may come from a slow disk
@@ -44,14 +45,18 @@ STAGE: dict[str, Any] = {
 
 
 class Engine:
-    """vllm-omni's first stage alone. `seed` is that of its noise: the process draws it, whatever a request says."""
+    """vllm-omni's first stage alone. `seed` is that of its noise: the process draws it, whatever a request says. Raises
+    UserError outside the server's environment."""
 
     def __init__(self, task: Task, clips: Clips | None, seed: int):
         os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
-        from mistral_common.tokens.tokenizers.mistral import MistralTokenizer
-        from vllm_omni.config.pipeline_registry import register_pipeline
-        from vllm_omni.entrypoints.omni import Omni
-        from vllm_omni.outputs.output_modality import TensorAccumulationStrategy, register_key_accumulation_strategy
+        try:
+            from mistral_common.tokens.tokenizers.mistral import MistralTokenizer
+            from vllm_omni.config.pipeline_registry import register_pipeline
+            from vllm_omni.entrypoints.omni import Omni
+            from vllm_omni.outputs.output_modality import TensorAccumulationStrategy, register_key_accumulation_strategy
+        except ModuleNotFoundError as error:
+            raise UserError(f"{error.name} is missing: run this in the server's environment (docs/pairs.md)") from error
 
         self.task, self.clips, self.seed = task, clips, seed
         self.tokenizer = MistralTokenizer.from_file(str(task.release / "tekken.json")).instruct_tokenizer
