@@ -6,7 +6,7 @@ that resumes after a kill need not wait.
 
 Some network disks have locks within each machine only, or none. So `OUTPUT_DIR/.lock.holder` says who holds the lock,
 and the holder renews that file's time every few seconds. Whoever finds another machine's file on a network disk watches
-for a while whether it is still renewed.
+for a while whether it is still renewed. docs/training.md says on which disks this was tried.
 """
 
 from __future__ import annotations
