@@ -16,17 +16,20 @@ continue: what is finished in OUT is not repeated. With several GPUs, each train
 from __future__ import annotations
 
 import argparse
+import json
 import shutil
 import sys
 import threading
+from collections.abc import Sequence
 from pathlib import Path
 
-from codec import load_release
+import torch
+
+from codec import Codec, load_release
 from codec.checkpoint import read_training, with_encoder
 from data import open_clips
-from data.audio import Clip
+from data.audio import Clip, decode
 from experiments.runs import ROOT, experiment_status, named, on_gpus, only, run, training_metrics
-from experiments.stand_in.build import add_voices
 from training.config import load_config
 
 CONFIGS = ROOT / "configs" / "benchmark"
@@ -190,6 +193,22 @@ def evaluate(options: argparse.Namespace, release: Path, withheld: Path, name: s
     command = ("-m", "experiments.evaluate_with_descent", "--encoder", *encoders, *sides, *descent, *judges, *more)
     print(run(*command, environment=only(gpu)), flush=True)
     return figures
+
+
+def add_voices(release: Path, codec: Codec, clips: Sequence[Clip]) -> None:
+    """Gives the release one preset voice for each clip: the embedding of its codes, and the name in params.json.
+
+    `codec` must have the encoder. Raises BadClipError for a clip that cannot be decoded.
+    """
+    (release / "voice_embedding").mkdir()
+    params = json.loads((release / "params.json").read_text(encoding="utf-8"))
+    voices = params["multimodal"]["audio_tokenizer_args"]["voice"]
+    for index, clip in enumerate(clips):
+        waveform = decode(clip, codec.sample_rate)
+        name = f"preset_{index + 1}"
+        torch.save(codec.embed(codec.encode(waveform[None]))[0].clone(), release / "voice_embedding" / f"{name}.pt")
+        voices[name] = index
+    (release / "params.json").write_text(json.dumps(params, indent=2) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":
