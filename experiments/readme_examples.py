@@ -21,6 +21,7 @@ from torch import Tensor
 
 from codec import load_release
 from codec.checkpoint import with_encoder
+from codec.config import CodecConfig
 from data import decode, open_clips
 from evaluation.report.spectrograms import log_mel
 from experiments.runs import DEMO, ROOT, experiment_status
@@ -51,17 +52,15 @@ def make_examples() -> int:
             soundfile.write(path, waveform[0].numpy(), codec.sample_rate, subtype="PCM_16")
             print(f"{path.relative_to(ROOT)}: {path.stat().st_size} bytes")
         if name == "synthetic":
-            draw(picture, original, codes[0], reconstruction, codec.sample_rate, codec.config.frame_rate)
+            draw(picture, original, codes[0], reconstruction, codec.config)
             print(f"{picture.relative_to(ROOT)}: {picture.stat().st_size} bytes")
     return 0
 
 
-def draw(
-    path: Path, original: Tensor, codes: Tensor, reconstruction: Tensor, sample_rate: int, frame_rate: float
-) -> None:
+def draw(path: Path, original: Tensor, codes: Tensor, reconstruction: Tensor, config: CodecConfig) -> None:
     """Two spectrograms of waveforms [1, T], and between them the codes [37, F], over the same seconds."""
-    seconds = original.shape[-1] / sample_rate
-    end = codes.shape[-1] / frame_rate  # the last frame may reach beyond the clip
+    seconds = original.shape[-1] / config.sampling_rate
+    end = codes.shape[-1] / config.frame_rate  # the last frame may reach beyond the clip
     figure = Figure(figsize=(WIDTH, HEIGHT), dpi=DPI, layout="constrained")
     canvas = FigureCanvasAgg(figure)
     axes = figure.subplots(4, 1, sharex=True, height_ratios=[5, 0.6, 4, 5])
@@ -76,10 +75,10 @@ def draw(
     axes[3].set_title("Reconstruction from the codes", loc="left")
     axes[3].set_xlabel("seconds")
 
-    semantic = codes[0].numpy()
-    colours = np.random.default_rng(0).permutation(8192)[semantic]  # so that neighbouring entries look different
-    axes[1].imshow(colours[None], aspect="auto", cmap="hsv", vmin=0, vmax=8192, extent=(0, end, 0, 1))
-    axes[1].set_title(f"Semantic codes: 1 of 8192 entries a frame, {codes.shape[-1]} frames", loc="left")
+    semantic, entries = codes[0].numpy(), config.semantic_codebook_size
+    colours = np.random.default_rng(0).permutation(entries)[semantic]  # so that neighbouring entries look different
+    axes[1].imshow(colours[None], aspect="auto", cmap="hsv", vmin=0, vmax=entries, extent=(0, end, 0, 1))
+    axes[1].set_title(f"Semantic codes: 1 of {entries} entries a frame, {codes.shape[-1]} frames", loc="left")
     axes[2].imshow(codes[1:], aspect="auto", cmap="viridis", vmin=0, vmax=20, extent=(0, end, 0, 1))
     axes[2].set_title("Acoustic codes: 36 scalars of 21 levels a frame", loc="left")
     axes[2].set_ylabel("scalar")
