@@ -33,9 +33,9 @@ def codec(cloning: Path) -> Codec:
 
 
 # The server has another version of PyTorch than the tests. On a processor that emulates bf16, their sums differ now and
-# then in the last bit: one acoustic code of a clip was one level off.
+# then in the last bit: up to 7 of 1813 acoustic codes of a clip were one level off.
 EMULATED_BF16 = not re.search("avx512_bf16|amx_bf16", Path("/proc/cpuinfo").read_text())
-MOST_DIFFERENT = 0.005 if EMULATED_BF16 else 0.0  # share of a clip's codes
+MOST_DIFFERENT = 0.01 if EMULATED_BF16 else 0.0  # share of a clip's codes
 
 
 def same_as_here(answer: Answer, codec: Codec, path: Path) -> None:
@@ -212,7 +212,7 @@ def encoder_file(files: dict[str, str]) -> dict[str, str]:
 def test_an_undone_voice_is_gone_and_the_presets_stay(cloning: Path, tmp_path: Path) -> None:
     folder = linked_copy(cloning, tmp_path / "release")
     assert patch(folder, "--undo") == 0
-    assert sorted(named(folder)) == [f"preset_{i}" for i in range(1, 5)]
+    assert sorted(named(folder)) == sorted(f"preset_{i}" for i in range(1, 21))
     assert json.loads((folder / "tekken.json").read_text())["audio"]["voice_num_audio_tokens"].keys() == {
         *named(folder)
     }
