@@ -18,13 +18,13 @@ from pathlib import Path
 from typing import Any
 
 from codec.config import read_params
-from experiments.cpu_server.__main__ import add_server_option, checked_environment
+from evaluation.cloning.measure import JUDGES
+from experiments.cpu_server.environment import add_server_option, checked_environment
 from experiments.cpu_server.server import CpuServer, ServerError
 from experiments.random_release import linked_copy
-from experiments.runs import DEMO, ExperimentError, experiment_status, run_shown
+from experiments.runs import DEMO, ExperimentError, experiment_status, named, run_shown
 
 NOWHERE = "http://127.0.0.1:9"  # nobody answers: everything has been spoken
-JUDGES = ("words", "resemblyzer", "ecapa", "wavlm", "quality")
 TARGETS = (  # folder, metric, limit, whether the metric is to be at most that
     ("presets", "wer", 0.15, True),
     ("clones", "wer", 0.25, True),
@@ -36,7 +36,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("out", type=Path)
     parser.add_argument(
-        "--encoder", nargs="+", required=True, metavar="NAME=FILE", help="the first one is the main one"
+        "--encoder", nargs="+", type=named, required=True, metavar="NAME=FILE", help="the first one is the main one"
     )
     parser.add_argument(
         "--release", type=Path, default=DEMO / "release", help="without an encoder (default: the demo's)"
@@ -55,7 +55,9 @@ def main() -> int:
 
 
 def measure(options: argparse.Namespace) -> int:
-    encoders = dict(_named(text) for text in options.encoder)
+    encoders = {name: Path(file) for name, file in options.encoder}
+    if missing := [str(file) for file in encoders.values() if not file.is_file()]:
+        raise ExperimentError(f"--encoder: {missing[0]} is no file")
     voices = sorted(read_params(options.release)["multimodal"]["audio_tokenizer_args"].get("voice") or {})
     voices = [voices[i * len(voices) // options.presets] for i in range(min(options.presets, len(voices)))]
     for number, (name, file) in enumerate(encoders.items()):
@@ -65,13 +67,6 @@ def measure(options: argparse.Namespace) -> int:
         found["presets"] = judge(options, "presets", "--server", NOWHERE, *presets(options, voices))
     print_targets(found, next(iter(encoders)), voices)
     return 0
-
-
-def _named(text: str) -> tuple[str, Path]:
-    name, _, file = text.partition("=")
-    if not file or not Path(file).is_file():
-        raise ExperimentError(f"--encoder {text}: expected NAME=FILE, an encoder that exists")
-    return name, Path(file)
 
 
 def _servers(encoders: dict[str, Path]) -> list[str]:

@@ -8,38 +8,19 @@ import sys
 import tempfile
 from pathlib import Path
 
+from experiments.cpu_server.environment import add_server_option, checked_environment
 from experiments.cpu_server.server import CpuServer, ServerError
 from experiments.runs import ExperimentError, experiment_status
-from system.environment import from_environment
-
-USUAL = Path.home() / ".cache" / "voxtral-encoder" / "venv-server"
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description="Runs `vllm serve DIR --omni` on a CPU until Ctrl-C.")
     parser.add_argument("release", type=Path, metavar="DIR")
     parser.add_argument("--port", type=int, default=8000, help="default: %(default)s")
-    usual = from_environment("SERVER_VENV") or USUAL
-    parser.add_argument(
-        "--venv", type=Path, default=usual, help="that has the server (default: $SERVER_VENV or %(default)s)"
-    )
+    add_server_option(parser)
     parser.add_argument("--log", type=Path, help="folder for the server's log (default: a temporary one)")
     options = parser.parse_args()
     return experiment_status(lambda: serve(options), "the server was stopped")
-
-
-def add_server_option(parser: argparse.ArgumentParser) -> None:
-    usual = from_environment("SERVER_VENV") or USUAL
-    parser.add_argument(
-        "--venv", type=Path, default=usual, help="has the server (default: $SERVER_VENV or %(default)s)"
-    )
-
-
-def checked_environment(environment: Path) -> Path:
-    """The virtual environment. Raises ExperimentError if it has no server."""
-    if not (environment / "bin" / "vllm").exists():
-        raise ExperimentError(f"{environment} has no vllm: run `make install-server`, or give --venv")
-    return environment.resolve()
 
 
 def serve(options: argparse.Namespace) -> int:

@@ -1,1 +1,1 @@
-"""How data/demo was made: a small codec of the release's layout, whose encoder is withheld, and a speaker network."""
+"""How data/demo was made: a small release that speaks, whose encoder is withheld, and a speaker network."""
