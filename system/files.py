@@ -23,6 +23,7 @@ def written_whole(path: Path, shared: bool = False, durable: bool = True) -> Ite
     unique = f".{secrets.token_hex(4)}" if shared else ""
     partial = path.with_name(f".{path.name}{unique}.partial")
     try:
+        partial.unlink(missing_ok=True)  # in a stranger's folder it may be a link, which we would write through
         yield partial
         if durable:
             sync(partial)
@@ -41,6 +42,8 @@ def folder_written_whole(path: Path) -> Iterator[Path]:
     `sync` what it writes. Raises OSError."""
     partial = path.with_name(f".{path.name}.partial")
     try:
+        if partial.is_symlink():
+            partial.unlink()
         if partial.exists():  # a killed run left it
             shutil.rmtree(partial)
         partial.mkdir()

@@ -20,6 +20,15 @@ def require_regular(path: Path) -> None:
         raise OSError(errno.EINVAL, "it is not a regular file", str(path))
 
 
+def require_own_place(path: Path) -> None:
+    """Raises OSError if what is written to `path` would go elsewhere, or be waited for: if it is a link, a pipe, a
+    socket or a device. A file, a folder and nothing are right."""
+    if path.is_symlink():
+        raise OSError(errno.ELOOP, "it is a link: replace it by what it leads to, or delete it", str(path))
+    if path.exists() and not (path.is_file() or path.is_dir()):
+        raise OSError(errno.EINVAL, "it is no file but a pipe, a socket or a device: delete it", str(path))
+
+
 def read_file(path: Path, limit: int) -> bytes:
     """The bytes of a regular file. Raises OSError if it is something else, cannot be read, or has more than `limit`
     bytes."""

@@ -27,6 +27,19 @@ def test_a_name_that_is_no_utf8_can_be_written(tmp_path: Path) -> None:
     assert (tmp_path / "names").read_text(encoding="utf-8") == r"caf\udce9.wav"
 
 
+def test_nothing_is_written_through_a_link_that_waits_in_a_strangers_folder(tmp_path: Path) -> None:
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine/file").write_text("mine")
+    (tmp_path / "theirs").mkdir()
+    (tmp_path / "theirs/.file.partial").symlink_to(tmp_path / "mine/file")
+    (tmp_path / "theirs/.folder.partial").symlink_to(tmp_path / "mine")
+    write_whole(tmp_path / "theirs/file", "theirs")
+    with folder_written_whole(tmp_path / "theirs/folder") as partial:
+        (partial / "file").write_text("theirs")
+    assert (tmp_path / "mine/file").read_text() == "mine"
+    assert [(tmp_path / "theirs" / name).read_text() for name in ("file", "folder/file")] == ["theirs", "theirs"]
+
+
 @pytest.mark.parametrize("shared", [False, True])
 def test_a_file_whose_writing_fails_is_as_it_was(tmp_path: Path, shared: bool) -> None:
     path = tmp_path / "file"

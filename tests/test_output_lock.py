@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import shutil
 import signal
 import sys
 from collections.abc import Callable
@@ -15,12 +16,13 @@ import pytest
 import torch
 
 import train_encoder
+from experiments.random_release import TINY, params_json
 from tests import forked_commands
 from tests.rank_processes import start, statuses
 from tests.waiting import until
 from training import output_lock
 from training.distributed import Ranks
-from training.output_lock import HOLDER, OutputInUseError, sole_run
+from training.output_lock import HOLDER, WRITTEN_INTO, OutputInUseError, sole_run
 
 ALONE = Ranks(0, 1, torch.device("cpu"))
 ELSEWHERE = {"machine": "another", "host": "node7", "pid": "12", "job": "99", "started": "2026-03-01 10:00:00"}
@@ -259,6 +261,43 @@ def test_the_kind_of_a_disk_is_that_of_the_nearest_mount(monkeypatch: pytest.Mon
         Path, "read_text", lambda self, **how: "\n".join(lines) if self.name == "mountinfo" else read(self, **how)
     )
     assert output_lock._is_own_disk(Path(path)) == own
+
+
+@pytest.mark.parametrize("train", ["encoder", "codec"])
+def test_files_of_a_run_that_are_links_are_replaced(
+    settings: Path, tmp_path: Path, train: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All that a run leaves but what it writes into: that is refused, as the next test shows."""
+    (tmp_path / "params.json").write_text(json.dumps(params_json(TINY)))
+    arguments = ["train_encoder.py", "--config", str(settings), f"train={train}", f"params={tmp_path / 'params.json'}"]
+    monkeypatch.setattr(sys, "argv", [*arguments, "losses.shaping=0", "steps=1"])
+    assert train_encoder.main() == 0
+    folder, outside = tmp_path / "run", tmp_path / "outside"
+    shutil.copytree(folder, outside)
+    before = {path: path.read_bytes() for path in outside.rglob("*") if path.is_file()}
+    links = [path for path in folder.iterdir() if path.name not in WRITTEN_INTO]
+    assert {"config.yaml", "encoder.safetensors"} <= {path.name for path in links}
+    for path in links:
+        path.unlink()
+        path.symlink_to(outside / path.name)
+    monkeypatch.setattr(sys, "argv", [*arguments, "losses.shaping=0", "steps=2"])
+    assert train_encoder.main() == 0
+    assert {path: path.read_bytes() for path in outside.rglob("*") if path.is_file()} == before
+
+
+@pytest.mark.parametrize("name", WRITTEN_INTO)
+def test_a_link_or_a_pipe_in_the_folder_of_a_run_is_refused(folder: Path, tmp_path: Path, name: str) -> None:
+    folder.mkdir()
+    makes = {
+        "is a link": lambda: (folder / name).symlink_to(tmp_path / "new"),
+        "is no file but a pipe": lambda: os.mkfifo(folder / name),
+    }
+    for expected, make in makes.items():
+        make()
+        with pytest.raises(OSError, match=expected), sole_run(folder, ALONE):
+            pass
+        (folder / name).unlink()
+    assert not (tmp_path / "new").exists()
 
 
 def test_a_folder_that_cannot_be_made_is_one_sentence(

@@ -31,7 +31,7 @@ from tests.random_teacher import use_random_teacher
 from tests.rank_processes import free_port, start, statuses, torchrun_environment
 from tests.waiting import until
 from training import distributed
-from training.checkpoints import CheckpointError
+from training.checkpoints import CheckpointError, newest_step
 from training.config import load_config
 from training.distributed import Ranks
 from training.memory import MemoryFullError, explain_full_memory
@@ -370,6 +370,23 @@ def test_checkpoints_that_a_killed_run_was_about_to_delete_are_deleted_by_the_ne
     (folder / "step_0000000/state.pt").unlink()
     train_encoder.train(load_config(settings, ["steps=2", "keep=1"]), ALONE)
     assert [path.name for path in folder.iterdir()] == ["step_0000002"]
+
+
+def test_a_copy_of_a_checkpoint_that_somebody_made_is_no_checkpoint_and_stays(settings: Path) -> None:
+    train_encoder.train(load_config(settings, ["steps=1"]), ALONE)
+    folder = Path(load_config(settings).output_dir) / "checkpoints"
+    copies = ["step_0000001_backup", "step_0000001 (copy)", "step_best", "step_", "step_9", "step_x"]
+    for name in copies:
+        shutil.copytree(folder / "step_0000001", folder / name)
+    (folder / "step_notes.txt").write_text("the first was good")
+    (folder / "step_0000009").symlink_to("step_best")
+    train_encoder.train(load_config(settings, ["steps=2", "keep=1"]), ALONE)
+    left = {*copies, "step_notes.txt", "step_0000009", "step_0000002"}
+    assert left <= {path.name for path in folder.iterdir()}
+    assert state_of(folder.parent, 2)["step"] == 2
+    (folder / "step_0000002").rename(folder / "step_10000000")  # after seven digits come eight
+    shutil.copytree(folder / "step_best", folder / "step_9999999")
+    assert newest_step(folder) == 10_000_000
 
 
 @pytest.mark.parametrize("damage", ["cut short", "one bit"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ class CheckpointError(UserError):
 
 
 STATE = "state.pt"
+NAME = re.compile("step_[0-9]{7,15}")
 # state keys of earlier versions
 RENAMED_STATE = {"average": "ema", "companions": "auxiliary", "place": "clips_seen"}
 # what a checkpoint holds at least
@@ -29,7 +31,8 @@ def save_checkpoint(folder: Path, step: int, state: dict[str, Any], keep: int, b
     `keep` and that of the step `best`. Raises CheckpointError if it cannot be written; older ones stay as they are."""
     target = folder / f"step_{step:07}"
     for left in folder.glob(".step_*.partial"):  # a run was killed while it wrote this
-        shutil.rmtree(left)
+        if not left.is_symlink():
+            shutil.rmtree(left)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with folder_written_whole(target) as partial:
@@ -45,8 +48,9 @@ def save_checkpoint(folder: Path, step: int, state: dict[str, Any], keep: int, b
 
 
 def delete_old(folder: Path, keep: int, best: int) -> None:
-    """Deletes all checkpoints but the newest `keep` and that of the step `best`, and unfinished ones of killed runs."""
-    for old in set(folder.glob("step_*")) - set(checkpoints(folder)[-keep:]) - {folder / f"step_{best:07}"}:
+    """Deletes all checkpoints but the newest `keep` and that of the step `best`, and unfinished ones of killed runs.
+    What has another name than a checkpoint, such as a copy that somebody made, stays."""
+    for old in set(_numbered(folder)) - set(checkpoints(folder)[-keep:]) - {folder / f"step_{best:07}"}:
         shutil.rmtree(old)
 
 
@@ -71,10 +75,20 @@ def load_newest(folder: Path) -> dict[str, Any] | None:
 
 def checkpoints(folder: Path) -> list[Path]:
     """The complete checkpoints in `folder`, oldest first."""
-    return sorted(state.parent for state in folder.glob(f"step_*/{STATE}"))
+    return [path for path in _numbered(folder) if (path / STATE).exists()]
+
+
+def _numbered(folder: Path) -> list[Path]:
+    """The folders that have a checkpoint's name, in the order of their steps."""
+    found = [path for path in folder.glob("step_*") if NAME.fullmatch(path.name) and path.is_dir()]
+    return sorted((path for path in found if not path.is_symlink()), key=_step_of)
+
+
+def _step_of(checkpoint: Path) -> int:
+    return int(checkpoint.name.removeprefix("step_"))
 
 
 def newest_step(folder: Path) -> int:
     """The step of the newest complete checkpoint in `folder`, 0 if there is none."""
-    numbers = [path.name.removeprefix("step_") for path in checkpoints(folder)[-1:]]
-    return int(numbers[0]) if numbers and numbers[0].isdigit() else 0
+    found = checkpoints(folder)
+    return _step_of(found[-1]) if found else 0

@@ -28,10 +28,15 @@ from pathlib import Path
 
 from system.command import UserError
 from system.files import written_whole
-from system.untrusted import parse_json, read_file
+from system.untrusted import parse_json, read_file, require_own_place
 from training.distributed import Ranks
 
 LOCK, HOLDER = ".lock", ".lock.holder"
+# what a run writes into or appends to; it replaces its other files
+WRITTEN_INTO = (
+    *(LOCK, "metrics.jsonl", "skipped_clips.txt", "kept_clips.txt"),
+    *("checkpoints", "tensorboard", "release", "release_best"),
+)
 RENEWED = 4.0  # seconds between two renewals
 WATCHED = 15.0  # a holder that is not renewed for this many seconds is dead
 SETTLED = 2.0  # seconds after which all machines see the same file on a network disk
@@ -49,11 +54,13 @@ class OutputInUseError(UserError):
 @contextmanager
 def sole_run(folder: Path, ranks: Ranks) -> Iterator[None]:
     """Makes the folder and locks it for a run: rank 0 does, for all ranks. Raises OutputInUseError if another run has
-    locked it, and OSError if the folder cannot be written to."""
+    locked it, and OSError if the folder cannot be written to, or if a file or folder in it leads out of it."""
     if not ranks.main:
         yield
         return
     folder.mkdir(parents=True, exist_ok=True)
+    for name in WRITTEN_INTO:
+        require_own_place(folder / name)
     handle = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
     try:
         locked = _lock(handle, folder)
