@@ -12,8 +12,13 @@ import numpy as np
 from data.audio import BadClipError, Clip
 from system.command import UserError
 from system.names import printable
+from system.untrusted import read_file
 
-AUDIO_SUFFIXES = (".wav", ".flac", ".ogg", ".mp3", ".opus", ".oga")
+AUDIO_SUFFIXES = (  # of what libsndfile reads
+    *(".wav", ".flac", ".ogg", ".mp3", ".opus", ".oga"),
+    *(".aif", ".aiff", ".au", ".caf", ".rf64", ".sph", ".w64"),
+)
+MAX_TRANSCRIPT = 1 << 20  # bytes
 
 
 class DataError(UserError):
@@ -58,7 +63,7 @@ class FolderClips:
         if not self.transcribed:
             return Clip(name, path, printable(path.parent.name), language=self.language)
         try:
-            text = path.with_suffix(self.TRANSCRIPT).read_text(encoding="utf-8").strip()
+            text = read_file(path.with_suffix(self.TRANSCRIPT), MAX_TRANSCRIPT).decode().strip()
         except FileNotFoundError:
             text = ""
         except (OSError, UnicodeDecodeError) as error:

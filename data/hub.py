@@ -7,6 +7,7 @@ import re
 import shutil
 import warnings
 from collections import defaultdict
+from contextlib import suppress
 from fnmatch import fnmatch
 from pathlib import Path, PurePosixPath
 
@@ -14,7 +15,7 @@ from filelock import FileLock
 
 from data.clips import DataError
 from system.files import write_whole
-from system.untrusted import read_file
+from system.untrusted import parse_json, read_file
 from system.yaml_text import parse_yaml_text
 
 SPACE = 2.1  # times the download: the parquet files and their memory-mapped copy
@@ -24,6 +25,7 @@ LOCAL_FORMS = (
 )
 CARD, CARD_HEAD = "README.md", re.compile(r"---\s*\n(.*?)\n---\s*\n", re.S)  # its head says which files each split has
 MAX_CARD, MAX_CARD_HEAD, CARD_LEVELS = 4 << 20, 100_000, 30  # bytes, characters, levels of YAML
+MAX_LISTING = 16 << 20  # bytes
 NUMBERED = re.compile(r"(?P<split>.+)-(?P<number>\d{5})-of-(?P<count>\d{5})")  # a parquet file's name, without suffix
 
 
@@ -42,10 +44,9 @@ def download(name: str, split: str, cache: str, endpoint: str | None = None) -> 
     try:
         root.mkdir(parents=True, exist_ok=True)
         with FileLock(listing.with_suffix(".lock")):
-            if listing.exists():
-                paths = [root / path for path in json.loads(listing.read_text(encoding="utf-8"))]
-                if all(path.exists() for path in paths):
-                    return paths
+            paths = _listed(listing, root)
+            if paths and all(path.exists() for path in paths):
+                return paths
             found = snapshot_download(
                 name, repo_type="dataset", cache_dir=root, allow_patterns="*.parquet", endpoint=endpoint, dry_run=True
             )
@@ -73,6 +74,13 @@ def download(name: str, split: str, cache: str, endpoint: str | None = None) -> 
             f"{name} was not downloaded into {root} ({_reason(error)}); repeat the command to download the rest. "
             f"{LOCAL_FORMS}"
         ) from error
+
+
+def _listed(listing: Path, root: Path) -> list[Path]:
+    """The files that an earlier run noted, none if its note is missing or damaged."""
+    with suppress(OSError, ValueError, TypeError):
+        return [root / path for path in parse_json(read_file(listing, MAX_LISTING))]
+    return []
 
 
 def of_split(file: str, split: str) -> bool:

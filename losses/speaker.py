@@ -21,9 +21,11 @@ from codec.config import SAMPLE_RATE
 from losses.resampling import JUDGE_RATE, band_limited_resample
 from system.command import UserError
 from system.torch_files import LOAD_ERRORS, load_torch_file
+from system.untrusted import read_file
 
 PUBLISHED = "speechbrain/spkrec-ecapa-voxceleb"
 HYPERPARAMETERS, WEIGHTS = "hyperparams.yaml", "embedding_model.ckpt"
+MAX_HYPERPARAMETERS = 1 << 16  # bytes
 SHORTEST = 0.1  # seconds; the network's widest convolution needs five frames of 10 ms
 
 
@@ -158,8 +160,11 @@ def _read_hyperparameters(path: Path) -> Any:
     from hyperpyyaml import resolve_references
     from ruamel.yaml.error import YAMLError  # hyperpyyaml uses this library
 
+    text = read_file(path, MAX_HYPERPARAMETERS).decode()
     try:
-        return yaml.load(resolve_references(path.read_text(encoding="utf-8")), _Described)
+        if any(isinstance(token, yaml.AliasToken) for token in yaml.scan(text)):
+            raise ValueError(f"{path} has aliases (*name): with them a short text can describe a huge value")
+        return yaml.load(resolve_references(text), _Described)
     except (YAMLError, yaml.YAMLError) as error:
         raise ValueError(f"{path} is not valid YAML") from error
 

@@ -135,6 +135,19 @@ for path in sorted(Path(sys.argv[1]).iterdir()):
     assert all("is too long" in text for text in said.values()), said
 
 
+@pytest.mark.parametrize("transcript", ["pipe", "device", "large"])
+def test_a_transcript_that_is_no_text_is_said_and_not_waited_for(tmp_path: Path, transcript: str) -> None:
+    path = tmp_path / "ann/1/a.normalized.txt"
+    path.parent.mkdir(parents=True)
+    path.with_name("a.wav").write_bytes(audio_bytes(0.5))
+    make = {"pipe": lambda: os.mkfifo(path), "device": lambda: path.symlink_to("/dev/zero")}
+    make.get(transcript, lambda: path.write_bytes(b"a" * (2 << 20)))()
+    clips = FolderClips(tmp_path)
+    with pytest.raises(BadClipError, match=r"has a transcript that cannot be read \("):
+        clips.read(0)
+    assert clips.texts() == [""]
+
+
 def test_pipes_and_folders_with_the_name_of_a_sound_do_not_block(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe.wav")
     (tmp_path / "folder.wav").mkdir()
@@ -220,9 +233,13 @@ def test_every_real_file_of_a_folder_with_links_counts_once(tmp_path: Path) -> N
         decode(clips.read(4), RATE)
 
 
-@pytest.mark.parametrize("name", ["a.opus", "a.oga", "a.OPUS", "a.Flac", "a.MP3"])
-def test_files_of_messengers_and_corpora_are_looked_at(tmp_path: Path, name: str) -> None:
+NAMES = ["a.opus", "a.oga", "a.OPUS", "a.Flac", "a.MP3", "a.aif", "a.AIFF", "a.au", "a.caf", "a.rf64", "a.sph", "a.w64"]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_files_of_messengers_studios_and_corpora_are_looked_at(tmp_path: Path, name: str) -> None:
     form = {"opus": {"format": "OGG", "subtype": "OPUS"}, "oga": {"format": "OGG"}}
+    form |= {"aif": {"format": "AIFF"}, "sph": {"format": "NIST"}}
     kind = name.split(".")[1].lower()
     (tmp_path / name).write_bytes(encoded(0.5, **form.get(kind, {"format": kind.upper()})))
     assert decode(FolderClips(tmp_path).read(0), RATE).shape[-1] == pytest.approx(12000, rel=0.2)

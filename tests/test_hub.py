@@ -111,6 +111,16 @@ def test_an_interrupted_download_goes_on_with_what_is_missing(hub: Hub, tmp_path
     assert hub.asked == [second]
 
 
+@pytest.mark.parametrize("note", [b"", b"[", b"null", b"[1]", b"{}", b"[]", b"\xff", b"[" * 5000])
+def test_a_damaged_note_of_what_was_downloaded_is_written_anew(hub: Hub, tmp_path: Path, note: bytes) -> None:
+    paths = download(NAME, "train.clean.100", str(tmp_path / "cache"), hub.url)
+    (listing,) = (tmp_path / "cache").glob("*.json")
+    written = listing.read_bytes()
+    listing.write_bytes(note)
+    assert download(NAME, "train.clean.100", str(tmp_path / "cache"), hub.url) == paths
+    assert listing.read_bytes() == written
+
+
 def test_of_several_processes_one_downloads(hub: Hub, tmp_path: Path) -> None:
     context = multiprocessing.get_context("spawn")
     with context.Pool(3) as pool:

@@ -7,6 +7,7 @@ import math
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -19,6 +20,7 @@ from data.audio import decode
 from experiments.stand_in import train_speaker
 from losses.resampling import band_limited_resample
 from losses.speaker import SpeakerDistance, SpeakerModelError, SpeakerNetwork
+from tests.fuzzing import bounded
 from training.distributed import start_ranks
 
 ROOT = Path(__file__).parent.parent
@@ -284,6 +286,25 @@ def test_a_network_that_cannot_be_loaded_is_named_with_the_key_and_how_to_train_
     message = str(caught.value)
     for part in (str(tmp_path), reason, "losses.speaker_model", "losses.speaker=0"):
         assert part in message
+
+
+SHORT_AND_HUGE = "a: &a [x, x]\n" + "".join(
+    f"{chr(b)}: &{chr(b)} [*{chr(b - 1)}, *{chr(b - 1)}]\n" for b in range(98, 123)
+)
+ENDLESS: dict[str, Callable[[Path], object]] = {
+    "a pipe": os.mkfifo,
+    "a device": lambda path: path.symlink_to("/dev/zero"),
+    "large": lambda path: path.write_text("# \n" * 100_000),
+    "a short text of a huge value": lambda path: path.write_text(SHORT_AND_HUGE),
+}
+
+
+@pytest.mark.parametrize("what", ENDLESS)
+def test_a_description_that_does_not_end_is_refused_at_once(what: str, random_folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "embedding_model.ckpt").write_bytes((random_folder / "embedding_model.ckpt").read_bytes())
+    ENDLESS[what](tmp_path / "hyperparams.yaml")
+    with bounded(), pytest.raises(SpeakerModelError, match=r"regular file|more than|has aliases"):
+        SpeakerDistance(str(tmp_path))
 
 
 def test_a_source_that_is_neither_a_folder_nor_a_hub_name_is_refused_without_asking_the_hub() -> None:
