@@ -36,6 +36,8 @@ URL = re.compile(r"https?://(\[[0-9a-f:]+\]|[^\s/:?#@\\]+)(:\d{1,5})?(/[!-\"$->@
 TIMEOUT = 600  # seconds without a byte
 HEALTH_TIMEOUT = 10  # seconds
 MAX_SPEECH = 3600 * SAMPLE_RATE * SAMPLE_BYTES  # bytes; the model speaks less than six minutes
+# kinds of an answer that may be raw samples, and those of an answer that says nothing of its kind
+RAW = ("audio/pcm", "audio/x-pcm", "audio/l16", "audio/raw", "audio/x-raw", "application/octet-stream", "")
 MAX_MESSAGE = 1 << 16  # bytes of an answer that is no speech
 FORMATS = {b"RIFF": "a WAV file", b"OggS": "an OGG file", b"fLaC": "a FLAC file", b"ID3": "an MP3 file"}
 
@@ -178,7 +180,7 @@ def _way(url: str) -> str:
 def _samples(answer: Any, url: str) -> Iterator[bytes]:
     """The speech in a server's answer, in whole samples. Raises SpeechError for anything else."""
     kind, begin, odd, total = str(answer.headers.get("Content-Type", "")), b"", b"", 0
-    if kind and not kind.lower().startswith(("audio/", "application/octet-stream")):
+    if kind.partition(";")[0].strip().lower() not in RAW:
         raise SpeechError(f"{_no_speech(url)}: {shortened(kind)}, {_message(answer.read(MAX_MESSAGE))}")
     while piece := answer.read1(PIECE):
         if not begin:
