@@ -5,12 +5,13 @@ encoders against the rest, and measures them beside the withheld one.
         --speaker-model FOLDER --codec-minutes 7 --encoder-minutes 4
 
 The numbers of steps fill the given minutes: a short run measures how long a step takes. They are kept in
-OUT/codec_steps.txt and OUT/encoders_steps.txt. The new encoders differ in how they start: as the decoder's inverse (the
-recipe), from layers that mirror the decoder's, or from random weights. Of the first, encoders on the way are kept too,
-for the curve of what is recovered over hours of audio.
+OUT/codec_steps.txt and OUT/encoders_steps.txt. `--encoders` chooses the new encoders of ENCODERS: the recipe, other
+ways to start, less work for the discriminator, and pairs. No language model speaks this codec's codes, so pairs are
+made from the withheld encoder's codes of the training speech. Of the first encoder, those on the way are kept too, for
+the curve of what is recovered over hours of audio.
 
 Each set of unseen speech becomes OUT/NAME.json; OUT/results.md has the tables of RESULTS.md. Repeat the command to
-continue: what is finished in OUT is not repeated. With several GPUs, each trains and measures another encoder.
+continue: what is finished in OUT is not repeated. With several GPUs, each trains and measures other encoders.
 """
 
 from __future__ import annotations
@@ -30,12 +31,22 @@ from codec.checkpoint import read_training, with_encoder
 from data import open_clips
 from data.audio import Clip, decode
 from experiments.runs import ROOT, experiment_status, named, on_gpus, only, run, training_metrics
+from system.files import folder_written_whole
 from training.config import load_config
 
 CONFIGS = ROOT / "configs" / "benchmark"
-STARTS = {"recipe": "inverse", "mirror_start": "mirror", "random_start": "random"}  # by encoder; values of `init`
+PAIRS = ("batch_size=32", "losses.inversion=10", "losses.inversion_temperature=0.5")  # as configs/v4.yaml
+ENCODERS = {  # by name, the settings in which it differs from configs/benchmark/encoder.yaml
+    "recipe": (),
+    "second_seed": ("seed=1",),
+    "mirror_start": ("init=mirror",),
+    "random_start": ("init=random",),
+    "every_second": ("discriminator.every=2",),
+    "half_crops": ("discriminator.crop_seconds=1",),  # of two seconds
+    "pairs": PAIRS,
+    "pairs_without_statistics": (*PAIRS, "losses.commitment=0", "losses.diversity=0", "losses.shaping=0"),
+}
 MEASURED_STEPS, LOG_EVERY = 200, 50  # of the short run
-DISCRIMINATOR_SHARE = 0.05  # of the steps, the last ones; each takes several times as long
 CURVE = 5  # encoders of the curve, the last one among them
 VOICES = 8  # presets of the stand-in
 
@@ -50,9 +61,21 @@ def main() -> int:
     parser.add_argument("--speaker-model", required=True, help="network of the speaker loss: folder or hub name")
     parser.add_argument("--codec-minutes", type=float, default=7, help="(default: %(default)s)")
     parser.add_argument("--encoder-minutes", type=float, default=4, help="for each (default: %(default)s)")
-    parser.add_argument("--encoders", nargs="+", choices=STARTS, default=[*STARTS], help="default: all of them")
+    parser.add_argument("--encoders", nargs="+", choices=ENCODERS, default=["recipe"], help="default: %(default)s")
+    parser.add_argument(
+        "--side-by-side", type=int, default=1, help="encoders at a time on a GPU (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--discriminator",
+        nargs=2,
+        type=float,
+        default=(0.2, 0.5),
+        metavar=("CODEC", "ENCODER"),
+        help="the discriminator's share of the steps, the last ones (default: %(default)s)",
+    )
+    parser.add_argument("--pairs-hours", type=float, default=5, help="of speech, as pairs (default: %(default)s)")
     parser.add_argument("--clips", type=int, default=32, help="of each set of unseen speech (default: %(default)s)")
-    parser.add_argument("--descent", type=int, default=300, help="steps (default: %(default)s)")
+    parser.add_argument("--descent", type=int, default=300, help="steps, 0 for none (default: %(default)s)")
     parser.add_argument("--descent-clips", type=int, default=8, help="(default: %(default)s)")
     parser.add_argument("--jobs", type=int, default=12, help="judges at a time (default: %(default)s)")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="settings of every run")
@@ -67,7 +90,9 @@ def benchmark(options: argparse.Namespace) -> int:
 
     # 1. The codec, whose encoder is withheld
     config, codec = CONFIGS / "codec.yaml", options.out / "codec"
-    train(config, codec, common, steps_for(options.codec_minutes, config, codec, common), saves=2)
+    share, share_of_encoders = options.discriminator
+    steps = steps_for(options.codec_minutes, share, config, codec, common)
+    train(config, codec, common, steps, share, saves=2)
     release, withheld = codec / "release", codec / "encoder.safetensors"
     if not (release / "voice_embedding").exists():
         add_voices(release, with_encoder(load_release(release), withheld), one_clip_per_speaker(options.speech))
@@ -75,12 +100,18 @@ def benchmark(options: argparse.Namespace) -> int:
     # 2. New encoders against the rest of it
     common += [f"model_dir={release}", f"losses.speaker_model={options.speaker_model}"]
     config = CONFIGS / "encoder.yaml"
-    steps = steps_for(options.encoder_minutes, config, options.out / "encoders", common)
+    steps = steps_for(options.encoder_minutes, share_of_encoders, config, options.out / "encoders", common)
+    pairs, encoding = options.out / "pairs", threading.Lock()
 
     def train_encoder(name: str, gpu: str) -> None:
-        train(config, options.out / name, [*common, f"init={STARTS[name]}"], steps, saves=CURVE, gpu=gpu)
+        settings = [*common, *ENCODERS[name]]
+        if ENCODERS[name][: len(PAIRS)] == PAIRS:
+            with encoding:
+                encode_pairs(pairs, release, withheld, options, gpu)
+            settings.append(f"data.pairs=[{pairs}]")
+        train(config, options.out / name, settings, steps, share_of_encoders, saves=CURVE, gpu=gpu)
 
-    on_gpus(train_encoder, options.encoders)
+    on_gpus(train_encoder, options.encoders, options.side_by_side)
 
     # 3. The measurement, two sets of speech at a time on each GPU, which mostly waits for the judges
     def measure(unseen: tuple[str, str], gpu: str) -> Path:
@@ -94,8 +125,18 @@ def benchmark(options: argparse.Namespace) -> int:
     return 0
 
 
-def steps_for(minutes: float, config: Path, folder: Path, settings: list[str]) -> int:
-    """How many steps fill the minutes. A short run measures a step; the number is kept in `folder`_steps.txt."""
+def encode_pairs(pairs: Path, release: Path, withheld: Path, options: argparse.Namespace, gpu: str) -> None:
+    """Writes the folder of pairs, unless it is there."""
+    if pairs.exists():
+        return
+    codec = ("--model-dir", str(release), "--encoder", str(withheld), "--hours", str(options.pairs_hours))
+    with folder_written_whole(pairs) as partial:
+        run("-m", "experiments.encode_pairs", str(partial), options.speech, *codec, environment=only(gpu))
+
+
+def steps_for(minutes: float, share: float, config: Path, folder: Path, settings: list[str]) -> int:
+    """How many steps fill the minutes, if a `share` of them has the discriminator. A short run measures a step; the
+    number is kept in `folder`_steps.txt."""
     known = folder.with_name(f"{folder.name}_steps.txt")
     if not known.exists():
         short = folder.with_name(f"{folder.name}_short")
@@ -106,7 +147,7 @@ def steps_for(minutes: float, config: Path, folder: Path, settings: list[str]) -
         )
         run("train_encoder.py", "--config", str(config), *settings, *measured)
         without, with_discriminator = seconds_per_step(short)
-        mean = (1 - DISCRIMINATOR_SHARE) * without + DISCRIMINATOR_SHARE * with_discriminator
+        mean = (1 - share) * without + share * with_discriminator
         steps = int(60 * minutes / mean)
         print(
             f"{folder.name}: {without:.4f} s a step, {with_discriminator:.4f} with the discriminator: {steps} steps",
@@ -125,7 +166,7 @@ def seconds_per_step(short: Path) -> tuple[float, float]:
     return audio / speeds[MEASURED_STEPS // 2], audio / speeds[MEASURED_STEPS]
 
 
-def train(config: Path, folder: Path, settings: list[str], steps: int, saves: int, gpu: str = "") -> None:
+def train(config: Path, folder: Path, settings: list[str], steps: int, share: float, saves: int, gpu: str = "") -> None:
     """Trains, unless `folder` holds the finished run. It saves only `saves` times, because a checkpoint has 5 GB; the
     encoder of each checkpoint but the last is kept in `folder`/kept."""
     encoder = folder / "encoder.safetensors"
@@ -135,7 +176,7 @@ def train(config: Path, folder: Path, settings: list[str], steps: int, saves: in
     keeper = threading.Thread(target=keep_encoders, args=(folder, ended))
     keeper.start()
     every = -(-steps // saves)
-    length = (f"steps={steps}", f"discriminator.start_step={round((1 - DISCRIMINATOR_SHARE) * steps)}")
+    length = (f"steps={steps}", f"discriminator.start_step={round((1 - share) * steps)}")
     more = (*length, f"save_every={every}", f"validate_every={every}", f"output_dir={folder}")
     try:
         run("train_encoder.py", "--config", str(config), *settings, *more, environment=only(gpu))
@@ -186,11 +227,14 @@ def evaluate(options: argparse.Namespace, release: Path, withheld: Path, name: s
     first = options.out / options.encoders[0]
     encoders += [f"{path.stem}={path}" for path in sorted(first.glob("kept/step_*.safetensors"))]
     sides = ("--model-dir", str(release), "--against", str(withheld), "--data", speech, "--clips", str(options.clips))
-    descent = ("--descent-steps", str(options.descent), "--descent-clips", str(options.descent_clips))
+    program: tuple[str, ...] = ("evaluate_encoder.py",)
+    if options.descent:
+        descent = ("--descent-steps", str(options.descent), "--descent-clips", str(options.descent_clips))
+        program = ("-m", "experiments.evaluate_with_descent", *descent)
     judges = ("--whisper", options.whisper, "--speaker-model", options.speaker_model, "--without", "wavlm")
     report = ("--report", str(options.out / f"report_{name}"), "--metrics", str(first / "metrics.jsonl"))
     more = ("--jobs", str(max(1, options.jobs // len(options.unseen))), "--json", str(figures), *report)
-    command = ("-m", "experiments.evaluate_with_descent", "--encoder", *encoders, *sides, *descent, *judges, *more)
+    command = (*program, "--encoder", *encoders, *sides, *judges, *more)
     print(run(*command, environment=only(gpu)), flush=True)
     return figures
 

@@ -184,23 +184,26 @@ def measure(name: str, batch: int, seconds: float, autocast: bool) -> Measured:
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats()
         try:
-            taken = milliseconds(CODECS[name](torch.device("cuda"), autocast=autocast), batch, seconds)
+            at_first, taken = milliseconds(CODECS[name](torch.device("cuda"), autocast=autocast), batch, seconds)
         except torch.OutOfMemoryError:
             if batch == 1:
                 raise
             print(f"{described}: {batch} do not fit", flush=True)
             batch //= 2
             continue
-        found = Measured(taken, batch * seconds, torch.cuda.max_memory_reserved() / 1e9)
+        found = Measured(taken, batch * seconds, torch.cuda.max_memory_reserved() / 1e9, at_first)
         print(f"{described}, {batch} a step: {found}", flush=True)
         return found
 
 
-def milliseconds(step: Step, batch: int, seconds: float) -> list[float]:
-    """What a step takes, in each of ROUNDS of STEPS."""
+def milliseconds(step: Step, batch: int, seconds: float) -> tuple[float, list[float]]:
+    """The memory of the first steps in GB, and what a step takes in each of ROUNDS of STEPS."""
     original = 0.1 * torch.randn(batch, 1, round(seconds * SAMPLE_RATE), device="cuda")
     for _ in range(WARM_UP):
         step(original)
+    at_first = torch.cuda.max_memory_reserved() / 1e9
+    torch.cuda.empty_cache()
+    torch.cuda.reset_peak_memory_stats()
     found = []
     for _ in range(ROUNDS):
         torch.cuda.synchronize()
@@ -209,7 +212,7 @@ def milliseconds(step: Step, batch: int, seconds: float) -> list[float]:
             step(original)
         torch.cuda.synchronize()
         found.append(1e3 * (time.perf_counter() - began) / STEPS)
-    return found
+    return at_first, found
 
 
 if __name__ == "__main__":

@@ -4,17 +4,23 @@
     python -m experiments.performance [--runs 3] [--rows ROW ...]
 
 Networks have random weights at their real dimensions, and steps are on noise: `experiments.step_speed` and
-`experiments.codec_training_speed`, which measure one of them. Every run builds its networks anew. The table has the
-median of all rounds of all runs, and their range. A smaller card is this one with less of its memory.
+`experiments.codec_training_speed`, which measure one of them. Every row has a process of its own, and every run builds
+its networks anew. The table has the median of all rounds of all runs, and their range; the memory is that of a row's
+first run. A smaller card is this one with less of its memory.
 """
 
 from __future__ import annotations
 
 import argparse
 import importlib.util
+import multiprocessing
+import statistics
+import sys
 import tempfile
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import torch
 
@@ -22,7 +28,9 @@ from experiments import codec_training_speed, step_speed
 from experiments.runs import experiment_status, require_gpu, spread
 from experiments.step_speed import Measured
 from training.config import load_config
-from training.distributed import Ranks, exit_process, start_ranks
+from training.distributed import start_ranks
+
+Result = TypeVar("Result")
 
 
 class Row(NamedTuple):
@@ -54,35 +62,43 @@ def main() -> int:
     def measure_all() -> int:
         require_gpu()
         lines = [f"{torch.cuda.get_device_name()}, PyTorch {torch.__version__}", "", *HEAD]
-        with start_ranks() as ranks, tempfile.TemporaryDirectory() as folder:
-            networks = [*step_speed.random_networks(Path(folder)), "data.train=x", "data.validation=x"]
-            for name in options.rows:
-                print(name, flush=True)
-                if name in ROWS:
-                    lines.append(of_this_repository(ROWS[name], networks, ranks, options.runs))
-                elif importlib.util.find_spec(name):
-                    lines += [of_codec(name, autocast, options.runs) for autocast in (False, True)]
+        for name in options.rows:
+            print(name, flush=True)
+            if name in ROWS:
+                lines.append(line(ROWS[name].title, alone(of_this_repository, ROWS[name], options.runs)))
+            elif importlib.util.find_spec(name):
+                lines += [alone(of_codec, name, autocast, options.runs) for autocast in (False, True)]
         print("\n".join(lines))
         return 0
 
     return experiment_status(measure_all)
 
 
-HEAD = ["| | ms a step | seconds of audio a second | memory, GB |", "|---|---|---|---|"]
+HEAD = [
+    "| | ms a step | seconds of audio a second | memory, GB | in the first steps, GB | hours for 585 h (LibriTTS-R) |",
+    "|---|---|---|---|---|---|",
+]
+LIBRITTS_R = 585  # hours
 
 
-def of_this_repository(row: Row, networks: list[str], ranks: Ranks, runs: int) -> str:
+def alone(measure: Callable[..., Result], *arguments: object) -> Result:
+    """The result of `measure` in a process of its own, which has all memory of the GPU."""
+    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as process:
+        return process.submit(measure, *arguments).result()
+
+
+def of_this_repository(row: Row, runs: int) -> list[Measured]:
     step_speed.limit_memory(row.gigabytes)
-    config = load_config(row.config, [*networks, *row.settings])
-    try:
-        return line(row.title, [step_speed.measure(config, ranks) for _ in range(runs)])
-    finally:
-        step_speed.limit_memory(None)
+    with start_ranks() as ranks, tempfile.TemporaryDirectory() as folder:
+        networks = [*step_speed.random_networks(Path(folder)), "data.train=x", "data.validation=x"]
+        config = load_config(row.config, [*networks, *row.settings])
+        return [step_speed.measure(config, ranks) for _ in range(runs)]
 
 
 def of_codec(name: str, autocast: bool, runs: int) -> str:
     crops = load_config("configs/v3.yaml", ["model_dir=x"])
     batch, seconds = crops.batch_size, crops.data.crop_seconds
+    torch.backends.cudnn.benchmark = True
     torch.backends.cudnn.allow_tf32 = not autocast  # PyTorch's default, which their trainers leave
     found = [codec_training_speed.measure(name, batch, seconds, autocast) for _ in range(runs)]
     fits = round(found[0].audio_seconds / seconds)
@@ -91,9 +107,10 @@ def of_codec(name: str, autocast: bool, runs: int) -> str:
 
 def line(title: str, found: list[Measured]) -> str:
     milliseconds = spread([each for run in found for each in run.milliseconds], digits=1)
-    speeds = spread([each for run in found for each in run.speeds])
-    return f"| {title} | {milliseconds} | {speeds} | {max(run.gigabytes for run in found):.1f} |"
+    speeds = [each for run in found for each in run.speeds]
+    memory = f"{found[0].gigabytes:.1f} | {found[0].gigabytes_at_first:.1f}"
+    return f"| {title} | {milliseconds} | {spread(speeds)} | {memory} | {LIBRITTS_R / statistics.median(speeds):.1f} |"
 
 
 if __name__ == "__main__":
-    exit_process(main())
+    sys.exit(main())

@@ -34,7 +34,7 @@ from training.distributed import Ranks, exit_process, start_ranks
 from training.profile import first_full_step, profile, synchronize
 from training.step_inputs import noise_for
 
-ROUNDS, CYCLES = 5, 3  # each of the steps after which the losses repeat
+ROUNDS, CYCLES = 5, 2  # each of the steps after which the losses repeat
 
 
 def main() -> int:
@@ -71,6 +71,7 @@ class Measured:
     milliseconds: list[float]  # a step takes, in each round
     audio_seconds: float  # of speech in a step
     gigabytes: float  # of the GPU's memory that PyTorch holds
+    gigabytes_at_first: float  # that it held in the first steps, which choose algorithms
 
     @property
     def speeds(self) -> list[float]:
@@ -79,12 +80,12 @@ class Measured:
 
     def __str__(self) -> str:
         speeds = f"{spread(self.speeds)} s of audio per second"
-        return f"{spread(self.milliseconds, 'ms', 1)} a step, {speeds}, {self.gigabytes:.1f} GB"
+        memory = f"{self.gigabytes:.1f} GB, {self.gigabytes_at_first:.1f} GB in the first steps"
+        return f"{spread(self.milliseconds, 'ms', 1)} a step, {speeds}, {memory}"
 
 
 def measure(config: Config, ranks: Ranks) -> Measured:
-    """Times ROUNDS of CYCLES and prints a line. Memory is what the steps need after the first ones, which choose
-    algorithms; they can do with less than they take."""
+    """Times ROUNDS of CYCLES and prints a line. The first steps can do with less memory than they take."""
     gc.collect()  # what was measured before
     torch.cuda.empty_cache()
     torch.cuda.reset_peak_memory_stats()
@@ -98,13 +99,13 @@ def measure(config: Config, ranks: Ranks) -> Measured:
     start = time.perf_counter() - began
     for _ in range(6 * every - 1):  # as many as recording every kind of step needs
         trainer.step(waveform, next(steps), pairs)
-    most_at_first = torch.cuda.max_memory_reserved()
+    at_first = torch.cuda.max_memory_reserved() / 1e9
     torch.cuda.empty_cache()
     torch.cuda.reset_peak_memory_stats()
     taken = [1e3 * seconds_a_step(trainer, waveform, pairs, steps, CYCLES * every) for _ in range(ROUNDS)]
-    found = Measured(taken, len(waveform) * config.data.crop_seconds, torch.cuda.max_memory_reserved() / 1e9)
-    first_steps = f"{most_at_first / 1e9:.1f} GB in the first steps, {start:.0f} s for the first step"
-    print(f"cuda_graph={str(config.cuda_graph).lower()}: {found}, {first_steps}", flush=True)
+    audio_seconds = len(waveform) * config.data.crop_seconds
+    found = Measured(taken, audio_seconds, torch.cuda.max_memory_reserved() / 1e9, at_first)
+    print(f"cuda_graph={str(config.cuda_graph).lower()}: {found}, {start:.0f} s for the first step", flush=True)
     return found
 
 

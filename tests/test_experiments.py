@@ -124,8 +124,8 @@ def test_what_the_published_description_leaves_out_has_speechbrains_default(tmp_
 
 
 def test_a_row_of_the_table_of_speeds_has_medians_and_ranges_over_all_runs() -> None:
-    found = [Measured([100.0, 120.0], 72.0, 20.04), Measured([110.0], 72.0, 21.0)]
-    assert line("it", found) == "| it | 110.0 (100.0 to 120.0) | 655 (600 to 720) | 21.0 |"
+    found = [Measured([100.0, 120.0], 72.0, 20.04, 22.0), Measured([110.0], 72.0, 21.0, 23.0)]
+    assert line("it", found) == "| it | 110.0 (100.0 to 120.0) | 655 (600 to 720) | 20.0 | 22.0 | 0.9 |"
 
 
 def test_the_time_of_a_step_is_measured_with_its_collectives_and_without(settings: Path, tmp_path: Path) -> None:
