@@ -78,6 +78,7 @@ def main() -> int:
     parser.add_argument("--descent", type=int, default=300, help="steps, 0 for none (default: %(default)s)")
     parser.add_argument("--descent-clips", type=int, default=8, help="(default: %(default)s)")
     parser.add_argument("--jobs", type=int, default=12, help="judges at a time (default: %(default)s)")
+    parser.add_argument("--train-only", action="store_true", help="leave the measurement to a later command")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="settings of every run")
     options = parser.parse_intermixed_args()
     return experiment_status(lambda: benchmark(options), f"repeat the command to continue {options.out}")
@@ -112,6 +113,8 @@ def benchmark(options: argparse.Namespace) -> int:
         train(config, options.out / name, settings, steps, share_of_encoders, saves=CURVE, gpu=gpu)
 
     on_gpus(train_encoder, options.encoders, options.side_by_side)
+    if options.train_only:
+        return 0
 
     # 3. The measurement, two sets of speech at a time on each GPU, which mostly waits for the judges
     def measure(unseen: tuple[str, str], gpu: str) -> Path:
