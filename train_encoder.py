@@ -37,6 +37,7 @@ from losses.discriminator_gradients import discriminator_gradients
 from losses.diversity import codebook_spacing
 from losses.shaping import Shaping, target_as_json, voices_target
 from losses.speaker import SpeakerDistance
+from system.arguments import positive
 from system.command import UserError, exit_status
 from system.files import write_whole
 from system.signals import StoppedError, StopRequest
@@ -366,7 +367,9 @@ def train(config: Config, ranks: Ranks) -> None:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--config", default="configs/v3.yaml", help="a YAML file of settings (default: %(default)s)")
-    parser.add_argument("--profile", type=int, metavar="N", help="show what a step's statements cost, over N steps")
+    parser.add_argument(
+        "--profile", type=positive, metavar="N", help="show what a step's statements cost, over N steps"
+    )
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="a setting to change")
     arguments = parser.parse_intermixed_args()
 

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from codec.config import SAMPLE_RATE
 from losses.resampling import JUDGE_RATE, band_limited_resample
 from system.command import UserError
-from system.torch_files import LOAD_ERRORS, load_torch_file
+from system.torch_files import LOAD_ERRORS, load_torch_file, reason_of
 from system.untrusted import read_file
 
 PUBLISHED = "speechbrain/spkrec-ecapa-voxceleb"
@@ -127,10 +127,9 @@ def load_speaker_network(source: str, cache: str = "") -> SpeakerNetwork:
         network = SpeakerNetwork(hyperparameters)
         network.embedding.load_state_dict(load_torch_file(weights))
     except (ImportError, *LOAD_ERRORS) as error:  # the library, the files, the hub, what the files hold
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".:")
         raise SpeakerModelError(
-            f"the speaker network {source!r} cannot be loaded: {reason}. losses.speaker_model takes a hub name "
-            f"({PUBLISHED}) or a folder with {HYPERPARAMETERS} and {WEIGHTS}; losses.speaker=0 trains without it"
+            f"the speaker network {source!r} cannot be loaded: {reason_of(error)}. losses.speaker_model takes a hub "
+            f"name ({PUBLISHED}) or a folder with {HYPERPARAMETERS} and {WEIGHTS}; losses.speaker=0 trains without it"
         ) from error
     return network
 

@@ -36,6 +36,11 @@ class TorchFileError(ValueError):
     """A file that torch cannot load. The message is the reason, without the name of the file."""
 
 
+def reason_of(error: BaseException) -> str:
+    """What an error of a library says, in one line; its name where it says nothing."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".:")
+
+
 def load_torch_file(path: Path, limit: int | None = None, checksums: bool = False) -> Any:
     """What `torch.save` wrote into a file, on the CPU. `weights_only` calls nothing that the file names but
     constructors. Raises TorchFileError for anything else, for more than `limit` bytes, and for a file that would take

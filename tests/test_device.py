@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from system.command import UserError
 from system.device import open_device
 
 ROOT = Path(__file__).parents[1]
@@ -37,6 +38,15 @@ def test_without_a_name_it_is_a_gpu_where_there_is_one(monkeypatch: pytest.Monke
     for there, kind in ((True, "cuda"), (False, "cpu")):
         monkeypatch.setattr(torch.cuda, "is_available", lambda there=there: there)
         assert open_device().type == kind
+
+
+@pytest.mark.usefixtures("flags")
+@pytest.mark.parametrize(
+    ("name", "said"), [("xyz", "xyz is no device: expected cpu"), ("cuda:99", "cuda:99 is not there: PyTorch finds ")]
+)
+def test_a_device_that_is_not_there_is_named(name: str, said: str) -> None:
+    with pytest.raises(UserError, match=f"^{said}"):
+        open_device(name)
 
 
 def test_no_program_chooses_its_device_elsewhere() -> None:

@@ -18,6 +18,7 @@ from types import FrameType
 import pytest
 import torch
 import yaml
+from huggingface_hub import constants
 
 import evaluate_cloning
 import evaluate_encoder
@@ -26,13 +27,14 @@ import patch_tokenizer
 import speak_pairs
 import train_encoder
 from data import export
+from evaluation.judges.available import open_judges
 from examples import clone_voice
-from experiments.random_speech import audio_bytes
+from experiments.random_speech import audio_bytes, write_parquet
 from tests.injecting import make_case
 
 LIMIT = 120  # seconds of a single command, on a machine that is as busy as can be
 GOOD, ODD, RELEASE, ENCODER, NEW = "GOOD", "ODD", "RELEASE", "ENCODER", "NEW"  # what arguments stand for
-TEXTS = "texts.txt"
+TEXTS, ROWS = "texts.txt", "rows.parquet"
 
 
 FEW = ("empty", "NULs", "page", "cut", "parquet", "deep")  # for commands that build networks before they read the file
@@ -150,6 +152,9 @@ COMMANDS = {
     "train speaker_model": Command(
         train, (*TRAIN, *NOTHING_ELSE, "losses.speaker=1", f"losses.speaker_model={ODD}"), few=True
     ),
+    "train asr_teacher": Command(train, (*TRAIN, "losses.asr=1", f"losses.asr_teacher={ODD}"), ".pt", few=True),
+    "train hf_cache": Command(train, (*TRAIN, *NOTHING_ELSE, f"data.train={ROWS}", f"hf_cache={ODD}"), few=True),
+    "train --profile": Command(train, (*TRAIN, "--profile", ODD), few=True),
     "train pairs": Command(
         train, (*TRAIN, *NOTHING_ELSE, "losses.inversion=1", f"data.pairs={ODD}"), ".safetensors", few=True
     ),
@@ -172,6 +177,7 @@ COMMANDS = {
     "evaluate --report": Command(evaluate, (*EVALUATE, *JUDGES, "--report", ODD), few=True),
     "evaluate --require": Command(evaluate, (*EVALUATE, *JUDGES, "--require", ODD), few=True),
     "evaluate --pairs": Command(evaluate, (*EVALUATE, *JUDGES, "--pairs", ODD), ".safetensors", few=True),
+    "evaluate --shown": Command(evaluate, (*EVALUATE, *JUDGES, "--shown", ODD), few=True),
     "evaluate --seed": Command(evaluate, (*EVALUATE, *JUDGES, "--seed", ODD), few=True),
     "export FOLDER": Command(main_of(export.main), (ODD, "gone")),
     "export SOURCE": Command(main_of(export.main), (NEW, ODD), ".parquet"),
@@ -197,6 +203,7 @@ def places(settings: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> d
     case = make_case(tmp_path / "case")
     (tmp_path / "good.wav").write_bytes(audio_bytes(4.0))
     (tmp_path / TEXTS).write_text("Hello there.\n")
+    write_parquet(tmp_path / ROWS, {"a": audio_bytes(1.0)})
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     found = {GOOD: "good.wav", RELEASE: str(case.release), ENCODER: str(case.encoder), NEW: str(tmp_path / "new")}
@@ -255,6 +262,20 @@ def test_odd_input_is_answered_with_a_sentence(
         if found := fault(command.main, command.with_places(places | {ODD: path}), capsys, usage=True):
             failed.append(f"{path}: {found}")
     assert not failed, "\n".join(failed)
+
+
+@pytest.mark.parametrize(("judge", "option"), [("words", "whisper"), ("ecapa", "speaker_model")])
+def test_a_judge_from_an_odd_file_is_left_out_with_the_reason(
+    judge: str, option: str, tmp_path: Path, no_longer: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`evaluate_encoder.py --whisper` and `--speaker-model`."""
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    signal.alarm(LIMIT)
+    for path in filter(None, make_odd(tmp_path / "odd", "")):  # an empty option is none
+        opened, missing = open_judges([judge], **{option: path})
+        assert not opened
+        assert 0 < len(missing[judge]) < 1000
+        assert "\n" not in missing[judge]
 
 
 @pytest.mark.parametrize("file", ["params.json", "consolidated.safetensors", "voice_embedding/odd.pt"])

@@ -23,6 +23,7 @@ from evaluation.judges.judge import (
 from evaluation.speech import Speech, at_rate
 from losses.resampling import JUDGE_RATE
 from losses.speaker import HYPERPARAMETERS, PUBLISHED, SpeakerDistance, SpeakerModelError
+from system.names import printable
 
 WAVLM = "microsoft/wavlm-base-plus-sv"
 
@@ -131,9 +132,13 @@ def require_hub(source: str, file: str, cache: str) -> None:
     """Raises MissingJudgeError if `source` is no folder, not in the cache, and the hub does not answer. The hub is
     asked once; its own client would retry for half a minute."""
     from huggingface_hub import constants, try_to_load_from_cache
+    from huggingface_hub.errors import HFValidationError
 
-    if Path(source).is_dir() or isinstance(try_to_load_from_cache(source, file, cache_dir=cache or None), str):
-        return
+    try:
+        if Path(source).is_dir() or isinstance(try_to_load_from_cache(source, file, cache_dir=cache or None), str):
+            return
+    except (HFValidationError, OSError) as error:
+        raise MissingJudgeError(f"{printable(source)} is neither a folder nor a name on the hub") from error
     try:
         if constants.HF_HUB_OFFLINE:
             raise OSError("HF_HUB_OFFLINE is set")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import pickle
 from collections.abc import Callable
 from typing import cast
 
@@ -13,6 +12,8 @@ from data.reference import SAMPLE_RATE
 from evaluation.judges.judge import Measurements, Metric, MissingJudgeError, library
 from evaluation.speech import Speech, at_rate
 from losses.resampling import JUDGE_RATE
+from system.names import printable
+from system.torch_files import LOAD_ERRORS, reason_of
 
 MAX_TOKENS = 224  # in a 30 s window: Whisper's own limit
 TOKENS_A_SECOND = 8  # nobody speaks faster
@@ -46,13 +47,13 @@ class Words:
         library("jiwer")
         self.language, self.device = language, device
         self.log_mel, self.pad = package.log_mel_spectrogram, package.pad_or_trim
+        from losses.asr.teacher import load_whisper  # imports whisper
+
         try:
-            self.model = package.load_model(whisper, device=device)
-        except (OSError, RuntimeError, KeyError, pickle.UnpicklingError, EOFError) as error:
-            reason = str(error).strip().splitlines()[0]
-            raise MissingJudgeError(
-                f"Whisper {whisper!r} cannot be loaded ({reason}): name a file of weights with --whisper"
-            ) from error
+            self.model = load_whisper(whisper, device)
+        except LOAD_ERRORS as error:
+            failed = f"Whisper {printable(whisper)!r} cannot be loaded ({reason_of(error)})"
+            raise MissingJudgeError(f"{failed}: name a file of weights with --whisper") from error
         self.normalize = text_normalizer(language)
         self.originals: dict[Speech, str] = {}
 

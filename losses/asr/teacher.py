@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import math
-import pickle
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils.rnn import pad_sequence
 from whisper.audio import HOP_LENGTH, N_FFT, mel_filters
-from whisper.model import Whisper, disable_sdpa
+from whisper.model import ModelDimensions, Whisper, disable_sdpa
 from whisper.tokenizer import LANGUAGES, get_tokenizer
 
 from codec.config import FRAME_SIZE, SAMPLE_RATE
@@ -27,6 +26,7 @@ from losses.asr.languages import whisper_language
 from losses.asr.transcript_cache import TranscriptCache
 from losses.resampling import band_limited_resample
 from system.names import printable
+from system.torch_files import LOAD_ERRORS, load_torch_file, reason_of
 
 WHISPER_FRAME = 480  # samples: 20 ms, one frame after the encoder's second convolution
 FRAME_RATE = SAMPLE_RATE // WHISPER_FRAME  # 50 Hz
@@ -125,12 +125,11 @@ class Teacher:
                 with FileLock(lock):
                     model = whisper.load_model(name, device="cpu", download_root=root)
             else:
-                model = whisper.load_model(name, device="cpu")
+                model = load_whisper(name)
                 set_alignment_heads(model)
-        except (OSError, RuntimeError, EOFError, LookupError, TypeError, pickle.UnpicklingError) as error:
-            reason = (str(error) or repr(error)).splitlines()[0]
+        except LOAD_ERRORS as error:
             raise TeacherError(
-                f"the Whisper teacher {name!r} cannot be loaded ({reason}): "
+                f"the Whisper teacher {printable(name)!r} cannot be loaded ({reason_of(error)}): "
                 "losses.asr_teacher is a name such as base, or the path of a .pt file in openai-whisper's format; "
                 "losses.asr=0 switches the loss off"
             ) from error
@@ -328,6 +327,17 @@ class Teacher:
         alignment, states = aligned[:, given], decoder.ln(hidden)[:, given].float()
         mask = (places[: alignment.shape[1]] < counts) & (alignment.sum(dim=-1) > 0)
         return DistillationTargets(alignment * mask[..., None], states * mask[..., None], mask)
+
+
+def load_whisper(name: str, device: str | torch.device = "cpu") -> Whisper:
+    """A Whisper by the name of a published model, which may be downloaded, or from a file, which a stranger may have
+    made. Raises one of LOAD_ERRORS."""
+    if not Path(name).is_file():
+        return whisper.load_model(name, device=device)
+    checkpoint = load_torch_file(Path(name))
+    model = Whisper(ModelDimensions(**checkpoint["dims"]))
+    model.load_state_dict(checkpoint["model_state_dict"])
+    return model.to(device)
 
 
 def set_alignment_heads(model: Whisper) -> None:
