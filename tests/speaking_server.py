@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import threading
 from collections.abc import Callable
+from contextlib import suppress
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from typing import Any, Self
 
@@ -61,19 +62,22 @@ class _Handler(BaseHTTPRequestHandler):
         self.send_response(self.server.status)
         for name, value in self.server.headers.items():
             self.send_header(name, value)
+        # a client that does not take this answer may leave while it is sent
         if self.server.length is not None:
             self.send_header("Content-Length", str(self.server.length))
             self.end_headers()
-            self.wfile.write(content)
+            with suppress(ConnectionError):
+                self.wfile.write(content)
             self.close_connection = True
             return
         self.send_header("Transfer-Encoding", "chunked")
         self.send_header("Connection", "close")
         self.end_headers()
-        if content:
-            self.wfile.write(f"{len(content):x}\r\n".encode() + content + b"\r\n")
-        if not self.server.breaks_off:
-            self.wfile.write(b"0\r\n\r\n")
+        with suppress(ConnectionError):
+            if content:
+                self.wfile.write(f"{len(content):x}\r\n".encode() + content + b"\r\n")
+            if not self.server.breaks_off:
+                self.wfile.write(b"0\r\n\r\n")
 
     def log_message(self, format: str, *arguments: object) -> None:
         pass
