@@ -13,6 +13,7 @@ import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from multiprocessing import resource_tracker
 from types import FrameType
 from typing import Any, NoReturn, Self
 
@@ -96,6 +97,8 @@ class StopRequest(_Handlers):
 def children_without_ctrl_c() -> Iterator[None]:
     """Processes that start in this block never receive Ctrl-C: a terminal sends it to all of them, and only this one
     answers it. It does so at the end of the block, when all children have received their start-up data."""
+    # multiprocessing starts this with the first child, and then unblocks Ctrl-C, whether it was blocked or not
+    resource_tracker.ensure_running()
     # the mask alone is not enough: this process's other threads take the signal
     with StopRequest() as stop:
         mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})

@@ -17,6 +17,7 @@ from types import FrameType
 
 SECONDS = float(os.environ.get("FUZZ_SECONDS", "2"))
 LONGEST = 5.0  # seconds of the processor for one case: it does not depend on how busy the machine is
+WAITING = 60  # seconds by the clock: a case that waits, as for a pipe, takes no processor
 MEMORY = 1 << 30  # bytes that all cases of a test may add to this process
 
 # what is odd in many formats: signs of YAML and JSON, numbers at limits, names that no file system takes
@@ -100,18 +101,21 @@ def mutated(content: bytes, dice: random.Random) -> bytes:
 
 @contextmanager
 def bounded() -> Iterator[None]:
-    """Fails if the block takes the processor longer than LONGEST."""
+    """Fails if the block takes the processor longer than LONGEST, or waits longer than WAITING."""
 
     def fail(number: int, frame: FrameType | None) -> None:
-        raise AssertionError(f"one case took more than {LONGEST} s")
+        raise AssertionError(f"one case took more than {LONGEST} s, or waits for ever")
 
-    before = signal.signal(signal.SIGPROF, fail)
+    before = [signal.signal(number, fail) for number in (signal.SIGPROF, signal.SIGALRM)]
     signal.setitimer(signal.ITIMER_PROF, LONGEST)
+    signal.setitimer(signal.ITIMER_REAL, WAITING)
     try:
         yield
     finally:
         signal.setitimer(signal.ITIMER_PROF, 0)
-        signal.signal(signal.SIGPROF, before)
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        for number, handler in zip((signal.SIGPROF, signal.SIGALRM), before, strict=True):
+            signal.signal(number, handler)
 
 
 def refused_or_taken(call: Callable[[], object], refusal: type[Exception]) -> object:

@@ -173,3 +173,30 @@ def test_children_do_not_receive_ctrl_c_and_the_parent_answers_it_afterwards() -
     finally:
         signal.signal(signal.SIGINT, before)
     assert said == ["True\n"]
+
+
+SPAWNING = """
+import multiprocessing, signal, sys
+from system.signals import children_without_ctrl_c
+
+def show():
+    print(signal.SIGINT in signal.pthread_sigmask(signal.SIG_BLOCK, []), flush=True)
+
+if __name__ == "__main__":
+    context = multiprocessing.get_context("spawn")
+    children = [context.Process(target=show) for _ in range(2)]
+    with children_without_ctrl_c():
+        for child in children:
+            child.start()
+    for child in children:
+        child.join()
+    show()
+"""
+
+
+def test_children_that_are_spawned_do_not_receive_ctrl_c_either(tmp_path: Path) -> None:
+    """With the first of them Python starts a process of its own, and then lets Ctrl-C through again."""
+    (tmp_path / "spawning.py").write_text(SPAWNING)
+    environment = os.environ | {"PYTHONPATH": f"{ROOT}:{os.environ.get('PYTHONPATH', '')}"}
+    said = subprocess.check_output([sys.executable, tmp_path / "spawning.py"], text=True, env=environment)
+    assert said.split() == ["True", "True", "False"]

@@ -22,6 +22,7 @@ from data.speaking.engine import Engine
 from data.speaking.faults import REASONS
 from data.speaking.plan import Task
 from system.command import UserError, exit_status
+from system.signals import children_without_ctrl_c
 
 REPORT_SECONDS = 30
 CLOSE_SECONDS = 60
@@ -40,8 +41,9 @@ def speak_in_processes(task: Task, gpus: Sequence[str], report: Report) -> None:
         given = (task, number, gpu, messages, enough, starting[gpu])
         workers.append(context.Process(target=run_worker, args=given, name=f"process {number}"))
     try:
-        for worker in workers if not report.complete else ():
-            worker.start()
+        with children_without_ctrl_c():  # while they import their libraries
+            for worker in workers if not report.complete else ():
+                worker.start()
         follow([worker for worker in workers if worker.pid], messages, report, enough)
     finally:
         stop(worker for worker in workers if worker.pid)
