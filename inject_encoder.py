@@ -200,7 +200,7 @@ def check(release: Release) -> int:
         if named != {name: tensor.path.name for name, tensor in tensors.items()}:
             wrong.append(f"{INDEX_NAME} does not name the files its tensors are in")
     if wrong:
-        todo = "inject it again, or remove it with --remove"
+        todo = release.foreign or "inject it again, or remove it with --remove"
         raise ReleaseError(f"the encoder of {release.folder} has faults: {'; '.join(wrong)}: {todo}")
     print(f"{release.folder} has {f'an encoder without faults, in {listed(where)}' if where else 'no encoder'}")
     return 0 if where else 1

@@ -86,6 +86,15 @@ class Release:
         found = {path: encoder_part(file.tensors) for path, file in self.files.items()}
         return {path: tensors for path, tensors in found.items() if tensors}
 
+    @property
+    def foreign(self) -> str:
+        """A sentence about files with an encoder and nothing else that are not the encoder's own file, empty if there
+        are none. An index that lists such a file makes it a part of the checkpoint."""
+        alone = [path.name for path, tensors in self.merged.items() if len(tensors) == len(self.files[path].tensors)]
+        if not alone or self.index is not None:
+            return ""
+        return f"{listed(alone)} holds an encoder, and the server reads it: move it out of the folder"
+
 
 def encoder_part(by_name: Mapping[str, T]) -> dict[str, T]:
     """The items whose name is that of an encoder's tensor."""
@@ -139,6 +148,7 @@ def misfits(tensors: Mapping[str, Stored], expected: Mapping[str, tuple[int, ...
 
 def beside(release: Release, encoder: TensorFile) -> list[Step]:
     """The steps that write the encoder to its own file. Raises ReleaseError if an encoder is merged already."""
+    _refuse_foreign(release)
     if release.merged:
         there = listed(path.name for path in release.merged)
         raise ReleaseError(f"{there} already holds an encoder: replace it with --merge, or remove it with --remove")
@@ -165,12 +175,18 @@ def removal(release: Release) -> list[Step]:
     return _exchange(release, rewritten, TensorFile(served, {"format": "pt"}), None)
 
 
+def _refuse_foreign(release: Release) -> None:
+    if release.foreign:
+        raise ReleaseError(f"{release.foreign}; nothing was changed")
+
+
 def _exchange(
     release: Release, rewritten: Mapping[Path, TensorFile], meanwhile: TensorFile, home: str | None
 ) -> list[Step]:
     """The steps that rewrite files of the checkpoint and delete the encoder's own file. `home` is the name of the file
     that has the encoder then, None for none. `meanwhile` is served while several files change. Raises
     ReleaseError if a copy would be rewritten: nobody wants a backup changed."""
+    _refuse_foreign(release)
     if release.copies and set(rewritten) - {release.home}:
         raise ReleaseError(f"{release.copies}: move the copy out of the folder; nothing was changed")
     steps = _own_steps(release, meanwhile) if len(rewritten) > 1 else []

@@ -347,6 +347,21 @@ def test_a_backup_that_has_an_encoder_keeps_it(single: Case, capsys: pytest.Capt
         assert snapshot(single.release) == before
 
 
+@pytest.mark.parametrize("name", ["consolidated_encoder_old", "consolidated_encoder (copy)", "consolidated-mine"])
+def test_a_copy_of_the_encoder_is_named_and_never_emptied(
+    single: Case, name: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert inject(single.release, "--encoder", single.encoder) == 0
+    (single.release / f"{name}.safetensors").write_bytes(single.other.read_bytes())
+    before = snapshot(single.release)
+    forms: list[tuple[str, ...]] = [("--encoder", str(single.encoder)), ("--remove",), ("--check",)]
+    for form in [*forms, ("--merge", *forms[0])]:
+        assert inject(single.release, *form) == 2
+        said = f"{name}.safetensors holds an encoder, and the server reads it: move it out of the folder"
+        assert said in capsys.readouterr().err
+        assert snapshot(single.release) == before
+
+
 def test_of_two_copies_without_the_usual_name_none_is_chosen(single: Case, capsys: pytest.CaptureFixture[str]) -> None:
     checkpoint = single.release / "consolidated.safetensors"
     for name in ("consolidated-a.safetensors", "consolidated-b.safetensors"):
