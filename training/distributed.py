@@ -174,7 +174,7 @@ def start_ranks(saved_step: int = 0) -> Iterator[Ranks]:
             threading.Thread(target=_watch_neighbour, args=(guard, (rank + 1) % world_size, ended), daemon=True).start()
         try:
             yield Ranks(rank, world_size, device, control, patient)
-            dist.barrier()
+            dist.barrier(group=control)
         finally:
             ended.set()
     except torch.OutOfMemoryError:
