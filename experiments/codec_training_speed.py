@@ -130,6 +130,7 @@ def dac_step(device: torch.device, width: int = 64, autocast: bool = False) -> S
         with mixed(device, autocast):
             found = codec(signal.audio_data)
             reconstruction = AudioSignal(found["audio"], SAMPLE_RATE)
+            signal = AudioSignal(original[..., : found["audio"].shape[-1]], SAMPLE_RATE)  # a stride of 5 loses samples
             discriminated = adversarial.discriminator_loss(reconstruction, signal)
         of_discriminator.zero_grad()
         discriminated.backward()

@@ -15,7 +15,6 @@ import argparse
 import importlib.util
 import multiprocessing
 import statistics
-import sys
 import tempfile
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
@@ -28,7 +27,7 @@ from experiments import codec_training_speed, step_speed
 from experiments.runs import experiment_status, require_gpu, spread
 from experiments.step_speed import Measured
 from training.config import load_config
-from training.distributed import start_ranks
+from training.distributed import exit_process, start_ranks
 
 Result = TypeVar("Result")
 
@@ -113,4 +112,4 @@ def line(title: str, found: list[Measured]) -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    exit_process(main())
