@@ -29,9 +29,9 @@ class VoiceFileError(ReleaseError):
         self.fault, self.readable = fault, readable
 
 
-def read_voices(folder: Path, dim: int) -> dict[Path, Tensor]:
-    """All voice files `*.pt` of a folder by path, sorted, each read with `read_voice`. Empty if there is no folder."""
-    return {path: read_voice(path, dim) for path in sorted(folder.glob("*.pt"))}
+def read_voices(folder: Path, dim: int) -> dict[str, Tensor]:
+    """A folder's voices by name (NAME.pt), sorted, each read with `read_voice`. Empty if there is no folder."""
+    return {path.stem: read_voice(path, dim) for path in sorted(folder.glob("*.pt"))}
 
 
 def read_voice(path: Path, dim: int) -> Tensor:

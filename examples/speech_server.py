@@ -55,8 +55,7 @@ class Speaker:
         dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
         self.model = load_language_model(release, device, dtype)
         self.tokenizer = text_tokenizer(release)
-        voices = read_voices(release / "voice_embedding", self.model.config.dim)
-        self.voices = {path.stem: rows for path, rows in voices.items()}
+        self.voices = read_voices(release / "voice_embedding", self.model.config.dim)
 
     def speak(self, request: dict[str, Any]) -> bytes:
         """Samples of 16 bits at 24 kHz. Raises RefusedError."""

@@ -53,14 +53,14 @@ def voices_target(codec: Codec, voices: Path) -> Target:
         centred = torch.arange(levels, dtype=torch.float32) - DEFAULT_MEAN
         return Target(torch.softmax(-0.5 * (centred / DEFAULT_SPREAD) ** 2, dim=0).expand(dims, -1).clone(), 0, 0.0)
     counts, frames, worst = torch.zeros(dims, levels), 0, 0.0
-    for file, rows in embeddings.items():
+    for name, rows in embeddings.items():
         embedding = rows[:-1]  # without the end-of-audio row
         recovered = recover_codes(embedding, codec.embedding_table.cpu(), codec.config.codebook_sizes)
         worst = max(worst, float(recovered.residual.max()))
         if worst > EXPLAINED:
             raise ReleaseError(
-                f"{file}: no codes explain this voice (relative residual {worst:.3f}); is it from this release? "
-                "losses.shaping=0 trains without the voices"
+                f"{voices / name}.pt: no codes explain this voice (relative residual {worst:.3f}); is it from this "
+                "release? losses.shaping=0 trains without the voices"
             )
         counts += nn.functional.one_hot(recovered.codes[:, 1:], levels).sum(dim=0)
         frames += len(embedding)

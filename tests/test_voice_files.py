@@ -85,12 +85,12 @@ def test_a_single_damaged_byte_never_causes_another_error(tmp_path: Path) -> Non
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
 def test_voices_are_read_as_they_were_saved_sorted_by_name(tmp_path: Path, dtype: torch.dtype) -> None:
-    voices = {tmp_path / f"{name}.pt": GOOD.to(dtype) + i for i, name in enumerate("ba")}
-    for path, voice in voices.items():
-        torch.save(voice, path)
+    voices = {name: GOOD.to(dtype) + i for i, name in enumerate("ba")}
+    for name, voice in voices.items():
+        torch.save(voice, tmp_path / f"{name}.pt")
     found = read_voices(tmp_path, DIM)
     assert list(found) == sorted(voices)
-    assert all(torch.equal(found[path], voice) and found[path].dtype == dtype for path, voice in voices.items())
+    assert all(torch.equal(found[name], voice) and found[name].dtype == dtype for name, voice in voices.items())
     assert read_voices(tmp_path / "nowhere", DIM) == {}
 
 

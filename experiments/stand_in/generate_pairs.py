@@ -136,7 +136,7 @@ def of_jobs(
 
 def preset_voices(options: argparse.Namespace, dim: int) -> list[Voice]:
     wanted = choose_voices(options.model_dir, options.voices)
-    rows = {path.stem: rows for path, rows in read_voices(options.model_dir / "voice_embedding", dim).items()}
+    rows = read_voices(options.model_dir / "voice_embedding", dim)
     return [Voice(name, rows[name]) for name in wanted]
 
 

@@ -85,9 +85,7 @@ def judge(options: argparse.Namespace) -> int:
     model = load_language_model(options.release, device)
     codec = load_release(options.release, device=device)
     speech = SpokenCodes([options.codes], "test")
-    presets = {
-        path.stem: rows for path, rows in read_voices(options.release / "voice_embedding", model.config.dim).items()
-    }
+    presets = read_voices(options.release / "voice_embedding", model.config.dim)
     unseen = unseen_voices(speech, options.speakers)
     rng = np.random.default_rng(options.seed)
     lines = sentences_for(presets, "preset", speech, options.preset_sentences, rng)
