@@ -1,0 +1,56 @@
+"""experiments/bridge.py: pairs pass a network that learns to make real sound of the decoder's."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from experiments.bridge import Bridge, BridgedTrainer
+from tests.one_step import ALONE
+from tests.random_pairs import random_shards
+from training.config import load_config
+from training.step_inputs import noise_for
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+@pytest.fixture
+def trainer(settings: Path, tiny_release: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> BridgedTrainer:
+    pairs = f"data.pairs={random_shards(tiny_release, tmp_path / 'pairs')}"
+    config = load_config(settings, [pairs, "losses.inversion=5", "losses.stft=1", "batch_size=4", "cuda_graph=false"])
+    monkeypatch.setattr(BridgedTrainer, "begin", 2)
+    return BridgedTrainer(config, ALONE)
+
+
+def test_a_bridge_begins_as_the_identity_and_learns_in_every_step(trainer: BridgedTrainer) -> None:
+    waveform, pairs = noise_for(trainer.config, trainer.codec)
+    assert torch.equal(trainer.bridge(waveform), waveform)
+    for step in range(2):
+        trainer.step(waveform, step, pairs)
+    assert trainer.steps == 2
+    assert not torch.equal(trainer.bridge(waveform), waveform)
+
+
+def test_pairs_pass_the_bridge_from_its_step_on_and_keep_their_codes(trainer: BridgedTrainer) -> None:
+    _, pairs = noise_for(trainer.config, trainer.codec)
+    torch.nn.init.constant_(trainer.bridge.last.bias, 0.25)  # type: ignore[arg-type]
+    before = trainer.pair_decoder(pairs.codes, pairs.begins)
+    trainer.steps = 2
+    behind = trainer.pair_decoder(pairs.codes, pairs.begins)
+    assert torch.allclose(behind.waveform, before.waveform + 0.25)
+    assert torch.equal(behind.codes, before.codes)
+
+
+def test_a_bridge_learns_what_the_decoder_leaves_out(trainer: BridgedTrainer) -> None:
+    recording = 0.1 * torch.randn(4, 1, 9600, generator=torch.Generator().manual_seed(0))
+    decoded = 0.5 * recording  # too quiet
+    before = trainer.mel_distance(decoded, recording)
+    for _ in range(30):
+        trainer.learn(decoded, recording)
+    assert trainer.mel_distance(trainer.bridge(decoded), recording) < 0.5 * before
+
+
+def test_a_bridge_has_the_length_of_what_it_gets() -> None:
+    assert Bridge(4)(torch.zeros(2, 1, 1001)).shape == (2, 1, 1001)
