@@ -15,7 +15,7 @@ new bridge.
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -65,15 +65,21 @@ class BridgedTrainer(Trainer):
         super().__init__(*arguments, **options)
         self.steps, self.bridge = 0, Bridge().to(self.ranks.device)
         self.bridge_optimizer = torch.optim.Adam(self.bridge.parameters(), LEARNING_RATE, BETAS)
-        self.mel_distance, decode = self.mel, self.pair_decoder
-        self.pair_decoder = Passing(decode, self.across)  # type: ignore[assignment]
-        self.mel = Watched(self.mel_distance, self.learn)  # type: ignore[assignment]
+        self.mel_distance, self.decode = self.mel, self.pair_decoder
+        self.pair_decoder, self.mel = self.decode_across, self.learn_and_compare  # type: ignore[assignment]
 
-    def across(self, pairs: DecodedPairs) -> DecodedPairs:
+    def decode_across(self, codes: Tensor, begins: Tensor) -> DecodedPairs:
+        """What `pair_decoder` makes, behind the bridge."""
+        pairs = self.decode(codes, begins)
         if self.steps < self.begin:
             return pairs
         with torch.no_grad(), self.autocast():
             return pairs._replace(waveform=self.bridge(pairs.waveform).float())
+
+    def learn_and_compare(self, reconstruction: Tensor, waveform: Tensor) -> Tensor:
+        """The loss `mel`. The step computes it of what the bridge learns from."""
+        self.learn(reconstruction, waveform)
+        return self.mel_distance(reconstruction, waveform)
 
     def learn(self, reconstruction: Tensor, waveform: Tensor) -> None:
         """One step of the bridge, from what the decoder made of a step's speech to the speech."""
@@ -88,27 +94,6 @@ class BridgedTrainer(Trainer):
             with torch.no_grad():
                 before, after = (float(self.mel_distance(each, waveform)) for each in (reconstruction, bridged))
             print(f"bridge, step {self.steps}: mel {before:.3f} of the decoder's sound, {after:.3f} behind", flush=True)
-
-
-class Passing:
-    """Decodes pairs, and passes them on."""
-
-    def __init__(self, decode: Callable[..., DecodedPairs], across: Callable[[DecodedPairs], DecodedPairs]):
-        self.decode, self.across = decode, across
-
-    def __call__(self, codes: Tensor, begins: Tensor) -> DecodedPairs:
-        return self.across(self.decode(codes, begins))
-
-
-class Watched:
-    """A loss on the reconstruction. Whoever watches gets what it is computed of."""
-
-    def __init__(self, loss: Callable[[Tensor, Tensor], Tensor], watch: Callable[[Tensor, Tensor], None]):
-        self.loss, self.watch = loss, watch
-
-    def __call__(self, reconstruction: Tensor, waveform: Tensor) -> Tensor:
-        self.watch(reconstruction, waveform)
-        return self.loss(reconstruction, waveform)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
