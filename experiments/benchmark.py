@@ -106,7 +106,7 @@ def benchmark(options: argparse.Namespace) -> int:
 
     def train_encoder(name: str, gpu: str) -> None:
         settings = [*common, *ENCODERS[name]]
-        if ENCODERS[name][: len(PAIRS)] == PAIRS:
+        if set(PAIRS) <= set(ENCODERS[name]):
             with encoding:
                 encode_pairs(pairs, release, withheld, options, gpu)
             settings.append(f"data.pairs=[{pairs}]")
