@@ -32,16 +32,23 @@ import torch
 from torch import Tensor, nn
 
 from data.pairs import PairBatch
-from losses import Balancer, Diversity, FixedWeights, Inversion, MelDistance, STFTDistance, commitment
+from losses import Balancer, Diversity, FixedWeights, Inversion, MelDistance, PseudoLabels, STFTDistance, commitment
+from losses.codebook import codebook_spacing
 from losses.discriminator_gradients import discriminator_gradients
-from losses.diversity import codebook_spacing
+from losses.pseudo_labels import labelling_loss
 from losses.shaping import Shaping, target_as_json, voices_target
 from losses.speaker import SpeakerDistance
 from system.arguments import positive
 from system.command import UserError, exit_status
 from system.files import write_whole
 from system.signals import StoppedError, StopRequest
-from training.auxiliary import AuxiliaryNetwork, build_asr, build_discriminator
+from training.auxiliary import (
+    AuxiliaryNetwork,
+    build_asr_projection,
+    build_discriminator,
+    build_labeller,
+    load_teacher,
+)
 from training.checkpoints import newest_step
 from training.config import Config, dump_config, load_config
 from training.dataset import TrainingData
@@ -60,7 +67,7 @@ from training.step_inputs import StepInputs, discriminator_samples, graphed_on_g
 from training.validation import validate
 
 ON_RECONSTRUCTION = ("mel", "l1", "stft", "feature_matching", "speaker")
-ON_LATENT = ("commitment", "asr", "diversity", "shaping", "inversion")
+ON_LATENT = ("commitment", "asr", "diversity", "shaping", "inversion", "pseudo_labels")
 
 
 class TrainingError(UserError):
@@ -91,9 +98,15 @@ class Trainer:
         self.auxiliary: dict[str, AuxiliaryNetwork] = {}
         if weights.feature_matching:
             self.discriminator = self.auxiliary["discriminator"] = build_discriminator(config, ranks)
+        dims = self.codec.config
+        if weights.asr or weights.pseudo_labels:
+            self.asr_teacher = load_teacher(config, ranks)
         if weights.asr:
-            self.asr_teacher, self.asr_projection = build_asr(config, ranks, self.codec.config.semantic_dim)
+            self.asr_projection = build_asr_projection(config, ranks, dims.semantic_dim, self.asr_teacher.width)
             self.auxiliary["asr projection"] = self.asr_projection
+        if weights.pseudo_labels:
+            self.labeller = build_labeller(config, ranks, self.asr_teacher.width, dims.semantic_codebook_size)
+            self.auxiliary["labeller"] = self.labeller
 
         # losses on the latent; `commitment` is a function
         self.diversity = Diversity(weights.diversity_temperature)
@@ -107,6 +120,8 @@ class Trainer:
             samples = round(config.data.crop_seconds * self.codec.sample_rate)
             self.pair_decoder = PairDecoder(self.codec, samples, self.bf16)
             self.inversion = Inversion(self.quantizer, weights.inversion_temperature)
+        if weights.pseudo_labels:
+            self.pseudo_labels = PseudoLabels(self.quantizer, weights.inversion_temperature)
         # losses on the reconstruction
         if weights.mel:
             self.mel = MelDistance(self.codec.sample_rate, weights.mel_offset).to(ranks.device)
@@ -258,9 +273,16 @@ class Trainer:
             whole_frames = of_pairs[..., : pairs.codes.shape[-1]]
             values["inversion"], shares = self.inversion(whole_frames, pairs.codes, pairs.counted)
             metrics |= shares
+        if weights.pseudo_labels:
+            logits = self.labeller.network(self.asr_teacher.states(sound[:, 0]))
+            values["pseudo_labels"] = self.pseudo_labels(semantic, logits[: len(waveform)])
+            known = logits[len(waveform) :, :, : pairs.codes.shape[-1]]
+            learned, metrics["found/labeller"] = labelling_loss(known, pairs.codes[:, 0], pairs.counted)
         at_latent = {**gradients(values, latent), "reconstruction": latent.grad}
         if "asr" in losses:  # the projection learns here, from the same loss as the encoder
             self.asr_projection.backward(values["asr"])
+        if weights.pseudo_labels:  # the labeller learns from pairs only
+            self.labeller.backward(learned)
         metrics |= detach_all(values)
 
         # one backward through the encoder

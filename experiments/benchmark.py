@@ -36,6 +36,7 @@ from training.config import load_config
 
 CONFIGS = ROOT / "configs" / "benchmark"
 PAIRS = ("batch_size=32", "losses.inversion=10", "losses.inversion_temperature=0.5")  # as configs/v4.yaml
+WITHOUT_STATISTICS = ("losses.commitment=0", "losses.diversity=0", "losses.shaping=0")
 ENCODERS = {  # by name, the settings in which it differs from configs/benchmark/encoder.yaml
     "recipe": (),
     "second_seed": ("seed=1",),
@@ -43,8 +44,14 @@ ENCODERS = {  # by name, the settings in which it differs from configs/benchmark
     "random_start": ("init=random",),
     "every_second": ("discriminator.every=2",),
     "half_crops": ("discriminator.crop_seconds=1",),  # of two seconds
+    "half_crops_second_seed": ("discriminator.crop_seconds=1", "seed=1"),
+    "quarter_crops": ("discriminator.crop_seconds=0.5",),
+    "quarter_crops_second_seed": ("discriminator.crop_seconds=0.5", "seed=1"),
+    "both_halves": ("discriminator.every=2", "discriminator.crop_seconds=1"),
+    "both_halves_second_seed": ("discriminator.every=2", "discriminator.crop_seconds=1", "seed=1"),
     "pairs": PAIRS,
-    "pairs_without_statistics": (*PAIRS, "losses.commitment=0", "losses.diversity=0", "losses.shaping=0"),
+    "pairs_without_statistics": (*PAIRS, *WITHOUT_STATISTICS),
+    "pseudo_labels": (*PAIRS, *WITHOUT_STATISTICS, "losses.pseudo_labels=3"),
 }
 MEASURED_STEPS, LOG_EVERY = 200, 50  # of the short run
 CURVE = 5  # encoders of the curve, the last one among them

@@ -81,6 +81,7 @@ def with_statistics(*losses: str) -> tuple[str, ...]:
     return tuple(f"losses.{name}={weights[name]}" for name in losses)
 
 
+PSEUDO_LABELS = (*with_statistics(*STATISTICS), "losses.pseudo_labels=2.5")
 CONFIGURATIONS = {
     BASE: Configuration("pairs of 20 voices"),
     "sound": Configuration("sound alone", ""),
@@ -99,6 +100,10 @@ CONFIGURATIONS = {
     "three_quarters": Configuration("three quarters of the batch", settings=("data.pairs_share=0.75",)),
     "weaker": Configuration("a third of the inversion's weight", settings=("losses.inversion=2.5",)),
     "stronger": Configuration("three times the inversion's weight", settings=("losses.inversion=22.5",)),
+    "pseudo_labels": Configuration("with commitment, diversity, shaping, pseudo-labels", settings=PSEUDO_LABELS),
+    "strong_pseudo_labels": Configuration(
+        "the same with three times the weight", settings=(*PSEUDO_LABELS, "losses.pseudo_labels=7.5")
+    ),
     "commitment": Configuration("with commitment", settings=with_statistics("commitment")),
     "diversity": Configuration("with diversity", settings=with_statistics("diversity")),
     "shaping": Configuration("with shaping", settings=with_statistics("shaping")),

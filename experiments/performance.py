@@ -46,7 +46,10 @@ ROWS = {
     "launched": Row("`cuda_graph=false`", settings=("cuda_graph=false",)),
     "every": Row("`discriminator.every=2`", settings=("discriminator.every=2",)),
     "crop": Row("`discriminator.crop_seconds=1.5`", settings=("discriminator.crop_seconds=1.5",)),
-    "both": Row("both", settings=("discriminator.every=2", "discriminator.crop_seconds=1.5")),
+    "quarter": Row("`discriminator.crop_seconds=0.75`", settings=("discriminator.crop_seconds=0.75",)),
+    "both": Row(
+        "`every=2` and `crop_seconds=1.5`", settings=("discriminator.every=2", "discriminator.crop_seconds=1.5")
+    ),
     "v4": Row("`configs/v4.yaml`, with as many crops of pairs", "configs/v4.yaml", ("data.pairs=x",)),
 }
 CODECS = {"encodec": "EnCodec, 24 kHz", "dac": "descript-audio-codec, 24 kHz"}

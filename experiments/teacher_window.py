@@ -44,7 +44,7 @@ def measure(count: int, seconds: float) -> int:
         teacher = Teacher(model, context_seconds=window)
         begin = time.process_time()
         with torch.no_grad():
-            audio = teacher._encode(waveform)
+            audio = teacher._encode(waveform, teacher.context)
             encoded = time.process_time()
             prompts = teacher.prompt.expand(len(audio), -1)
             transcripts = teacher._generate(audio, samples, prompts)

@@ -5,11 +5,13 @@ mel.py            log-mel distance of waveforms, in training and in evaluation
 stft.py           STFT magnitude distance of waveforms
 discriminator.py  multi-resolution STFT discriminator, hinge loss and feature matching
 discriminator_gradients.py  both losses' gradients, as a training step computes them
-compiled.py       functions compiled for a GPU
+discriminator_passes.py, discriminator_kernels.py  what comes between two convolutions there; for a GPU
 speaker.py        cosine distance of speaker embeddings (ECAPA-TDNN)
 commitment.py     keeps semantic latents near their codebook entries
 diversity.py      keeps many codebook entries in use
 inversion.py      finds again the codes that the decoder was given
+pseudo_labels.py  finds the codes that a network which learned from pairs reads from Whisper's states
+codebook.py       distances of latents to the codebook's entries
 shaping.py        gives acoustic codes the distribution of the release's preset voices
 asr/              ASR distillation from a frozen Whisper
 frames.py         averages over the frames inside a padded clip
@@ -26,6 +28,16 @@ from losses.commitment import commitment
 from losses.diversity import Diversity
 from losses.inversion import Inversion
 from losses.mel import MelDistance
+from losses.pseudo_labels import PseudoLabels
 from losses.stft import STFTDistance
 
-__all__ = ["Balancer", "Diversity", "FixedWeights", "Inversion", "MelDistance", "STFTDistance", "commitment"]
+__all__ = [
+    "Balancer",
+    "Diversity",
+    "FixedWeights",
+    "Inversion",
+    "MelDistance",
+    "PseudoLabels",
+    "STFTDistance",
+    "commitment",
+]

@@ -18,7 +18,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-SAMPLE = 512  # entries in the spacing's sample: its mean is within a few percent of the mean over all
+from losses.codebook import codebook_spacing, squared_distances
 
 
 class Diversity(nn.Module):
@@ -37,8 +37,7 @@ class Diversity(nn.Module):
 
     def forward(self, semantic: Tensor, entries: Tensor, spacing: Tensor | None = None) -> Tensor:
         entries = entries.detach().float()
-        frames = semantic.float().transpose(1, 2).reshape(-1, semantic.shape[1])
-        squared = frames.square().sum(1, keepdim=True) - 2 * frames @ entries.T + entries.square().sum(1)
+        squared = squared_distances(semantic, entries)
         spacing = codebook_spacing(entries) if spacing is None else spacing
         logarithms = torch.log_softmax(-squared / (self.temperature * spacing), dim=-1)  # [B·F, K]
         probabilities = logarithms.exp()
@@ -51,17 +50,3 @@ class Diversity(nn.Module):
             mean = mean + (overall / dist.get_world_size() - mean).detach()
         of_mean = -(mean * mean.clamp(min=1e-12).log()).sum()
         return 1 - (of_mean - of_frames) / math.log(len(entries))
-
-
-@torch.no_grad()
-def codebook_spacing(entries: Tensor) -> Tensor:
-    """Mean squared distance of an entry to its nearest neighbour, over an even sample of the codebook [K, D]: a scalar.
-    Entries that coincide, as dead ones do, do not count as neighbours. If all entries coincide, the result is 1."""
-    sample = entries[:: max(1, len(entries) // SAMPLE)]
-    # with matrix products, rounding would make an entry's distance to itself positive, like a close neighbour's
-    distances = torch.cdist(sample, entries, compute_mode="donot_use_mm_for_euclid_dist")
-    distances = torch.where(distances < 1e-6, torch.inf, distances)
-    nearest = distances.amin(dim=1)
-    counted = nearest.isfinite()
-    mean = torch.where(counted, nearest, 0).square().sum() / counted.sum().clamp(min=1)
-    return torch.where(counted.any(), mean, 1.0)

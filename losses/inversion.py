@@ -3,7 +3,7 @@
 The decoder makes nearly the same sound of many codes. The language model knows one way of using them, and what it
 speaks shows that way. So the codes of its speech are a target that the sound alone does not give. With z the semantic
 latent of a frame, a its acoustic latents, e_k the K entries of the codebook and s its spacing
-(`losses.diversity.codebook_spacing`), the loss of a frame is
+(`losses.codebook.codebook_spacing`), the loss of a frame is
 
     −log softmax_k(−|z − e_k|² / (T s))[c]  +  PULL |z − e_c|² / s  +  mean over the 36 of (½ (L − 1) (tanh a − level))²
 
@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from codec.quantizer import Quantizer
-from losses.diversity import codebook_spacing
+from losses.codebook import codebook_spacing, squared_distances
 
 PULL = 0.3  # weight of the distance to the right entry, as in the trial that showed the effect
 
@@ -46,7 +46,7 @@ class Inversion(nn.Module):
         semantic, acoustic = latent.float().split(self.split_sizes, dim=1)
         wanted, wanted_levels = codes[:, 0].reshape(-1), codes[:, 1:]
         frames = semantic.transpose(1, 2).reshape(-1, semantic.shape[1])
-        squared = frames.square().sum(1, keepdim=True) - 2 * frames @ self.entries.T + self.entries.square().sum(1)
+        squared = squared_distances(semantic, self.entries)
         choice = F.cross_entropy(-squared / (self.temperature * self.spacing), wanted, reduction="none")
         pull = (frames - self.entries[wanted]).square().sum(dim=1) / self.spacing
         steps = (torch.tanh(acoustic) + 1) * ((self.levels - 1) / 2)  # 0 to L − 1

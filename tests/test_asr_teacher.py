@@ -43,6 +43,24 @@ def clips(tmp_path_factory: pytest.TempPathFactory) -> list[torch.Tensor]:
     return [decode(rows.read(i), RATE)[0] for i in (0, 5, 21)]
 
 
+def test_states_of_thirty_seconds_are_those_of_whispers_own_encoder(
+    teacher: Teacher, clips: list[torch.Tensor]
+) -> None:
+    sound = torch.cat(clips * 8)[: 30 * RATE]
+    assert len(sound) == 30 * RATE
+    mel = whisper.log_mel_spectrogram(teacher.resample(sound[None])[0])
+    assert torch.allclose(teacher.states(sound[None])[0], teacher.model.encoder(mel[None])[0], atol=1e-3)
+
+
+def test_states_are_four_a_frame_and_hear_their_own_clip_only(teacher: Teacher, crops: torch.Tensor) -> None:
+    states = teacher.states(crops[:, : 12 * FRAME_SIZE + 7])
+    assert states.shape == (2, 4 * 13, teacher.width)
+    alone = torch.cat([teacher.states(crop[None, : 12 * FRAME_SIZE + 7]) for crop in crops])
+    assert torch.allclose(states, alone, atol=1e-3)
+    with pytest.raises(ValueError, match=r"expected 30\.0 s at most"):
+        teacher.states(torch.zeros(1, 31 * RATE))
+
+
 @pytest.fixture(scope="module")
 def targets(teacher: Teacher, clips: list[torch.Tensor]) -> DistillationTargets:
     return teacher.targets(pad_sequence(clips, batch_first=True), torch.tensor([len(clip) for clip in clips]))

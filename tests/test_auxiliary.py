@@ -12,7 +12,7 @@ from data.sources import Source
 from experiments.random_release import TINY
 from losses.discriminator import feature_matching, hinge_loss
 from tests.random_teacher import use_random_teacher
-from training.auxiliary import AuxiliaryNetwork, build_asr, build_discriminator
+from training.auxiliary import AuxiliaryNetwork, build_asr_projection, build_discriminator, load_teacher
 from training.config import Config, Data, Discriminator
 from training.distributed import Ranks
 
@@ -80,7 +80,8 @@ def test_distilling_moves_the_latents_behind_the_quantizer_and_the_projection(
 ) -> None:
     use_random_teacher(monkeypatch)
     torch.manual_seed(0)
-    teacher, projection = build_asr(config, ALONE, TINY.semantic_dim)
+    teacher = load_teacher(config, ALONE)
+    projection = build_asr_projection(config, ALONE, TINY.semantic_dim, teacher.width)
     latent = torch.randn(3, TINY.semantic_dim, 4, requires_grad=True)
     entries = latent + (torch.randn_like(latent) - latent).detach()
     targets = teacher.targets(torch.randn(3, 4 * 1920))

@@ -11,7 +11,8 @@ import torch
 from codec import load_release
 from codec.checkpoint import with_encoder
 from data import decode, open_clips
-from losses.diversity import Diversity, codebook_spacing
+from losses.codebook import codebook_spacing
+from losses.diversity import Diversity
 
 K, D = 8192, 256  # the release's codebook
 DEMO = Path("data/demo")

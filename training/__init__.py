@@ -4,7 +4,7 @@ config.py        the settings: YAML, environment, command line
 settings_file.py, setting_values.py   a YAML file as text values; a text as a number, a switch or a path
 dataset.py       batches of crops, and the validation clips
 step_inputs.py   what differs from step to step, and the CUDA graph of a step
-auxiliary.py     the discriminator and the ASR projection, which learn beside the codec
+auxiliary.py     the discriminator, the ASR projection and the labeller, which learn beside the codec
 optimization.py  Adam, the learning-rate schedule, the EMA of the weights
 state.py         everything that learns: start, resume, save
 checkpoints.py   checkpoint folders, written whole and checked when read

@@ -1,5 +1,5 @@
-"""A network that learns beside the codec with its own loss and optimizer: the discriminator, and the projection of the
-semantic embeddings to Whisper's width."""
+"""A network that learns beside the codec with its own loss and optimizer: the discriminator, the projection of the
+semantic embeddings to Whisper's width, and the labeller. Whisper, which the last two need."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from losses.asr.distillation import ASRDistillation
 from losses.discriminator import Discriminator
+from losses.pseudo_labels import Labeller
 from training.config import Config, ConfigError
 from training.distributed import Ranks
 from training.optimization import adam, load_optimizer
@@ -69,8 +70,18 @@ def build_discriminator(config: Config, ranks: Ranks) -> AuxiliaryNetwork[Discri
     return AuxiliaryNetwork(Discriminator(config.discriminator.channels), config.discriminator.lr, config, ranks)
 
 
-def build_asr(config: Config, ranks: Ranks, semantic_dim: int) -> tuple[Teacher, AuxiliaryNetwork[ASRDistillation]]:
-    """The frozen Whisper, which rank 0 downloads first, and the projection that learns."""
+def build_asr_projection(
+    config: Config, ranks: Ranks, semantic_dim: int, width: int
+) -> AuxiliaryNetwork[ASRDistillation]:
+    return AuxiliaryNetwork(ASRDistillation(semantic_dim, width), config.optimizer.lr, config, ranks)
+
+
+def build_labeller(config: Config, ranks: Ranks, width: int, entries: int) -> AuxiliaryNetwork[Labeller]:
+    return AuxiliaryNetwork(Labeller(width, entries), config.optimizer.lr, config, ranks)
+
+
+def load_teacher(config: Config, ranks: Ranks) -> Teacher:
+    """The frozen Whisper, which rank 0 downloads first."""
     from losses.asr.languages import whisper_language  # importing Whisper takes seconds
     from losses.asr.teacher import Teacher
 
@@ -82,7 +93,7 @@ def build_asr(config: Config, ranks: Ranks, semantic_dim: int) -> tuple[Teacher,
             )
     options, cache = config.losses, Path(config.hf_cache) if config.hf_cache else None
     with ranks.main_first():
-        teacher = Teacher.load(
+        return Teacher.load(
             options.asr_teacher,
             ranks.device,
             cache / "whisper" if cache else None,
@@ -90,5 +101,3 @@ def build_asr(config: Config, ranks: Ranks, semantic_dim: int) -> tuple[Teacher,
             context_seconds=options.asr_context_seconds,
             cache=Path(options.asr_cache) if options.asr_cache else None,
         )
-    projection = ASRDistillation(semantic_dim, teacher.width)
-    return teacher, AuxiliaryNetwork(projection, config.optimizer.lr, config, ranks)

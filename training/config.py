@@ -79,6 +79,7 @@ class Losses:
     diversity: float = 0.0  # against a codebook that collapses
     shaping: float = 0.0  # toward the code statistics of the release's own voices
     inversion: float = 0.0  # finds again the codes that the release's language model spoke: data.pairs
+    pseudo_labels: float = 0.0  # semantic codes of speech, by a network that learned from pairs what Whisper hears
     diversity_temperature: float = 0.1  # in units of the codebook's own spacing
     inversion_temperature: float = 0.5  # in the same units
     l1_stft_decay: float = 1.0  # factor a step on the weights of l1 and stft; the paper's gamma is 0.9999
@@ -200,6 +201,8 @@ class Config:
             )
         if self.data.pairs and not self.losses.inversion:
             raise ConfigError("data.pairs is given and losses.inversion is 0, expected a weight for it")
+        if self.losses.pseudo_labels and not self.losses.inversion:
+            raise ConfigError("losses.pseudo_labels is on, expected data.pairs and losses.inversion, which it needs")
         if self.losses.inversion and self.train != "encoder":
             raise ConfigError("losses.inversion is on, expected train=encoder: pairs belong to a release's own decoder")
         if self.losses.inversion and self.batch_size < 2:

@@ -195,11 +195,25 @@ class Teacher:
             pad_sequence(masks, batch_first=True),
         )
 
+    @torch.no_grad()
+    def states(self, waveform: Tensor) -> Tensor:
+        """The encoder's states [B, 4 * F, width] in float32 of waveforms [B, T] at 24 kHz, four in each of F =
+        ceil(T / 1920) codec frames. They see the waveform alone, without the silence that fills the window up. Raises
+        ValueError for waveforms longer than 30 s."""
+        frames = math.ceil(waveform.shape[-1] / FRAME_SIZE)
+        if frames * FRAME_SIZE > WINDOW_SECONDS * SAMPLE_RATE:
+            raise ValueError(
+                f"clips are {waveform.shape[-1] / SAMPLE_RATE:.2f} s long, expected {WINDOW_SECONDS} s at most"
+            )
+        with torch.autocast(self.device.type, enabled=False):
+            return self._encode(waveform.to(self.device), frames * FRAME_SIZE // WHISPER_FRAME).float()
+
     def transcribe(self, waveform: Tensor) -> list[str]:
         """The transcripts of waveforms [B, T] at 24 kHz. A clip without speech has an empty one."""
         with torch.no_grad():
             prompts = self.prompt.expand(len(waveform), -1)
-            tokens = self._generate(self._encode(waveform.to(self.device)), waveform.shape[-1], prompts)
+            audio = self._encode(waveform.to(self.device), self.context)
+            tokens = self._generate(audio, waveform.shape[-1], prompts)
         return [self.tokenizer.decode(row).strip() for row in tokens.rows()]
 
     def fingerprint(self) -> str:
@@ -213,7 +227,7 @@ class Teacher:
 
     def _targets_of_equal_length(self, waveform: Tensor, languages: Tensor) -> DistillationTargets:
         """The targets for clips [B, T] that all have the length T, in languages [B]."""
-        audio, prompts = self._encode(waveform), self._prompts(languages)
+        audio, prompts = self._encode(waveform, self.context), self._prompts(languages)
         tokens = self._transcripts(waveform, audio, languages, prompts)
         known = Tokens(tokens.tokens, tokens.counts * (languages != UNKNOWN_LANGUAGE))
         return self._read(audio, known, waveform.shape[-1], prompts)
@@ -247,14 +261,14 @@ class Teacher:
             digest.update(f"language {language}".encode())
         return digest.hexdigest()
 
-    def _encode(self, waveform: Tensor) -> Tensor:
+    def _encode(self, waveform: Tensor, context: int) -> Tensor:
         """The encoder's states [B, context, width] for waveforms [B, T], padded with silence at the end."""
         low = self.resample(waveform.float())
-        low = F.pad(low, (0, 2 * self.context * HOP_LENGTH - low.shape[-1]))
+        low = F.pad(low, (0, 2 * context * HOP_LENGTH - low.shape[-1]))
         mel = self._log_mel(low).to(self.dtype)
         encoder = self.model.encoder  # its own `forward` takes exactly 30 s, so we call the layers
         hidden = F.gelu(encoder.conv2(F.gelu(encoder.conv1(mel)))).transpose(1, 2)
-        hidden = hidden + encoder.positional_embedding[: self.context].to(self.dtype)
+        hidden = hidden + encoder.positional_embedding[:context].to(self.dtype)
         for block in encoder.blocks:
             hidden = block(hidden)
         return encoder.ln_post(hidden)

@@ -1,0 +1,28 @@
+"""Distances of semantic latents to the entries of the codebook, which three losses are made of."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+SAMPLE = 512  # entries in the spacing's sample: its mean is within a few percent of the mean over all
+
+
+def squared_distances(latent: Tensor, entries: Tensor) -> Tensor:
+    """Of each frame of latents [B, D, F] to each entry [K, D]: [B·F, K], in float32."""
+    frames = latent.float().transpose(1, 2).reshape(-1, latent.shape[1])
+    return frames.square().sum(1, keepdim=True) - 2 * frames @ entries.T + entries.square().sum(1)
+
+
+@torch.no_grad()
+def codebook_spacing(entries: Tensor) -> Tensor:
+    """Mean squared distance of an entry to its nearest neighbour, over an even sample of the codebook [K, D]: a scalar.
+    Entries that coincide, as dead ones do, do not count as neighbours. If all entries coincide, the result is 1."""
+    sample = entries[:: max(1, len(entries) // SAMPLE)]
+    # with matrix products, rounding would make an entry's distance to itself positive, like a close neighbour's
+    distances = torch.cdist(sample, entries, compute_mode="donot_use_mm_for_euclid_dist")
+    distances = torch.where(distances < 1e-6, torch.inf, distances)
+    nearest = distances.amin(dim=1)
+    counted = nearest.isfinite()
+    mean = torch.where(counted, nearest, 0).square().sum() / counted.sum().clamp(min=1)
+    return torch.where(counted.any(), mean, 1.0)

@@ -1,0 +1,68 @@
+"""Pseudo-labels: probabilities of semantic codes for speech whose codes nobody knows, by a network that learned from
+pairs.
+
+An encoder that learned to find the codes of the decoder's sound again makes other codes of recordings, which sound
+otherwise. A speech recogniser hears the same words in both. So a small network, the labeller, learns which semantic
+code the decoder was given, from Whisper's states of what it made of it; and what it makes of Whisper's states of real
+speech is a target for the encoder (pseudo-labels: Lee 2013; soft ones: Hinton et al. 2015). With p_fk its probability
+of entry e_k in frame f, z_f the semantic latent, s the codebook's spacing and T a temperature, the loss of a frame is
+
+    −Σ_k p_fk log softmax_k(−|z_f − e_k|² / (T s))
+"""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from codec.quantizer import Quantizer
+from losses.codebook import codebook_spacing, squared_distances
+
+STATES = 4  # of Whisper's encoder, 50 a second, in a frame of the codec
+HIDDEN, KERNEL, BLOCKS = 384, 5, 2  # each frame is labelled from 0.7 s around it
+
+
+class Labeller(nn.Module):
+    """Takes the states [B, 4·F, width] of Whisper's encoder, returns logits [B, entries, F] of the semantic codes."""
+
+    def __init__(self, width: int, entries: int):
+        super().__init__()
+        self.norm = nn.LayerNorm(width)
+        self.first = nn.Conv1d(width, HIDDEN, STATES, stride=STATES)
+        self.blocks = nn.ModuleList(nn.Conv1d(HIDDEN, HIDDEN, KERNEL, padding=KERNEL // 2) for _ in range(BLOCKS))
+        self.last = nn.Conv1d(HIDDEN, entries, 1)
+
+    def forward(self, states: Tensor) -> Tensor:
+        x = F.gelu(self.first(self.norm(states).transpose(1, 2)))
+        for block in self.blocks:
+            x = x + F.gelu(block(x))
+        return self.last(x)
+
+
+def labelling_loss(logits: Tensor, codes: Tensor, counted: Tensor) -> tuple[Tensor, Tensor]:
+    """What the labeller learns by: the cross entropy of its logits [P, entries, F] for pairs, whose semantic codes
+    [P, F] are known. Frames that do not count [P, F] add nothing. Returns the loss, and the share of codes that it
+    finds in those that count."""
+    loss = (F.cross_entropy(logits, codes, reduction="none") * counted).mean()
+    found = (logits.detach().argmax(dim=1) == codes) & counted
+    return loss, found.sum() / counted.sum().clamp(min=1)
+
+
+class PseudoLabels(nn.Module):
+    """Takes semantic latents [B, D, F] of speech and the labeller's logits [B, entries, F]. Returns a scalar. Only the
+    latents get a gradient. `temperature` is T."""
+
+    entries: Tensor
+    spacing: Tensor
+
+    def __init__(self, quantizer: Quantizer, temperature: float = 0.5):
+        super().__init__()
+        self.temperature = temperature
+        entries = quantizer.semantic_codebook.embedding.detach().float()
+        self.register_buffer("entries", entries, persistent=False)
+        self.register_buffer("spacing", codebook_spacing(entries), persistent=False)
+
+    def forward(self, semantic: Tensor, logits: Tensor) -> Tensor:
+        scores = -squared_distances(semantic, self.entries) / (self.temperature * self.spacing)  # [B·F, K]
+        labels = logits.detach().float().softmax(dim=1).transpose(1, 2).flatten(0, 1)
+        return F.cross_entropy(scores, labels)

@@ -1,0 +1,137 @@
+"""Pseudo-labels: the labeller, the loss, and steps that train with both."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+import train_encoder
+from codec import Codec, load_release
+from experiments.random_release import TINY
+from losses import PseudoLabels
+from losses.pseudo_labels import STATES, Labeller, labelling_loss
+from tests.one_step import ALONE
+from tests.random_pairs import random_shards
+from tests.random_teacher import use_random_teacher
+from training.config import ConfigError, load_config
+from training.dataset import TrainingData
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+LABELLED = ("losses.pseudo_labels=2", "losses.inversion=5", "losses.stft=0", "batch_size=4", "log_every=1")
+
+
+@pytest.fixture
+def codec(tiny_release: Path) -> Codec:
+    return load_release(tiny_release, torch.float32)
+
+
+@pytest.fixture
+def pairs(tiny_release: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    use_random_teacher(monkeypatch)
+    return f"data.pairs={random_shards(tiny_release, tmp_path / 'pairs')}"
+
+
+def test_the_labeller_learns_the_codes_of_frames_that_count_and_no_others() -> None:
+    generator = torch.Generator().manual_seed(0)
+    torch.manual_seed(0)
+    labeller = Labeller(8, 6)
+    optimizer = torch.optim.Adam(labeller.parameters(), 1e-3)
+    looks = torch.randn(6, 8, generator=generator)
+    counted = torch.arange(20) >= 5
+
+    def batch() -> tuple[torch.Tensor, torch.Tensor]:
+        codes = torch.randint(6, (4, 20), generator=generator)
+        return looks[codes].repeat_interleave(STATES, dim=1), codes
+
+    for _ in range(60):
+        states, codes = batch()
+        misleading = torch.where(counted, codes, (codes + 1) % 6)
+        optimizer.zero_grad()
+        labelling_loss(labeller(states), misleading, counted.expand(4, -1))[0].backward()
+        optimizer.step()
+    states, codes = batch()
+    every = torch.ones(4, 20, dtype=torch.bool)
+    assert float(labelling_loss(labeller(states), codes, every)[1]) > 0.95
+    _, found = labelling_loss(labeller(states), torch.where(counted, codes, (codes + 1) % 6), counted.expand(4, -1))
+    assert float(found) > 0.95, "the share is over the frames that count"
+
+
+def test_the_loss_is_smallest_at_the_labelled_entries_and_teaches_only_the_latents(codec: Codec) -> None:
+    loss = PseudoLabels(codec.quantizer)
+    codes = torch.randint(TINY.semantic_codebook_size, (2, 9), generator=torch.Generator().manual_seed(0))
+    logits = 20.0 * torch.nn.functional.one_hot(codes, TINY.semantic_codebook_size).float().transpose(1, 2)
+    logits.requires_grad_()
+    at_entries = loss.entries[codes].transpose(1, 2)
+    least = float(loss(at_entries, logits))
+    noise = torch.randn(at_entries.shape, generator=torch.Generator().manual_seed(1))
+    for size in (0.1, 1.0):
+        moved = (at_entries + size * loss.spacing.sqrt() * noise).requires_grad_()
+        value = loss(moved, logits)
+        assert value > least
+        least = float(value.detach())
+    value.backward()
+    assert moved.grad is not None
+    assert moved.grad.abs().sum() > 0
+    assert logits.grad is None
+
+
+def test_soft_labels_weigh_the_entries_by_their_probabilities(codec: Codec) -> None:
+    loss = PseudoLabels(codec.quantizer, temperature=0.7)
+    generator = torch.Generator().manual_seed(0)
+    latent = loss.spacing.sqrt() * torch.randn(2, TINY.semantic_dim, 3, generator=generator)
+    logits = torch.randn(2, TINY.semantic_codebook_size, 3, generator=generator)
+    expected = torch.zeros(())
+    for clip in range(2):
+        for frame in range(3):
+            squared = (loss.entries - latent[clip, :, frame]).square().sum(dim=1)
+            scores = torch.log_softmax(-squared / (0.7 * loss.spacing), dim=0)
+            expected -= (logits[clip, :, frame].softmax(dim=0) * scores).sum() / 6
+    assert float(loss(latent, logits)) == pytest.approx(float(expected), rel=1e-4)
+
+
+def test_a_step_labels_speech_and_learns_the_labels_from_pairs(settings: Path, pairs: str) -> None:
+    training = train_encoder.Trainer(load_config(settings, (*LABELLED, pairs, "accumulate=2")), ALONE)
+    data = TrainingData(training.config, ALONE, training.codec)
+    before = [parameter.clone() for parameter in training.labeller.network.parameters()]
+    metrics = training.step(next(data.batches(0)).waveform, 0, data.pairs(0))
+    shares = ("reconstruction", "commitment", "inversion", "pseudo_labels")
+    assert sum(float(metrics[f"share_latent/{name}"]) for name in shares) == pytest.approx(1, abs=1e-4)
+    assert {"pseudo_labels", "found/labeller"} <= set(metrics)
+    assert training.labeller.updates == 1
+    after = training.labeller.network.parameters()
+    assert all(not torch.equal(a, b) for a, b in zip(before, after, strict=True))
+    assert training.monitor.found() is None
+
+
+def test_the_labels_gradient_is_at_the_speech_and_the_labeller_learns_the_same_in_parts(
+    settings: Path, pairs: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    at_latent: list[torch.Tensor] = []
+    gradients = train_encoder.gradients
+
+    def noted(values: dict[str, torch.Tensor], at: torch.Tensor) -> dict[str, torch.Tensor]:
+        found = gradients(values, at)
+        if "pseudo_labels" in found:
+            at_latent.append(found["pseudo_labels"])
+        return found
+
+    monkeypatch.setattr(train_encoder, "gradients", noted)
+    learned = []
+    for parts in (("batch_size=4",), ("batch_size=2", "accumulate=2")):
+        config = load_config(settings, (*LABELLED, pairs, *parts, "optimizer.lr=1e-12"))
+        training = train_encoder.Trainer(config, ALONE)
+        data = TrainingData(config, ALONE, training.codec)
+        training.step(next(data.batches(0)).waveform, 0, data.pairs(0))
+        learned.append(torch.cat([p.grad.flatten() for p in training.labeller.parameters if p.grad is not None]))
+    assert (learned[0] - learned[1]).norm() < 1e-4 * learned[0].norm()
+    speech, of_pairs = at_latent[0].split(2)
+    assert speech[:, : TINY.semantic_dim].abs().sum() > 0
+    assert speech[:, TINY.semantic_dim :].abs().sum() == of_pairs.abs().sum() == 0
+
+
+def test_pseudo_labels_need_pairs(settings: Path) -> None:
+    with pytest.raises(ConfigError, match=r"pseudo_labels is on, expected data.pairs and losses.inversion"):
+        load_config(settings, ("losses.pseudo_labels=1",))
