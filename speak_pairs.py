@@ -178,9 +178,10 @@ def check_plan(task: Task) -> None:
     path = task.out / "plan.json"
     mine = json.dumps({"plan": task.plan.fingerprint(), "codec_fingerprint": task.codec_fingerprint}) + "\n"
     if path.exists() and path.read_bytes() != mine.encode():
-        raise DataError(
-            f"{task.out} has pairs of other texts, voices, numbers or another release: name another folder with --out"
-        )
+        other = "of other texts, voices, numbers or another release"
+        if not any(task.out.glob("pairs_*.safetensors")):
+            raise DataError(f"{path} is {other}, and no pairs are there: delete it, or name another folder with --out")
+        raise DataError(f"{task.out} has pairs {other}: name another folder with --out")
     write_whole(path, mine)
 
 

@@ -6,11 +6,13 @@ from __future__ import annotations
 
 import json
 import queue
+import sys
 import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from unittest.mock import MagicMock
 
 import pytest
 import torch
@@ -24,8 +26,10 @@ from codec.voices import until_end_of_audio
 from data import DataError, open_clips
 from data.pairs import About, Pair, Pairs
 from data.speaking import Job, Plan, Task, choose_voices, fault, processes, prompt_of, read_texts
+from data.speaking.engine import Engine
 from data.speaking.faults import LENGTH, LOOP, NO_END, loops
 from experiments.random_speech import audio_bytes, write_parquet
+from system.command import UserError
 from tests.random_pairs import random_pair
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -221,8 +225,26 @@ def test_a_folder_with_pairs_of_another_plan_is_refused(tiny_release: Path, tmp_
     speak_pairs.check_plan(task)
     speak_pairs.check_plan(task)
     other = speak_pairs.read_task(parsed(tiny_release, tmp_path, "--seed=1"))
-    with pytest.raises(DataError, match="other texts, voices, numbers or another release"):
+    with pytest.raises(DataError, match="no pairs are there: delete it"):
         speak_pairs.check_plan(other)
+    messages_of(task)
+    with pytest.raises(DataError, match="has pairs of other texts, voices, numbers or another release"):
+        speak_pairs.check_plan(other)
+
+
+@pytest.mark.parametrize("missing", ["jiwer", "evaluation.judges.words"])
+def test_an_engine_is_closed_if_the_words_cannot_be_judged(
+    task: Task, monkeypatch: pytest.MonkeyPatch, missing: str
+) -> None:
+    """Else its process would never end."""
+    server = MagicMock()
+    names = ("vllm_omni.config.pipeline_registry", "vllm_omni.entrypoints.omni", "vllm_omni.outputs.output_modality")
+    for name in ("mistral_common.tokens.tokenizers.mistral", "vllm_omni.config.stage_config", *names):
+        monkeypatch.setitem(sys.modules, name, server)
+    monkeypatch.setitem(sys.modules, missing, None)
+    with pytest.raises(UserError, match=f"--max-word-errors: .*{missing}"):
+        Engine(replace(task, max_word_errors=0.1), None, seed=0)
+    server.Omni.return_value.close.assert_called_once_with()
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,7 @@ import base64
 import os
 import tempfile
 from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -46,7 +47,7 @@ STAGE: dict[str, Any] = {
 
 class Engine:
     """vllm-omni's first stage alone. `seed` is that of its noise: the process draws it, whatever a request says. Raises
-    UserError outside the server's environment."""
+    UserError outside the server's environment, or if words are to be judged and cannot be."""
 
     def __init__(self, task: Task, clips: Clips | None, seed: int):
         os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
@@ -68,7 +69,10 @@ class Engine:
             path.write_text(yaml.safe_dump(deploy), encoding="utf-8")
             limits = {"stage_init_timeout": START_SECONDS, "init_timeout": START_SECONDS}
             self.omni = Omni(model=str(task.release), deploy_config=str(path), **limits)
-        self.judge = WordJudge(task) if task.max_word_errors is not None else None
+        with ExitStack() as failing:
+            failing.callback(self.close)  # a process whose engine is open does not end
+            self.judge = WordJudge(task) if task.max_word_errors is not None else None
+            failing.pop_all()
 
     def pairs(self, jobs: Sequence[Job], cfg_alpha: float) -> Iterator[tuple[Pair, str]]:
         """A pair for each job, and why it is no speech, or an empty text. They come in the order in which they end."""

@@ -6,18 +6,27 @@ from torch import Tensor
 
 from codec.checkpoint import load_release
 from data.speaking.plan import Task
+from system.command import UserError
 from system.device import open_device
 
 
 class WordJudge:
-    """Decodes speech and lets Whisper write it down."""
+    """Decodes speech and lets Whisper write it down. Raises UserError without a package or the weights for it."""
 
     def __init__(self, task: Task):
-        from evaluation.judges.words import Words
+        try:
+            from evaluation.judges.judge import MissingJudgeError
+            from evaluation.judges.words import Words
+        except ModuleNotFoundError as error:
+            missing = f"{error.name} is missing: `pip install -r requirements-serve.txt`"
+            raise UserError(f"--max-word-errors: {missing}") from error
 
         self.limit = task.max_word_errors or 0.0
         device = open_device()
-        self.words = Words(task.whisper, task.language, device)
+        try:
+            self.words = Words(task.whisper, task.language, device)
+        except MissingJudgeError as error:
+            raise UserError(f"--max-word-errors: {error}") from error
         self.codec = load_release(task.release, device=device)
 
     def hears_other_words(self, codes: Tensor, text: str) -> bool:
