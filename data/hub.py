@@ -20,7 +20,7 @@ from system.yaml_text import parse_yaml_text
 
 SPACE = 2.1  # times the download: the parquet files and their memory-mapped copy
 LOCAL_FORMS = (
-    "data.train and data.validation also take local data: the corpus's own folders (speaker/chapter/*.wav with "
+    "A source can also be local data: the corpus's own folders (speaker/chapter/*.wav with "
     "*.normalized.txt), any folder of audio files, parquet files"
 )
 CARD, CARD_HEAD = "README.md", re.compile(r"---\s*\n(.*?)\n---\s*\n", re.S)  # its head says which files each split has

@@ -162,11 +162,14 @@ def saved_tables(folder: Path) -> list[Path]:
 
 def _open_table(path: Path, cache: str, columns: Columns) -> tuple[Any, dict[str, str]]:
     """A table and its columns by their meaning. Raises DataError if it cannot be read."""
-    import pyarrow as pa  # takes seconds to import, and only tables need it
-    from datasets import Dataset
-    from datasets.table import InMemoryTable
-    from pyarrow import csv
-    from pyarrow.parquet import read_metadata
+    try:
+        import pyarrow as pa  # takes seconds to import, and only tables need it
+        from datasets import Dataset
+        from datasets.table import InMemoryTable
+        from pyarrow import csv
+        from pyarrow.parquet import read_metadata
+    except ModuleNotFoundError as error:  # a server's environment may lack them
+        raise DataError(f"{printable(path)}: reading tables needs {error.name}: `pip install datasets`") from error
 
     kind = path.suffix.lower()
     try:

@@ -153,7 +153,7 @@ def test_a_split_takes_the_files_whose_names_begin_with_it(split: str, file: str
 
 
 def test_a_hub_that_does_not_answer_is_an_error_that_names_the_local_forms(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"cannot be had from the hub \(.+\)\. data\.train .*speaker/chapter/\*\.wav"):
+    with pytest.raises(DataError, match=r"cannot be had from the hub \(.+\)\. A source can .*speaker/chapter/\*\.wav"):
         download(NAME, "train", str(tmp_path), "http://127.0.0.1:9")
 
 

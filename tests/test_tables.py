@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import pickle
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -264,3 +265,11 @@ def test_tables_can_be_sent_to_other_processes(tmp_path: Path, cache: Path) -> N
     clips = open_clips([str(parquet)], str(cache))
     assert len(pickle.dumps(clips)) < 10_000
     assert pickle.loads(pickle.dumps(clips)).read(1).name == "y"
+
+
+@pytest.mark.parametrize("package", ["pyarrow", "datasets"])
+def test_a_package_that_tables_need_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, package: str) -> None:
+    path = write(tmp_path / "a.parquet", table())
+    monkeypatch.setitem(sys.modules, package, None)
+    with pytest.raises(DataError, match=f"a.parquet: reading tables needs {package}: `pip install datasets`"):
+        open_clips([str(path)])
