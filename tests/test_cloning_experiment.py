@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 from pathlib import Path
 
 import pytest
@@ -12,8 +13,9 @@ from data.speech_server import SpeechError, healthy, request_by_clip, request_by
 from evaluation.provenance import fingerprint
 from evaluation.speech import Speech
 from experiments.cloning import clips_of_others
+from experiments.cpu_server.environment import add_server_option
 from experiments.prompt_exchange import PromptExchange
-from experiments.runs import ExperimentError
+from experiments.runs import ROOT, ExperimentError
 from tests.speaking_server import SpeakingServer
 
 
@@ -47,3 +49,11 @@ def test_each_clip_is_exchanged_for_the_next_one_of_another_speaker() -> None:
         assert prompts[fingerprint(own.waveform)] == {"ref_audio": request(other)["ref_audio"]}
     with pytest.raises(ExperimentError, match="only one speaker"):
         clips_of_others(clips[:2])
+
+
+def test_the_server_is_looked_for_where_make_installs_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("SERVER_VENV", raising=False)
+    parser = argparse.ArgumentParser()
+    add_server_option(parser)
+    made = dict(line.split(" ?= ") for line in (ROOT / "Makefile").read_text().splitlines() if " ?= " in line)
+    assert parser.parse_args([]).venv == ROOT / made["SERVER_VENV"].replace("$(VENV)", made["VENV"])

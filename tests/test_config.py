@@ -224,7 +224,7 @@ def test_the_projects_configurations_work_from_any_folder(tmp_path: Path, monkey
     config = load_config("configs/demo.yaml")
     assert Path(config.model_dir) == project / "data/demo/release"
     assert config.data.train == (Source(str(project / "data/demo/seen.parquet")),)
-    assert config.output_dir == "runs/demo"
+    assert config.output_dir == "runs/demo_encoder"
     assert load_config("configs/ablations/recipe.yaml", ["model_dir=x"]).steps > 0
     (tmp_path / "configs").mkdir()
     (tmp_path / "configs/demo.yaml").write_text("steps: 0\n")

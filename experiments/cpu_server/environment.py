@@ -5,10 +5,10 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from experiments.runs import ExperimentError
+from experiments.runs import ROOT, ExperimentError
 from system.environment import from_environment
 
-USUAL = Path.home() / ".cache" / "voxtral-encoder" / "venv-server"
+USUAL = ROOT / ".venv-server"  # where `make install-server` makes it
 
 
 def add_server_option(parser: argparse.ArgumentParser) -> None:
@@ -21,5 +21,7 @@ def add_server_option(parser: argparse.ArgumentParser) -> None:
 def checked_environment(environment: Path) -> Path:
     """The virtual environment. Raises ExperimentError if it has no server."""
     if not (environment / "bin" / "vllm").exists():
-        raise ExperimentError(f"{environment} has no vllm: run `make install-server`, or give --venv")
+        raise ExperimentError(
+            f"{environment} has no vllm: run `make install-server`, or name it with SERVER_VENV or --venv"
+        )
     return environment.resolve()
