@@ -35,7 +35,7 @@ from system.files import folder_written_whole
 from training.config import load_config
 
 CONFIGS = ROOT / "configs" / "benchmark"
-PAIRS = ("batch_size=32", "losses.inversion=10", "losses.inversion_temperature=0.5")  # as configs/v4.yaml
+PAIRS = ("batch_size=32", "losses.inversion=10", "losses.inversion_temperature=0.5")
 WITHOUT_STATISTICS = ("losses.commitment=0", "losses.diversity=0", "losses.shaping=0")
 ENCODERS = {  # by name, the settings in which it differs from configs/benchmark/encoder.yaml
     "recipe": (),
