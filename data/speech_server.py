@@ -30,6 +30,7 @@ from system.command import UserError
 from system.files import written_whole
 from system.untrusted import parse_json
 
+WAV = "data:audio/wav;base64,"  # begins the `ref_audio` of a request
 SAMPLE_BYTES = 2  # the server's "pcm" is 16 bits, one channel
 PIECE = 4096  # bytes read at a time
 URL = re.compile(r"https?://(\[[0-9a-f:]+\]|[^\s/:?#@\\]+)(:\d{1,5})?(/[!-\"$->@-~]*)?", re.IGNORECASE)
@@ -61,8 +62,14 @@ class Timing:
 
 def request_by_clip(text: str, reference: Reference, longest: float | None = None) -> dict[str, Any]:
     """The body of a request that speaks `text` in the voice of a clip, for `longest` seconds at most."""
-    wav = base64.b64encode(reference.wav()).decode()
-    return _request(text, longest) | {"ref_audio": f"data:audio/wav;base64,{wav}"}
+    return _request(text, longest) | {"ref_audio": WAV + base64.b64encode(reference.wav()).decode()}
+
+
+def requested_clip(ref_audio: str) -> bytes:
+    """The WAV file in the `ref_audio` of a request by clip. Raises ValueError for one that holds none."""
+    if not ref_audio.startswith(WAV):
+        raise ValueError(f"expected a text that begins with {WAV}")
+    return base64.b64decode(ref_audio.removeprefix(WAV), validate=True)
 
 
 def request_by_name(text: str, voice: str, longest: float | None = None) -> dict[str, Any]:

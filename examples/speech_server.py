@@ -16,7 +16,6 @@ if __name__ == "__main__":  # Ctrl-C during the imports below, which take second
     end_on_signals()
 
 import argparse
-import base64
 import json
 import sys
 import zlib
@@ -32,6 +31,7 @@ from codec.voices import read_voices
 from data import BadClipError
 from data.audio import Clip
 from data.reference import prepare
+from data.speech_server import WAV, requested_clip
 from language_model import Prompt, generate, load_language_model, text_tokenizer
 from system.command import UserError, exit_status
 from system.device import open_device
@@ -39,7 +39,6 @@ from system.untrusted import parse_json
 
 MAX_REQUEST = 64 << 20  # bytes
 MAX_FRAMES = 250  # 20 s, unless the request has max_new_tokens
-WAV = "data:audio/wav;base64,"
 
 
 class RefusedError(UserError):
@@ -82,7 +81,7 @@ class Speaker:
         if not self.codec.has_encoder:
             raise RefusedError("the release has no encoder weights")
         try:
-            reference = prepare([Clip("ref_audio", base64.b64decode(audio.removeprefix(WAV), validate=True))])
+            reference = prepare([Clip("ref_audio", requested_clip(audio))])
         except (BadClipError, ValueError) as error:
             raise RefusedError(f"ref_audio cannot be used: {error}") from error
         return self.codec.encode(reference.waveform[None].to(self.codec.device))[0].cpu()

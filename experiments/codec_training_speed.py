@@ -167,7 +167,6 @@ def main() -> int:
 
     def measure_all() -> int:
         require_gpu()
-        torch.backends.cudnn.benchmark = True
         print(torch.cuda.get_device_name(), flush=True)
         for name in options.codecs:
             measure(name, options.batch, options.seconds, options.autocast)
@@ -179,6 +178,7 @@ def main() -> int:
 def measure(name: str, batch: int, seconds: float, autocast: bool) -> Measured:
     """Times the largest batch that fits, of `batch`, a half of it and so on, and prints a line. Raises OutOfMemoryError
     where not even one crop does."""
+    torch.backends.cudnn.benchmark = True
     described = f"{name}, {'bf16' if autocast else 'TF32'}, crops of {seconds:g} s"
     while True:
         gc.collect()

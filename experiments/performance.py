@@ -69,7 +69,10 @@ def main() -> int:
             if name in ROWS:
                 lines.append(line(ROWS[name].title, alone(of_this_repository, ROWS[name], options.runs)))
             elif importlib.util.find_spec(name):
-                lines += [alone(of_codec, name, autocast, options.runs) for autocast in (False, True)]
+                for autocast in (False, True):
+                    found = alone(of_codec, name, autocast, options.runs)
+                    title = f"{CODECS[name]}, {found[0].audio_seconds:g} s a step, {'bf16' if autocast else 'TF32'}"
+                    lines.append(line(title, found))
         print("\n".join(lines))
         return 0
 
@@ -97,14 +100,11 @@ def of_this_repository(row: Row, runs: int) -> list[Measured]:
         return [step_speed.measure(config, ranks) for _ in range(runs)]
 
 
-def of_codec(name: str, autocast: bool, runs: int) -> str:
+def of_codec(name: str, autocast: bool, runs: int) -> list[Measured]:
     crops = load_config("configs/v3.yaml", ["model_dir=x"])
     batch, seconds = crops.batch_size, crops.data.crop_seconds
-    torch.backends.cudnn.benchmark = True
     torch.backends.cudnn.allow_tf32 = not autocast  # PyTorch's default, which their trainers leave
-    found = [codec_training_speed.measure(name, batch, seconds, autocast) for _ in range(runs)]
-    fits = round(found[0].audio_seconds / seconds)
-    return line(f"{CODECS[name]}, {fits} crops, {'bf16' if autocast else 'TF32'}", found)
+    return [codec_training_speed.measure(name, batch, seconds, autocast) for _ in range(runs)]
 
 
 def line(title: str, found: list[Measured]) -> str:

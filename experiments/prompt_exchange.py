@@ -3,7 +3,6 @@ a named voice of the server. So a client that sends clips can measure prompts th
 
 from __future__ import annotations
 
-import base64
 import http.client
 import io
 import json
@@ -17,6 +16,7 @@ import soundfile
 import torch
 from torch import Tensor
 
+from data.speech_server import requested_clip
 from evaluation.provenance import fingerprint
 
 TIMEOUT = 600  # seconds without a byte
@@ -77,5 +77,5 @@ class PromptExchange:
 
 def sent_clip(url: str) -> Tensor:
     """The samples [T] of a `data:` URL that holds a WAV file."""
-    samples, _ = soundfile.read(io.BytesIO(base64.b64decode(url.partition(",")[2])), dtype="float32")
+    samples, _ = soundfile.read(io.BytesIO(requested_clip(url)), dtype="float32")
     return torch.from_numpy(samples)
