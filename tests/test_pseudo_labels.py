@@ -132,6 +132,8 @@ def test_the_labels_gradient_is_at_the_speech_and_the_labeller_learns_the_same_i
     assert speech[:, TINY.semantic_dim :].abs().sum() == of_pairs.abs().sum() == 0
 
 
-def test_pseudo_labels_need_pairs(settings: Path) -> None:
+def test_pseudo_labels_need_pairs_and_crops_that_whisper_hears_at_once(settings: Path) -> None:
     with pytest.raises(ConfigError, match=r"pseudo_labels is on, expected data.pairs and losses.inversion"):
         load_config(settings, ("losses.pseudo_labels=1",))
+    with pytest.raises(ConfigError, match=r"crop_seconds is 31.0, expected at most 30 with losses.pseudo_labels"):
+        load_config(settings, ("losses.pseudo_labels=1", "losses.inversion=1", "data.pairs=a", "data.crop_seconds=31"))

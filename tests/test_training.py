@@ -25,6 +25,7 @@ from codec.tensors import ENCODER_PREFIXES, expected_encoder
 from experiments.random_release import TINY, params_json, random_codec, write_release
 from experiments.random_speech import audio_bytes
 from tests.random_pairs import random_shards
+from tests.random_teacher import use_random_teacher
 from tests.rank_processes import start, statuses
 from training.checkpoints import RENAMED_STATE, STATE, CheckpointError, checkpoints, load_newest
 from training.config import Config, ConfigError, load_config
@@ -132,10 +133,12 @@ EVERYTHING = (
 
 @pytest.mark.parametrize("parts", [(), EVERYTHING], ids=["few", "all"])
 def test_a_resumed_run_ends_with_the_same_bits(
-    settings: Path, tiny_release: Path, tmp_path: Path, parts: tuple[str, ...]
+    settings: Path, tiny_release: Path, tmp_path: Path, parts: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if parts:
-        parts = (*parts, "losses.inversion=1", f"data.pairs={random_shards(tiny_release, tmp_path / 'pairs')}")
+        use_random_teacher(monkeypatch)
+        pairs = f"data.pairs={random_shards(tiny_release, tmp_path / 'pairs')}"
+        parts = (*parts, pairs, "losses.inversion=1", "losses.pseudo_labels=1")
     whole = run(settings, f"output_dir={tmp_path / 'whole'}", *parts)
 
     with pytest.MonkeyPatch.context() as patch:
@@ -387,12 +390,14 @@ def test_eight_ranks_have_the_gradients_of_one_with_the_whole_batch_and_name_one
         "discriminator.channels=2",
         "losses.diversity=0.3",
         "losses.shaping=0.3",
-        "losses.inversion=5",
+        *("losses.inversion=5", "losses.pseudo_labels=2"),
         f"data.pairs={random_shards(tiny_release, tmp_path / 'pairs')}",
         *("steps=2", "save_every=1", "data.crop_seconds=0.2"),
     ]
     stray = """
-import train_encoder
+import pytest, train_encoder
+from tests.random_teacher import use_random_teacher
+use_random_teacher(pytest.MonkeyPatch())
 step = train_encoder.Trainer.step
 def strayed(self, waveform, number, *pairs):
     if rank == 5 and number == 1:
@@ -406,7 +411,7 @@ train_encoder.Trainer.step = strayed
         command = ["--config", str(settings), f"output_dir={folder}", f"batch_size={batch_size}", *parts]
         assert statuses(start(ranks, command, log, stray)) == [status] * ranks, log.read_text()
         state = torch.load(folder / "checkpoints/step_0000001/state.pt", weights_only=True)
-        optimizers = [state["optimizer"], state["auxiliary"]["discriminator"]["optimizer"]]
+        optimizers = [state["optimizer"], *(each["optimizer"] for each in state["auxiliary"].values())]
         gradients.append([torch.cat([p["exp_avg"].flatten() for p in o["state"].values()]) for o in optimizers])
     for one, eight in zip(*gradients, strict=True):
         assert (one - eight).norm() < 2e-3 * one.norm()

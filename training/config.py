@@ -29,6 +29,7 @@ RENAMED = {
     "discriminator.from_step": "discriminator.start_step",
     "optimizer.average_decay": "optimizer.ema_decay",
 }
+WHISPER_SECONDS = 30  # its window
 REMOVED = {"compile": "what is faster compiled is compiled without it"}
 
 
@@ -188,6 +189,11 @@ class Config:
             raise ConfigError(
                 f"data.crop_seconds is {self.data.crop_seconds}, expected at most losses.asr_context_seconds, "
                 f"{self.losses.asr_context_seconds}: the teacher gets a crop in one window"
+            )
+        if self.losses.pseudo_labels and self.data.crop_seconds > WHISPER_SECONDS:
+            raise ConfigError(
+                f"data.crop_seconds is {self.data.crop_seconds}, expected at most {WHISPER_SECONDS} with "
+                "losses.pseudo_labels: Whisper hears no more at a time"
             )
         if self.discriminator.crop_seconds > self.data.crop_seconds:
             raise ConfigError(
