@@ -16,7 +16,7 @@ import importlib.util
 import multiprocessing
 import statistics
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import NamedTuple, TypeVar
@@ -64,19 +64,25 @@ def main() -> int:
     def measure_all() -> int:
         require_gpu()
         lines = [f"{torch.cuda.get_device_name()}, PyTorch {torch.__version__}", "", *HEAD]
-        for name in options.rows:
-            print(name, flush=True)
-            if name in ROWS:
-                lines.append(line(ROWS[name].title, alone(of_this_repository, ROWS[name], options.runs)))
-            elif importlib.util.find_spec(name):
-                for autocast in (False, True):
-                    found = alone(of_codec, name, autocast, options.runs)
-                    title = f"{CODECS[name]}, {found[0].audio_seconds:g} s a step, {'bf16' if autocast else 'TF32'}"
-                    lines.append(line(title, found))
-        print("\n".join(lines))
+        for title, found in measured(options.rows, options.runs):
+            lines.append(line(title, found))
+            print(lines[-1], flush=True)  # in case the rest is not reached
+        print("", *lines, sep="\n")
         return 0
 
     return experiment_status(measure_all)
+
+
+def measured(names: Sequence[str], runs: int) -> Iterator[tuple[str, list[Measured]]]:
+    """The title of each row, and its runs. A codec whose package is missing is left out."""
+    for name in names:
+        if name in ROWS:
+            yield ROWS[name].title, alone(of_this_repository, ROWS[name], runs)
+        elif importlib.util.find_spec(name):
+            for autocast in (False, True):
+                found = alone(of_codec, name, autocast, runs)
+                precision = "bf16" if autocast else "TF32"
+                yield f"{CODECS[name]}, {found[0].audio_seconds:g} s a step, {precision}", found
 
 
 HEAD = [

@@ -19,7 +19,7 @@ from codec.quantizer import Quantizer
 from losses.codebook import codebook_spacing, squared_distances
 
 STATES = 4  # of Whisper's encoder, 50 a second, in a frame of the codec
-HIDDEN, KERNEL, BLOCKS = 384, 5, 2  # each frame is labelled from 0.7 s around it
+HIDDEN, KERNEL, BLOCKS = 384, 5, 2  # a frame's label comes from the states of 0.7 s around it
 
 
 class Labeller(nn.Module):
