@@ -8,9 +8,13 @@ from torch import Tensor
 SAMPLE = 512  # entries in the spacing's sample: its mean is within a few percent of the mean over all
 
 
-def squared_distances(latent: Tensor, entries: Tensor) -> Tensor:
-    """Of each frame of latents [B, D, F] to each entry [K, D]: [B·F, K], in float32."""
-    frames = latent.float().transpose(1, 2).reshape(-1, latent.shape[1])
+def as_frames(latent: Tensor) -> Tensor:
+    """Latents [B, D, F] as frames [B·F, D], in float32."""
+    return latent.float().transpose(1, 2).reshape(-1, latent.shape[1])
+
+
+def squared_distances(frames: Tensor, entries: Tensor) -> Tensor:
+    """Of each frame [N, D] to each entry [K, D]: [N, K]."""
     return frames.square().sum(1, keepdim=True) - 2 * frames @ entries.T + entries.square().sum(1)
 
 

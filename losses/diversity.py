@@ -18,7 +18,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from losses.codebook import codebook_spacing, squared_distances
+from losses.codebook import as_frames, codebook_spacing, squared_distances
 
 
 class Diversity(nn.Module):
@@ -37,7 +37,7 @@ class Diversity(nn.Module):
 
     def forward(self, semantic: Tensor, entries: Tensor, spacing: Tensor | None = None) -> Tensor:
         entries = entries.detach().float()
-        squared = squared_distances(semantic, entries)
+        squared = squared_distances(as_frames(semantic), entries)
         spacing = codebook_spacing(entries) if spacing is None else spacing
         logarithms = torch.log_softmax(-squared / (self.temperature * spacing), dim=-1)  # [B·F, K]
         probabilities = logarithms.exp()

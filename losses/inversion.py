@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from codec.quantizer import Quantizer
-from losses.codebook import codebook_spacing, squared_distances
+from losses.codebook import as_frames, codebook_spacing, squared_distances
 
 PULL = 0.3  # weight of the distance to the right entry, as in the trial that showed the effect
 
@@ -45,8 +45,8 @@ class Inversion(nn.Module):
     def forward(self, latent: Tensor, codes: Tensor, counted: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         semantic, acoustic = latent.float().split(self.split_sizes, dim=1)
         wanted, wanted_levels = codes[:, 0].reshape(-1), codes[:, 1:]
-        frames = semantic.transpose(1, 2).reshape(-1, semantic.shape[1])
-        squared = squared_distances(semantic, self.entries)
+        frames = as_frames(semantic)
+        squared = squared_distances(frames, self.entries)
         choice = F.cross_entropy(-squared / (self.temperature * self.spacing), wanted, reduction="none")
         pull = (frames - self.entries[wanted]).square().sum(dim=1) / self.spacing
         steps = (torch.tanh(acoustic) + 1) * ((self.levels - 1) / 2)  # 0 to L − 1

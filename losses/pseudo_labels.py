@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from codec.quantizer import Quantizer
-from losses.codebook import codebook_spacing, squared_distances
+from losses.codebook import as_frames, codebook_spacing, squared_distances
 
 STATES = 4  # of Whisper's encoder, 50 a second, in a frame of the codec
 HIDDEN, KERNEL, BLOCKS = 384, 5, 2  # a frame's label comes from the states of 0.7 s around it
@@ -63,6 +63,6 @@ class PseudoLabels(nn.Module):
         self.register_buffer("spacing", codebook_spacing(entries), persistent=False)
 
     def forward(self, semantic: Tensor, logits: Tensor) -> Tensor:
-        scores = -squared_distances(semantic, self.entries) / (self.temperature * self.spacing)  # [B·F, K]
+        scores = -squared_distances(as_frames(semantic), self.entries) / (self.temperature * self.spacing)  # [B·F, K]
         labels = logits.detach().float().softmax(dim=1).transpose(1, 2).flatten(0, 1)
         return F.cross_entropy(scores, labels)
