@@ -44,14 +44,14 @@ ENCODERS = {  # by name, the settings in which it differs from configs/benchmark
     "random_start": ("init=random",),
     "every_second": ("discriminator.every=2",),
     "half_crops": ("discriminator.crop_seconds=1",),  # of two seconds
-    "half_crops_second_seed": ("discriminator.crop_seconds=1", "seed=1"),
     "quarter_crops": ("discriminator.crop_seconds=0.5",),
-    "quarter_crops_second_seed": ("discriminator.crop_seconds=0.5", "seed=1"),
     "both_halves": ("discriminator.every=2", "discriminator.crop_seconds=1"),
-    "both_halves_second_seed": ("discriminator.every=2", "discriminator.crop_seconds=1", "seed=1"),
     "pairs": PAIRS,
     "pairs_without_statistics": (*PAIRS, *WITHOUT_STATISTICS),
-    "pseudo_labels": (*PAIRS, *WITHOUT_STATISTICS, "losses.pseudo_labels=3"),
+    "pseudo_labels": (*PAIRS, *WITHOUT_STATISTICS, "losses.pseudo_labels=10"),
+}
+ENCODERS |= {
+    f"{name}_second_seed": (*ENCODERS[name], "seed=1") for name in ("half_crops", "quarter_crops", "both_halves")
 }
 MEASURED_STEPS, LOG_EVERY = 200, 50  # of the short run
 CURVE = 5  # encoders of the curve, the last one among them

@@ -3,9 +3,32 @@
 from __future__ import annotations
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+
+from codec.quantizer import Quantizer
 
 SAMPLE = 512  # entries in the spacing's sample: its mean is within a few percent of the mean over all
+
+
+class CodebookLoss(nn.Module):
+    """What losses have in common that score a frame for each entry of a frozen codebook: its `entries` [K, D], their
+    `spacing`, and the `temperature` T in units of it. Raises ValueError for a temperature of 0 or less."""
+
+    entries: Tensor
+    spacing: Tensor
+
+    def __init__(self, quantizer: Quantizer, temperature: float = 0.5):
+        super().__init__()
+        if temperature <= 0:
+            raise ValueError(f"temperature is {temperature}, expected more than 0")
+        self.temperature = temperature
+        entries = quantizer.semantic_codebook.embedding.detach().float()
+        self.register_buffer("entries", entries, persistent=False)
+        self.register_buffer("spacing", codebook_spacing(entries), persistent=False)
+
+    def scores(self, squared: Tensor) -> Tensor:
+        """From squared distances [N, K]: −|z − e_k|² / (T s), of which the softmax chooses an entry."""
+        return -squared / (self.temperature * self.spacing)
 
 
 def as_frames(latent: Tensor) -> Tensor:

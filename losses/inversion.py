@@ -15,39 +15,30 @@ the number of all frames, so that two ranks compute what one computes on the who
 from __future__ import annotations
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
 from codec.quantizer import Quantizer
-from losses.codebook import as_frames, codebook_spacing, squared_distances
+from losses.codebook import CodebookLoss, as_frames, squared_distances
 
 PULL = 0.3  # weight of the distance to the right entry, as in the trial that showed the effect
 
 
-class Inversion(nn.Module):
+class Inversion(CodebookLoss):
     """Takes latents [B, semantic + acoustic, F], the codes [B, 37, F] that were decoded, and which frames [B, F] count.
     Returns the loss, and the shares of codes that the latents find again in these frames: semantic, acoustic, and
     acoustic up to one level. `temperature` is T. Only the latents get a gradient."""
 
-    entries: Tensor
-    spacing: Tensor
-
     def __init__(self, quantizer: Quantizer, temperature: float = 0.5):
-        super().__init__()
-        if temperature <= 0:
-            raise ValueError(f"temperature is {temperature}, expected more than 0")
-        self.temperature, self.split_sizes = temperature, quantizer.split_sizes
-        self.levels = quantizer.acoustic_codebook.levels
-        entries = quantizer.semantic_codebook.embedding.detach().float()
-        self.register_buffer("entries", entries, persistent=False)
-        self.register_buffer("spacing", codebook_spacing(entries), persistent=False)
+        super().__init__(quantizer, temperature)
+        self.split_sizes, self.levels = quantizer.split_sizes, quantizer.acoustic_codebook.levels
 
     def forward(self, latent: Tensor, codes: Tensor, counted: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         semantic, acoustic = latent.float().split(self.split_sizes, dim=1)
         wanted, wanted_levels = codes[:, 0].reshape(-1), codes[:, 1:]
         frames = as_frames(semantic)
         squared = squared_distances(frames, self.entries)
-        choice = F.cross_entropy(-squared / (self.temperature * self.spacing), wanted, reduction="none")
+        choice = F.cross_entropy(self.scores(squared), wanted, reduction="none")
         pull = (frames - self.entries[wanted]).square().sum(dim=1) / self.spacing
         steps = (torch.tanh(acoustic) + 1) * ((self.levels - 1) / 2)  # 0 to L − 1
         of_levels = (steps - wanted_levels).square().mean(dim=1)

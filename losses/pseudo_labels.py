@@ -1,11 +1,13 @@
-"""Pseudo-labels: probabilities of semantic codes for speech whose codes nobody knows, by a network that learned from
-pairs.
+"""Pseudo-labels: the encoder learns semantic codes of speech from a network that learned them from pairs.
 
-An encoder that learned to find the codes of the decoder's sound again makes other codes of recordings, which sound
-otherwise. A speech recogniser hears the same words in both. So a small network, the labeller, learns which semantic
-code the decoder was given, from Whisper's states of what it made of it; and what it makes of Whisper's states of real
-speech is a target for the encoder (pseudo-labels: Lee 2013; soft ones: Hinton et al. 2015). With p_fk its probability
-of entry e_k in frame f, z_f the semantic latent, s the codebook's spacing and T a temperature, the loss of a frame is
+From pairs alone the encoder learns the codes of the decoder's sound. Recordings sound different, and it codes them
+otherwise than the original encoder. A speech recogniser depends less on that difference. So a small network, the
+labeller, gets Whisper's states of a sound. Of the decoder's sound the codes are known, and the labeller learns them. Of
+speech it gives a probability for each entry, and the encoder learns these (pseudo-labels: Lee 2013; soft labels: Hinton
+et al. 2015).
+
+With p_fk the labeller's probability of entry e_k in frame f, z_f the semantic latent, s the codebook's spacing and T a
+temperature, the loss of a frame is
 
     −Σ_k p_fk log softmax_k(−|z_f − e_k|² / (T s))
 """
@@ -15,8 +17,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from codec.quantizer import Quantizer
-from losses.codebook import as_frames, codebook_spacing, squared_distances
+from losses.codebook import CodebookLoss, as_frames, squared_distances
 
 STATES = 4  # of Whisper's encoder, 50 a second, in a frame of the codec
 HIDDEN, KERNEL, BLOCKS = 384, 5, 2  # a frame's label comes from the states of 0.7 s around it
@@ -48,21 +49,11 @@ def labelling_loss(logits: Tensor, codes: Tensor, counted: Tensor) -> tuple[Tens
     return loss, found.sum() / counted.sum().clamp(min=1)
 
 
-class PseudoLabels(nn.Module):
+class PseudoLabels(CodebookLoss):
     """Takes semantic latents [B, D, F] of speech and the labeller's logits [B, entries, F]. Returns a scalar. Only the
     latents get a gradient. `temperature` is T."""
 
-    entries: Tensor
-    spacing: Tensor
-
-    def __init__(self, quantizer: Quantizer, temperature: float = 0.5):
-        super().__init__()
-        self.temperature = temperature
-        entries = quantizer.semantic_codebook.embedding.detach().float()
-        self.register_buffer("entries", entries, persistent=False)
-        self.register_buffer("spacing", codebook_spacing(entries), persistent=False)
-
     def forward(self, semantic: Tensor, logits: Tensor) -> Tensor:
-        scores = -squared_distances(as_frames(semantic), self.entries) / (self.temperature * self.spacing)  # [B·F, K]
+        scores = self.scores(squared_distances(as_frames(semantic), self.entries))  # [B·F, K]
         labels = logits.detach().float().softmax(dim=1).transpose(1, 2).flatten(0, 1)
         return F.cross_entropy(scores, labels)

@@ -1,5 +1,5 @@
 """A network that learns beside the codec with its own loss and optimizer: the discriminator, the projection of the
-semantic embeddings to Whisper's width, and the labeller. Whisper, which the last two need."""
+semantic embeddings to Whisper's width, and the labeller. The last two use Whisper, which is loaded here, too."""
 
 from __future__ import annotations
 

@@ -29,8 +29,8 @@ RENAMED = {
     "discriminator.from_step": "discriminator.start_step",
     "optimizer.average_decay": "optimizer.ema_decay",
 }
-WHISPER_SECONDS = 30  # its window
 REMOVED = {"compile": "what is faster compiled is compiled without it"}
+WHISPER_SECONDS = 30  # of sound that Whisper takes at a time
 
 
 @dataclass(frozen=True)
@@ -80,7 +80,7 @@ class Losses:
     diversity: float = 0.0  # against a codebook that collapses
     shaping: float = 0.0  # toward the code statistics of the release's own voices
     inversion: float = 0.0  # finds again the codes that the release's language model spoke: data.pairs
-    pseudo_labels: float = 0.0  # semantic codes of speech, by a network that learned from pairs what Whisper hears
+    pseudo_labels: float = 0.0  # labels speech with semantic codes, by a network that learns them from pairs
     diversity_temperature: float = 0.1  # in units of the codebook's own spacing
     inversion_temperature: float = 0.5  # in the same units
     l1_stft_decay: float = 1.0  # factor a step on the weights of l1 and stft; the paper's gamma is 0.9999
