@@ -114,11 +114,12 @@ def train_all(options: argparse.Namespace, names: Sequence[str]) -> None:
 
 
 class Run(NamedTuple):
-    """A training: `train_encoder.py --config CONFIG SETTINGS`, whose `output_dir` is the folder."""
+    """A training: `PROGRAM --config CONFIG SETTINGS`, whose `output_dir` is the folder."""
 
     folder: Path
     config: Path
     settings: Sequence[str]
+    program: Sequence[str] = ("train_encoder.py",)
 
 
 def train_side_by_side(runs: Sequence[Run], at_once: int) -> None:
@@ -136,7 +137,7 @@ def train(run: Run, gpu: str, at_once: int) -> str:
     # memory, because cuDNN takes all that it can get when it tries its algorithms.
     memory = f"per_process_memory_fraction:{0.95 / at_once:.3f}"
     share = {"OMP_NUM_THREADS": "1", "PYTORCH_CUDA_ALLOC_CONF": memory}
-    command = ("train_encoder.py", "--config", str(run.config), f"output_dir={run.folder}", *run.settings)
+    command = (*run.program, "--config", str(run.config), f"output_dir={run.folder}", *run.settings)
     try:
         run_shown(*command, log=run.folder / "log.txt", environment=share | only(gpu))
     except ExperimentError as error:

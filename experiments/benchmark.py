@@ -49,6 +49,10 @@ ENCODERS = {  # by name, the settings in which it differs from configs/benchmark
     "pairs": PAIRS,
     "pairs_without_statistics": (*PAIRS, *WITHOUT_STATISTICS),
     "pseudo_labels": (*PAIRS, *WITHOUT_STATISTICS, "losses.pseudo_labels=10"),
+    "noise": (*PAIRS, *WITHOUT_STATISTICS, "losses.inversion_noise=0.5"),
+    "strong_noise": (*PAIRS, *WITHOUT_STATISTICS, "losses.inversion_noise=0.5", "losses.inversion=30"),
+    "noise_and_labels": (*PAIRS, *WITHOUT_STATISTICS, "losses.inversion_noise=0.5", "losses.pseudo_labels=10"),
+    "asked": (*PAIRS, *WITHOUT_STATISTICS),  # the withheld encoder, of the speech itself: trial_trainers.py
 }
 ENCODERS |= {
     f"{name}_second_seed": (*ENCODERS[name], "seed=1") for name in ("half_crops", "quarter_crops", "both_halves")
@@ -56,6 +60,7 @@ ENCODERS |= {
 MEASURED_STEPS, LOG_EVERY = 200, 50  # of the short run
 CURVE = 5  # encoders of the curve, the last one among them
 VOICES = 8  # presets of the stand-in
+TRAIN = ("train_encoder.py",)
 
 
 def main() -> int:
@@ -117,7 +122,9 @@ def benchmark(options: argparse.Namespace) -> int:
             with encoding:
                 encode_pairs(pairs, release, withheld, options, gpu)
             settings.append(f"data.pairs=[{pairs}]")
-        train(config, options.out / name, settings, steps, share_of_encoders, saves=CURVE, gpu=gpu)
+        trial = ("-m", "experiments.trial_trainers", "asked", "--withheld", str(withheld))
+        program = trial if name == "asked" else TRAIN
+        train(config, options.out / name, settings, steps, share_of_encoders, saves=CURVE, gpu=gpu, program=program)
 
     on_gpus(train_encoder, options.encoders, options.side_by_side)
     if options.train_only:
@@ -176,7 +183,16 @@ def seconds_per_step(short: Path) -> tuple[float, float]:
     return audio / speeds[MEASURED_STEPS // 2], audio / speeds[MEASURED_STEPS]
 
 
-def train(config: Path, folder: Path, settings: list[str], steps: int, share: float, saves: int, gpu: str = "") -> None:
+def train(
+    config: Path,
+    folder: Path,
+    settings: list[str],
+    steps: int,
+    share: float,
+    saves: int,
+    gpu: str = "",
+    program: Sequence[str] = TRAIN,
+) -> None:
     """Trains, unless `folder` holds the finished run. It saves only `saves` times, because a checkpoint has 5 GB; the
     encoder of each checkpoint but the last is kept in `folder`/kept."""
     encoder = folder / "encoder.safetensors"
@@ -189,7 +205,7 @@ def train(config: Path, folder: Path, settings: list[str], steps: int, share: fl
     length = (f"steps={steps}", f"discriminator.start_step={round((1 - share) * steps)}")
     more = (*length, f"save_every={every}", f"validate_every={every}", f"output_dir={folder}")
     try:
-        run("train_encoder.py", "--config", str(config), *settings, *more, environment=only(gpu))
+        run(*program, "--config", str(config), *settings, *more, environment=only(gpu))
     finally:
         ended.set()
         keeper.join()

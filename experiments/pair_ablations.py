@@ -70,6 +70,7 @@ class Configuration(NamedTuple):
     pairs: str = VOICES
     settings: tuple[str, ...] = ()
     length: int = 1  # times as many steps
+    trial: str = ""  # of trial_trainers.py
 
 
 def without(*losses: str) -> tuple[str, ...]:
@@ -103,6 +104,20 @@ CONFIGURATIONS = {
     "pseudo_labels": Configuration("with commitment, diversity, shaping, pseudo-labels", settings=PSEUDO_LABELS),
     "strong_pseudo_labels": Configuration(
         "the same with three times the weight", settings=(*PSEUDO_LABELS, "losses.pseudo_labels=7.5")
+    ),
+    "noise": Configuration(
+        "with commitment, diversity, shaping, noise of half a level",
+        settings=(*with_statistics(*STATISTICS), "losses.inversion_noise=0.5"),
+    ),
+    "noise_and_labels": Configuration(
+        "the same and pseudo-labels, three times their weight",
+        settings=(*PSEUDO_LABELS, "losses.pseudo_labels=7.5", "losses.inversion_noise=0.5"),
+    ),
+    "bridge": Configuration(
+        "with commitment, diversity, shaping, a bridge", settings=with_statistics(*STATISTICS), trial="bridge"
+    ),
+    "asked": Configuration(
+        "the withheld encoder's codes of the speech itself", settings=with_statistics(*STATISTICS), trial="asked"
     ),
     "commitment": Configuration("with commitment", settings=with_statistics("commitment")),
     "diversity": Configuration("with diversity", settings=with_statistics("diversity")),
@@ -235,7 +250,10 @@ def described_run(options: argparse.Namespace, name: str, seed: int, pairs: Sequ
     spoken = ", ".join(str(options.out / "spoken" / each) for each in pairs)
     with_pairs = (*WITH_PAIRS, f"data.pairs=[{spoken}]") if any(pairs) else ()
     settings = (*common, *once, *with_pairs, *configuration.settings, *options.overrides)
-    return Run(options.out / f"{name}_{seed}", CONFIG, settings)
+    if not configuration.trial:
+        return Run(options.out / f"{name}_{seed}", CONFIG, settings)
+    trial = ("-m", "experiments.trial_trainers", configuration.trial, "--withheld", str(options.withheld))
+    return Run(options.out / f"{name}_{seed}", CONFIG, settings, trial)
 
 
 def measure(options: argparse.Namespace, codes: Path) -> tuple[dict[str, Any], dict[str, dict[str, Any]]]:

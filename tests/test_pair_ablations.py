@@ -20,7 +20,7 @@ from training.config import load_config
 
 
 def options(tmp_path: Path, *only: str, seeds: int = 2) -> argparse.Namespace:
-    paths = dict.fromkeys(("out", "wavs", "model_dir"), tmp_path)
+    paths = dict.fromkeys(("out", "wavs", "model_dir", "withheld"), tmp_path)
     return argparse.Namespace(only=only, seeds=seeds, steps=100, overrides=["batch_size=24"], **paths)
 
 

@@ -1,4 +1,4 @@
-"""experiments/bridge.py: pairs pass a network that learns to make real sound of the decoder's."""
+"""experiments/trial_trainers.py: pairs pass a bridge, or give way to the withheld encoder's codes of speech."""
 
 from __future__ import annotations
 
@@ -7,7 +7,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from experiments.bridge import Bridge, BridgedTrainer
+import train_encoder
+from codec.checkpoint import save_encoder
+from data.pairs import PairBatch
+from experiments.trial_trainers import AskedTrainer, Bridge, BridgedTrainer
 from tests.one_step import ALONE
 from tests.random_pairs import random_shards
 from training.config import load_config
@@ -18,10 +21,17 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 
 @pytest.fixture
 def trainer(settings: Path, tiny_release: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> BridgedTrainer:
-    pairs = f"data.pairs={random_shards(tiny_release, tmp_path / 'pairs')}"
-    config = load_config(settings, [pairs, "losses.inversion=5", "losses.stft=1", "batch_size=4", "cuda_graph=false"])
     monkeypatch.setattr(BridgedTrainer, "begin", 2)
-    return BridgedTrainer(config, ALONE)
+    return BridgedTrainer(load_config(settings, with_pairs(tiny_release, tmp_path)), ALONE)
+
+
+def with_pairs(release: Path, folder: Path) -> list[str]:
+    pairs = f"data.pairs={random_shards(release, folder / 'pairs')}"
+    return [pairs, "losses.inversion=5", "losses.stft=1", "batch_size=4", "cuda_graph=false"]
+
+
+def still(pairs: PairBatch) -> torch.Tensor:
+    return torch.zeros(len(pairs.codes), pairs.codes.shape[1] - 1, pairs.codes.shape[2])
 
 
 def test_a_bridge_begins_as_the_identity_and_learns_in_every_step(trainer: BridgedTrainer) -> None:
@@ -36,9 +46,9 @@ def test_a_bridge_begins_as_the_identity_and_learns_in_every_step(trainer: Bridg
 def test_pairs_pass_the_bridge_from_its_step_on_and_keep_their_codes(trainer: BridgedTrainer) -> None:
     _, pairs = noise_for(trainer.config, trainer.codec)
     torch.nn.init.constant_(trainer.bridge.last.bias, 0.25)  # type: ignore[arg-type]
-    before = trainer.pair_decoder(pairs.codes, pairs.begins)
+    before = trainer.pair_decoder(pairs.codes, pairs.begins, still(pairs))
     trainer.steps = 2
-    behind = trainer.pair_decoder(pairs.codes, pairs.begins)
+    behind = trainer.pair_decoder(pairs.codes, pairs.begins, still(pairs))
     assert torch.allclose(behind.waveform, before.waveform + 0.25)
     assert torch.equal(behind.codes, before.codes)
 
@@ -54,3 +64,17 @@ def test_a_bridge_learns_what_the_decoder_leaves_out(trainer: BridgedTrainer) ->
 
 def test_a_bridge_has_the_length_of_what_it_gets() -> None:
     assert Bridge(4)(torch.zeros(2, 1, 1001)).shape == (2, 1, 1001)
+
+
+def test_the_withheld_encoder_is_asked_about_the_speech_itself(
+    settings: Path, tiny_release: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An encoder that is the withheld one finds its codes, up to the file's rounding."""
+    config = load_config(settings, with_pairs(tiny_release, tmp_path))
+    monkeypatch.setattr(AskedTrainer, "withheld", tmp_path / "withheld.safetensors")
+    save_encoder(AskedTrainer.withheld, train_encoder.Trainer(config, ALONE).codec, {})
+    trainer = AskedTrainer(config, ALONE)
+    waveform, pairs = noise_for(config, trainer.codec)
+    metrics = trainer.step(waveform, 0, pairs)
+    assert float(metrics["found/semantic"]) > 0.9
+    assert float(metrics["found/acoustic"]) > 0.9

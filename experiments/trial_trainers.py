@@ -1,15 +1,19 @@
-"""Does a bridge from the decoder's sound to real sound bring an encoder's codes of recordings nearer to the original's?
+"""Trainers of two trials: what would bring an encoder's codes of recordings nearer to the original's?
 
-    python -m experiments.bridge --config CONFIG data.pairs=PAIRS [key=value ...]
+    python -m experiments.trial_trainers asked --withheld FILE --config CONFIG data.pairs=PAIRS [key=value ...]
+    python -m experiments.trial_trainers bridge --config CONFIG data.pairs=PAIRS [key=value ...]
 
 An encoder that learned from pairs finds the codes of the decoder's sound again, but makes other codes of recordings
-than the original encoder (RESULTS.md): recordings sound otherwise than what the decoder makes. A step's reconstructions
-show the difference, for each is there beside its recording. So a small network learns to turn the decoder's sound into
-real sound, and the sound of pairs goes through it before the encoder hears it. Their codes stay known.
+than the original encoder (RESULTS.md): recordings sound otherwise than what the decoder makes.
 
-Trains as `train_encoder.py` does, without CUDA graphs and on one GPU. Pairs pass the bridge from step `--begin` on,
-because it has to learn first, from reconstructions that resemble the recordings. A run that was stopped begins with a
-new bridge.
+`asked` gives the encoder the step's speech in place of the decoder's sound, and the withheld encoder's codes of it. With
+a real release nobody can ask. So it shows what the same steps could teach at most.
+
+`bridge` has a small network that learns from each step's reconstructions, beside their recordings, to turn the
+decoder's sound into real sound. The sound of pairs goes through it before the encoder hears it, from step `--begin` on,
+because it has to learn first. A run that was stopped begins with a new bridge. There are no CUDA graphs.
+
+Both train as `train_encoder.py` does. A bridge is on one GPU.
 """
 
 from __future__ import annotations
@@ -25,12 +29,15 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import train_encoder
+from codec.checkpoint import load_release, with_encoder
 from experiments.runs import experiment_status
+from system.command import UserError
 from train_encoder import Trainer
 from training.config import load_config
 from training.distributed import exit_process, start_ranks
 from training.output_lock import sole_run
-from training.pairs import DecodedPairs
+from training.pairs import SETTLING, DecodedPairs
+from training.step_inputs import StepInputs
 
 WIDTH, DILATIONS = 64, (1, 3, 9, 27, 81)
 LEARNING_RATE, BETAS = 0.001, (0.8, 0.99)
@@ -56,6 +63,37 @@ class Bridge(nn.Module):
         return waveform + self.last(F.leaky_relu(x, 0.1))
 
 
+class AskedTrainer(Trainer):
+    """A Trainer that gets the withheld encoder's codes of the step's speech in place of pairs, and its acoustic values
+    before they are rounded. At most half of its batch are pairs."""
+
+    withheld = Path()
+
+    def __init__(self, *arguments: Any, **options: Any):
+        super().__init__(*arguments, **options)
+        asked = with_encoder(load_release(self.config.model_dir, torch.float32, self.ranks.device), self.withheld)
+        self.asked = asked.get_submodule("encoder")
+        self.pair_decoder = self.ask  # type: ignore[assignment]
+
+    def backward(
+        self, inputs: StepInputs, losses: frozenset[str], part: int
+    ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        self.heard = inputs.waveform.chunk(self.config.accumulate)[part]
+        return super().backward(inputs, losses, part)
+
+    @torch.no_grad()
+    def ask(self, pair_codes: Tensor, begins: Tensor, noise: Tensor) -> DecodedPairs:
+        """As many crops of speech as there are pairs; nothing else of the pairs is used."""
+        speech = self.heard[: len(pair_codes)]
+        with self.autocast():
+            encoded = self.asked(speech)
+        latent = encoded.float()[..., : speech.shape[-1] // self.codec.frame_size]
+        codebook, semantic_dim = self.quantizer.acoustic_codebook, self.codec.config.semantic_dim
+        levels = (torch.tanh(latent[:, semantic_dim:]) + 1) / 2 * (codebook.levels - 1)
+        settled = torch.arange(latent.shape[-1], device=latent.device) >= SETTLING
+        return DecodedPairs(speech, self.quantizer.encode(latent), levels, settled.expand(len(speech), -1))
+
+
 class BridgedTrainer(Trainer):
     """A Trainer whose pairs pass a bridge that learns in every step. Needs pairs, and the losses mel and stft."""
 
@@ -68,9 +106,9 @@ class BridgedTrainer(Trainer):
         self.mel_distance, self.decode = self.mel, self.pair_decoder
         self.pair_decoder, self.mel = self.decode_across, self.learn_and_compare  # type: ignore[assignment]
 
-    def decode_across(self, codes: Tensor, begins: Tensor) -> DecodedPairs:
+    def decode_across(self, codes: Tensor, begins: Tensor, noise: Tensor) -> DecodedPairs:
         """What `pair_decoder` makes, behind the bridge."""
-        pairs = self.decode(codes, begins)
+        pairs = self.decode(codes, begins, noise)
         if self.steps < self.begin:
             return pairs
         with torch.no_grad(), self.autocast():
@@ -98,23 +136,28 @@ class BridgedTrainer(Trainer):
 
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("trial", choices=["asked", "bridge"])
     parser.add_argument("--config", required=True, help="a YAML file of settings")
-    parser.add_argument("--begin", type=int, default=300, help="step (default: %(default)s)")
+    parser.add_argument("--withheld", type=Path, help="the encoder that is asked")
+    parser.add_argument("--begin", type=int, default=300, help="the bridge's step (default: %(default)s)")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="settings to change; data.pairs is needed")
     options = parser.parse_intermixed_args(argv)
 
     def run() -> int:
-        config = load_config(options.config, [*options.overrides, "cuda_graph=false"])
-        BridgedTrainer.begin = options.begin
+        bridge = options.trial == "bridge"
+        if not bridge and options.withheld is None:
+            raise UserError("--withheld is missing, expected the encoder that is asked")
+        config = load_config(options.config, [*options.overrides, *(["cuda_graph=false"] if bridge else [])])
+        BridgedTrainer.begin, AskedTrainer.withheld = options.begin, options.withheld
         with (
             start_ranks() as ranks,
             sole_run(Path(config.output_dir), ranks),
-            patch.object(train_encoder, "Trainer", BridgedTrainer),
+            patch.object(train_encoder, "Trainer", BridgedTrainer if bridge else AskedTrainer),
         ):
             train_encoder.train(config, ranks)
         return 0
 
-    return experiment_status(run, "repeat the command to resume, with a new bridge")
+    return experiment_status(run, "repeat the command to resume; a bridge begins anew")
 
 
 if __name__ == "__main__":
