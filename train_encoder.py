@@ -211,8 +211,7 @@ class Trainer:
         # encoder -> quantizer -> decoder; the graph is cut at the latent and at the reconstruction
         sound = waveform
         if weights.inversion:  # behind the speech, the decoder's sound of codes that the encoder has to find again
-            of_part = (inputs.pair_codes, inputs.pair_begins, inputs.pair_noise)
-            pairs = self.pair_decoder(*(each.chunk(parts)[part] for each in of_part))
+            pairs = self.pair_decoder(inputs.pair_codes.chunk(parts)[part], inputs.pair_begins.chunk(parts)[part])
             sound = torch.cat([waveform, pairs.waveform])
         with self.autocast():
             encoded = self.encoder(sound)
@@ -272,7 +271,7 @@ class Trainer:
             values["shaping"] = self.shaping(acoustic)
         if weights.inversion:
             whole_frames = of_pairs[..., : pairs.codes.shape[-1]]
-            values["inversion"], shares = self.inversion(whole_frames, pairs.codes, pairs.levels, pairs.counted)
+            values["inversion"], shares = self.inversion(whole_frames, pairs.codes, pairs.counted)
             metrics |= shares
         if weights.pseudo_labels:
             logits = self.labeller.network(self.asr_teacher.states(sound[:, 0]))

@@ -49,9 +49,6 @@ ENCODERS = {  # by name, the settings in which it differs from configs/benchmark
     "pairs": PAIRS,
     "pairs_without_statistics": (*PAIRS, *WITHOUT_STATISTICS),
     "pseudo_labels": (*PAIRS, *WITHOUT_STATISTICS, "losses.pseudo_labels=10"),
-    "noise": (*PAIRS, *WITHOUT_STATISTICS, "losses.inversion_noise=0.5"),
-    "strong_noise": (*PAIRS, *WITHOUT_STATISTICS, "losses.inversion_noise=0.5", "losses.inversion=30"),
-    "noise_and_labels": (*PAIRS, *WITHOUT_STATISTICS, "losses.inversion_noise=0.5", "losses.pseudo_labels=10"),
     "asked": (*PAIRS, *WITHOUT_STATISTICS),  # the withheld encoder, of the speech itself: trial_trainers.py
 }
 ENCODERS |= {

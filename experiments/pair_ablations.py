@@ -105,14 +105,6 @@ CONFIGURATIONS = {
     "strong_pseudo_labels": Configuration(
         "the same with three times the weight", settings=(*PSEUDO_LABELS, "losses.pseudo_labels=7.5")
     ),
-    "noise": Configuration(
-        "with commitment, diversity, shaping, noise of half a level",
-        settings=(*with_statistics(*STATISTICS), "losses.inversion_noise=0.5"),
-    ),
-    "noise_and_labels": Configuration(
-        "the same and pseudo-labels, three times their weight",
-        settings=(*PSEUDO_LABELS, "losses.pseudo_labels=7.5", "losses.inversion_noise=0.5"),
-    ),
     "bridge": Configuration(
         "with commitment, diversity, shaping, a bridge", settings=with_statistics(*STATISTICS), trial="bridge"
     ),

@@ -6,12 +6,13 @@
 An encoder that learned from pairs finds the codes of the decoder's sound again, but makes other codes of recordings
 than the original encoder (RESULTS.md): recordings sound otherwise than what the decoder makes.
 
-`asked` gives the encoder the step's speech in place of the decoder's sound, and the withheld encoder's codes of it. With
-a real release nobody can ask. So it shows what the same steps could teach at most.
+`asked` gives the encoder the step's speech in place of the decoder's sound, and the withheld encoder's codes of it,
+the acoustic ones before they are rounded. With a real release nobody can ask. So it shows what the same steps could
+teach at most.
 
 `bridge` has a small network that learns from each step's reconstructions, beside their recordings, to turn the
-decoder's sound into real sound. The sound of pairs goes through it before the encoder hears it, from step `--begin` on,
-because it has to learn first. A run that was stopped begins with a new bridge. There are no CUDA graphs.
+decoder's sound into real sound. The sound of pairs goes through it before the encoder hears it. It begins as the
+identity. A run that was stopped begins with a new bridge. Its loss is logged as `bridge`.
 
 Both train as `train_encoder.py` does. A bridge is on one GPU.
 """
@@ -35,6 +36,7 @@ from system.command import UserError
 from train_encoder import Trainer
 from training.config import load_config
 from training.distributed import exit_process, start_ranks
+from training.optimization import adam
 from training.output_lock import sole_run
 from training.pairs import SETTLING, DecodedPairs
 from training.step_inputs import StepInputs
@@ -82,7 +84,7 @@ class AskedTrainer(Trainer):
         return super().backward(inputs, losses, part)
 
     @torch.no_grad()
-    def ask(self, pair_codes: Tensor, begins: Tensor, noise: Tensor) -> DecodedPairs:
+    def ask(self, pair_codes: Tensor, begins: Tensor) -> DecodedPairs:
         """As many crops of speech as there are pairs; nothing else of the pairs is used."""
         speech = self.heard[: len(pair_codes)]
         with self.autocast():
@@ -91,47 +93,46 @@ class AskedTrainer(Trainer):
         codebook, semantic_dim = self.quantizer.acoustic_codebook, self.codec.config.semantic_dim
         levels = (torch.tanh(latent[:, semantic_dim:]) + 1) / 2 * (codebook.levels - 1)
         settled = torch.arange(latent.shape[-1], device=latent.device) >= SETTLING
-        return DecodedPairs(speech, self.quantizer.encode(latent), levels, settled.expand(len(speech), -1))
+        codes = torch.cat([self.quantizer.encode(latent)[:, :1], levels], dim=1)
+        return DecodedPairs(speech, codes, settled.expand(len(speech), -1))
 
 
 class BridgedTrainer(Trainer):
     """A Trainer whose pairs pass a bridge that learns in every step. Needs pairs, and the losses mel and stft."""
 
-    begin = 0
-
     def __init__(self, *arguments: Any, **options: Any):
         super().__init__(*arguments, **options)
-        self.steps, self.bridge = 0, Bridge().to(self.ranks.device)
-        self.bridge_optimizer = torch.optim.Adam(self.bridge.parameters(), LEARNING_RATE, BETAS)
+        self.bridge = Bridge().to(self.ranks.device)
+        self.bridge_optimizer = adam(self.bridge.parameters(), LEARNING_RATE, BETAS, self.ranks.device)
         self.mel_distance, self.decode = self.mel, self.pair_decoder
         self.pair_decoder, self.mel = self.decode_across, self.learn_and_compare  # type: ignore[assignment]
 
-    def decode_across(self, codes: Tensor, begins: Tensor, noise: Tensor) -> DecodedPairs:
+    def decode_across(self, codes: Tensor, begins: Tensor) -> DecodedPairs:
         """What `pair_decoder` makes, behind the bridge."""
-        pairs = self.decode(codes, begins, noise)
-        if self.steps < self.begin:
-            return pairs
+        pairs = self.decode(codes, begins)
         with torch.no_grad(), self.autocast():
             return pairs._replace(waveform=self.bridge(pairs.waveform).float())
 
     def learn_and_compare(self, reconstruction: Tensor, waveform: Tensor) -> Tensor:
         """The loss `mel`. The step computes it of what the bridge learns from."""
-        self.learn(reconstruction, waveform)
+        self.bridge_loss = self.learn(reconstruction, waveform)
         return self.mel_distance(reconstruction, waveform)
 
-    def learn(self, reconstruction: Tensor, waveform: Tensor) -> None:
-        """One step of the bridge, from what the decoder made of a step's speech to the speech."""
+    def learn(self, reconstruction: Tensor, waveform: Tensor) -> Tensor:
+        """One step of the bridge, from what the decoder made of a step's speech to the speech. Returns its loss."""
+        self.bridge_optimizer.zero_grad(set_to_none=True)
         with self.autocast():
             bridged = self.bridge(reconstruction.detach()).float()
         loss = self.mel_distance(bridged, waveform) + self.stft(bridged, waveform) + F.l1_loss(bridged, waveform)
-        self.bridge_optimizer.zero_grad(set_to_none=True)
         loss.backward()
         self.bridge_optimizer.step()
-        self.steps += 1
-        if self.steps % self.config.log_every == 0:
-            with torch.no_grad():
-                before, after = (float(self.mel_distance(each, waveform)) for each in (reconstruction, bridged))
-            print(f"bridge, step {self.steps}: mel {before:.3f} of the decoder's sound, {after:.3f} behind", flush=True)
+        return loss.detach()
+
+    def backward(
+        self, inputs: StepInputs, losses: frozenset[str], part: int
+    ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        metrics, flags = super().backward(inputs, losses, part)
+        return metrics | {"bridge": self.bridge_loss}, flags
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -139,7 +140,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("trial", choices=["asked", "bridge"])
     parser.add_argument("--config", required=True, help="a YAML file of settings")
     parser.add_argument("--withheld", type=Path, help="the encoder that is asked")
-    parser.add_argument("--begin", type=int, default=300, help="the bridge's step (default: %(default)s)")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="settings to change; data.pairs is needed")
     options = parser.parse_intermixed_args(argv)
 
@@ -147,8 +147,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         bridge = options.trial == "bridge"
         if not bridge and options.withheld is None:
             raise UserError("--withheld is missing, expected the encoder that is asked")
-        config = load_config(options.config, [*options.overrides, *(["cuda_graph=false"] if bridge else [])])
-        BridgedTrainer.begin, AskedTrainer.withheld = options.begin, options.withheld
+        config = load_config(options.config, options.overrides)
+        AskedTrainer.withheld = options.withheld
         with (
             start_ranks() as ranks,
             sole_run(Path(config.output_dir), ranks),

@@ -25,8 +25,8 @@ PULL = 0.3  # weight of the distance to the right entry, as in the trial that sh
 
 
 class Inversion(CodebookLoss):
-    """Takes latents [B, semantic + acoustic, F], the codes [B, 37, F] that were decoded, the acoustic levels [B, 36, F]
-    that the decoder got, which may lie beside those of the codes, and which frames [B, F] count.
+    """Takes latents [B, semantic + acoustic, F], the codes [B, 37, F] that were decoded, and which frames [B, F] count.
+    Acoustic codes that are no whole numbers ask for values between levels.
     Returns the loss, and the shares of codes that the latents find again in these frames: semantic, acoustic, and
     acoustic up to one level. `temperature` is T. Only the latents get a gradient."""
 
@@ -34,11 +34,9 @@ class Inversion(CodebookLoss):
         super().__init__(quantizer, temperature)
         self.split_sizes, self.levels = quantizer.split_sizes, quantizer.acoustic_codebook.levels
 
-    def forward(
-        self, latent: Tensor, codes: Tensor, wanted_levels: Tensor, counted: Tensor
-    ) -> tuple[Tensor, dict[str, Tensor]]:
+    def forward(self, latent: Tensor, codes: Tensor, counted: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         semantic, acoustic = latent.float().split(self.split_sizes, dim=1)
-        wanted = codes[:, 0].reshape(-1)
+        wanted, wanted_levels = codes[:, 0].reshape(-1).long(), codes[:, 1:]
         frames = as_frames(semantic)
         squared = squared_distances(frames, self.entries)
         choice = F.cross_entropy(self.scores(squared), wanted, reduction="none")
@@ -50,7 +48,7 @@ class Inversion(CodebookLoss):
         def share(found: Tensor) -> Tensor:
             return (found * counted).sum() / counted.sum().clamp(min=1)
 
-        distance = (steps.detach().round() - codes[:, 1:]).abs()
+        distance = (steps.detach().round() - wanted_levels.round()).abs()
         found = {
             "found/semantic": share((squared.detach().argmin(dim=1) == wanted).view_as(of_levels)),
             "found/acoustic": share((distance == 0).float().mean(dim=1)),

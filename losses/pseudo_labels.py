@@ -29,15 +29,16 @@ class Labeller(nn.Module):
     def __init__(self, width: int, entries: int):
         super().__init__()
         self.norm = nn.LayerNorm(width)
-        self.first = nn.Conv1d(width, HIDDEN, STATES, stride=STATES)
+        self.first = nn.Linear(STATES * width, HIDDEN)
         self.blocks = nn.ModuleList(nn.Conv1d(HIDDEN, HIDDEN, KERNEL, padding=KERNEL // 2) for _ in range(BLOCKS))
-        self.last = nn.Conv1d(HIDDEN, entries, 1)
+        self.last = nn.Linear(HIDDEN, entries)
 
     def forward(self, states: Tensor) -> Tensor:
-        x = F.gelu(self.first(self.norm(states).transpose(1, 2)))
+        frames = self.norm(states).unflatten(1, (-1, STATES)).flatten(2)  # [B, F, 4·width]
+        x = F.gelu(self.first(frames)).transpose(1, 2)
         for block in self.blocks:
             x = x + F.gelu(block(x))
-        return self.last(x)
+        return self.last(x.transpose(1, 2)).transpose(1, 2)
 
 
 def labelling_loss(logits: Tensor, codes: Tensor, counted: Tensor) -> tuple[Tensor, Tensor]:

@@ -17,7 +17,6 @@ from tests.random_pairs import random_pair, random_shards
 from training.config import ConfigError, load_config
 from training.dataset import TrainingData
 from training.monitoring import in_parts
-from training.step_inputs import step_inputs
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -45,7 +44,7 @@ def latent_of(codec: Codec, codes: torch.Tensor) -> torch.Tensor:
 def test_at_the_codes_themselves_the_loss_is_smallest_and_all_codes_are_found(codec: Codec) -> None:
     inversion, codes = Inversion(codec.quantizer), random_pair(TINY, 40, 0).codes[None]
     latent = latent_of(codec, codes)
-    least, found = inversion(latent, codes, codes[:, 1:], EVERY)
+    least, found = inversion(latent, codes, EVERY)
     assert {name: float(value) for name, value in found.items()} == {
         "found/semantic": 1,
         "found/acoustic": 1,
@@ -53,7 +52,7 @@ def test_at_the_codes_themselves_the_loss_is_smallest_and_all_codes_are_found(co
     }
     for size in (0.05, 0.5):
         noise = torch.randn(latent.shape, generator=torch.Generator().manual_seed(0))
-        moved, _ = inversion(latent + size * noise, codes, codes[:, 1:], EVERY)
+        moved, _ = inversion(latent + size * noise, codes, EVERY)
         assert moved > least
         least = moved
 
@@ -62,7 +61,7 @@ def test_a_code_a_level_off_is_not_found_but_near(codec: Codec) -> None:
     codes = random_pair(TINY, 40, 0).codes[None].clamp(max=19)
     wanted = codes.clone()
     wanted[:, 1:10] += 1
-    _, found = Inversion(codec.quantizer)(latent_of(codec, codes), wanted, wanted[:, 1:], EVERY)
+    _, found = Inversion(codec.quantizer)(latent_of(codec, codes), wanted, EVERY)
     assert float(found["found/acoustic"]) == pytest.approx(27 / 36)
     assert float(found["found/acoustic_within_one"]) == 1
 
@@ -73,7 +72,7 @@ def test_frames_that_do_not_count_get_no_gradient_and_are_not_in_the_shares(code
     latent = latent_of(codec, codes)
     latent[..., :30] = 0.3
     latent.requires_grad_()
-    loss, found = Inversion(codec.quantizer)(latent, codes, codes[:, 1:], counted)
+    loss, found = Inversion(codec.quantizer)(latent, codes, counted)
     loss.backward()
     assert float(found["found/semantic"]) == float(found["found/acoustic"]) == 1
     assert latent.grad is not None
@@ -87,7 +86,7 @@ def test_descending_the_loss_finds_the_codes(codec: Codec) -> None:
     optimizer = torch.optim.Adam([latent], lr=0.1)
     for _ in range(80):
         optimizer.zero_grad()
-        loss, found = inversion(latent, codes, codes[:, 1:], EVERY[:, :12])
+        loss, found = inversion(latent, codes, EVERY[:, :12])
         loss.backward()
         optimizer.step()
     assert float(found["found/semantic"]) == 1
@@ -107,28 +106,6 @@ def test_a_part_of_the_batch_is_pairs_and_what_is_found_of_them_is_logged(settin
     assert {"inversion", "found/semantic", "found/acoustic", "found/acoustic_within_one"} <= set(metrics)
     assert training.state.clips_seen == 6
     assert training.monitor.found() is None
-
-
-def test_noise_lies_beside_the_levels_and_the_encoder_learns_to_find_it(settings: Path, pairs: str) -> None:
-    """The decoder gets the levels that the loss wants. Their codes stay those of the pair."""
-    config = load_config(settings, (pairs, *WITH_PAIRS, "losses.inversion_noise=0.4"))
-    training = train_encoder.Trainer(config, ALONE)
-    data = TrainingData(config, ALONE, training.codec)
-    crops = data.pairs(0)
-    assert crops is not None
-    inputs = step_inputs(config, ALONE, training.codec, next(data.batches(0)).waveform, 0, crops)
-    decoded = training.pair_decoder(inputs.pair_codes, inputs.pair_begins, inputs.pair_noise)
-    beside = decoded.levels - decoded.codes[:, 1:]
-    assert 0.3 < beside.abs().max() <= 0.4
-    assert torch.equal(decoded.levels.round(), decoded.codes[:, 1:].float())
-    still = training.pair_decoder(inputs.pair_codes, inputs.pair_begins, torch.zeros_like(inputs.pair_noise))
-    assert not torch.equal(decoded.waveform, still.waveform)
-    latent = latent_of(training.codec, decoded.codes)
-    latent[:, TINY.semantic_dim :] = (decoded.levels / 10 - 1).clamp(-0.999, 0.999).atanh()
-    beside_the_codes, _ = training.inversion(latent, decoded.codes, decoded.codes[:, 1:], decoded.counted)
-    as_wanted, found = training.inversion(latent, decoded.codes, decoded.levels, decoded.counted)
-    assert as_wanted < beside_the_codes
-    assert float(found["found/acoustic"]) == 1
 
 
 def gradient(settings: Path, *overrides: str) -> torch.Tensor:

@@ -237,7 +237,7 @@ def test_a_training_gpu_gives_the_gradient_that_a_cpu_gives(
     with start_ranks() as ranks:
         found = gradient(ranks.device)
     expected = gradient(torch.device("cpu"))
-    assert ((found - expected).norm(dim=-1) < 1e-3 * expected.norm(dim=-1)).all()
+    assert ((found - expected).norm(dim=-1) / expected.norm(dim=-1)).max() < 1e-3
 
 
 def test_a_clip_too_short_for_the_network_is_refused(distance: SpeakerDistance) -> None:

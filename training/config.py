@@ -83,7 +83,6 @@ class Losses:
     pseudo_labels: float = 0.0  # labels speech with semantic codes, by a network that learns them from pairs
     diversity_temperature: float = 0.1  # in units of the codebook's own spacing
     inversion_temperature: float = 0.5  # in the same units
-    inversion_noise: float = 0.0  # levels: the decoder gets acoustic codes up to so far beside their levels
     l1_stft_decay: float = 1.0  # factor a step on the weights of l1 and stft; the paper's gamma is 0.9999
     mel_offset: float = 0.01  # added to the magnitudes in the mel loss; without it silence owns its gradient
     balanced: bool = True  # false uses the numbers above as fixed weights, for comparison
@@ -103,7 +102,6 @@ class Losses:
         _at_least("losses.asr_every", self.asr_every, 1)
         for name in ("diversity_temperature", "inversion_temperature"):
             _above(f"losses.{name}", getattr(self, name), 0)
-        _at_most("losses.inversion_noise", self.inversion_noise, 0.5)
         if not (self.mel or self.l1 or self.stft or self.feature_matching or self.speaker):
             raise ConfigError("losses: all on the reconstruction are 0, expected one of them above 0")
         for name in ("speaker_model", "asr_teacher", "asr_language"):

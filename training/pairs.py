@@ -20,8 +20,6 @@ class DecodedPairs(NamedTuple):
     """[B, 1, T], the sound of the crops."""
     codes: Tensor
     """[B, 37, F] int64, the codes of the frames that lie wholly inside the crops."""
-    levels: Tensor
-    """[B, 36, F], the acoustic values that the decoder got, in levels: the codes, and noise beside them."""
     counted: Tensor
     """[B, F] bool, the frames whose codes the encoder can find: all of a pair's beginning, else from SETTLING on."""
 
@@ -38,19 +36,12 @@ class PairDecoder:
             self.quantizer = copy.deepcopy(codec.quantizer).bfloat16()
 
     @torch.no_grad()
-    def __call__(self, codes: Tensor, begins: Tensor, noise: Tensor) -> DecodedPairs:
-        """Codes [B, 37, context + F] and the frames [B] at which the crops begin, as in data.pairs.PairBatch. `noise`
-        [B, 36, context + F] is added to the acoustic codes, in levels."""
-        codes, codebook = codes.long(), self.quantizer.acoustic_codebook
-        levels = (codes[:, 1:] + noise).clamp(0, codebook.levels - 1)
-        semantic = self.quantizer.semantic_codebook.decode(codes[:, :1])
-        sound = self.decoder(torch.cat([semantic, codebook.decode(levels).to(semantic.dtype)], dim=1))[:, 0].float()
+    def __call__(self, codes: Tensor, begins: Tensor) -> DecodedPairs:
+        """Codes [B, 37, context + F] and the frames [B] at which the crops begin, as in data.pairs.PairBatch."""
+        codes = codes.long()
+        sound = self.decoder(self.quantizer.decode(codes))[:, 0].float()
         samples = torch.arange(self.samples, device=codes.device) + begins[:, None] * self.frame_size
         frames = torch.arange(self.samples // self.frame_size, device=codes.device)
-        places = (frames + begins[:, None])[:, None]  # [B, 1, F]
-
-        def of_crop(all_frames: Tensor) -> Tensor:
-            return all_frames.gather(2, places.expand(-1, all_frames.shape[1], -1))
-
+        of_crop = codes.gather(2, (frames + begins[:, None])[:, None].expand(-1, codes.shape[1], -1))
         counted = (frames >= min(SETTLING, len(frames) - 1)) | (begins == 0)[:, None]
-        return DecodedPairs(sound.gather(1, samples)[:, None], of_crop(codes), of_crop(levels), counted)
+        return DecodedPairs(sound.gather(1, samples)[:, None], of_crop, counted)

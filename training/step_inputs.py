@@ -41,7 +41,6 @@ class StepInputs(NamedTuple):
     discriminator_begins: Tensor  # [B], first sample of the part of each crop that the discriminator gets
     pair_codes: Tensor  # [P, 37, context + F] and [P]: data.pairs.PairBatch
     pair_begins: Tensor
-    pair_noise: Tensor  # [P, 36, context + F], added to the acoustic codes
 
     @property
     def draw(self) -> Draw:
@@ -68,11 +67,8 @@ def step_inputs(
     begins = begins.chunk(ranks.world_size)[ranks.rank]
     rate, factor = torch.tensor(learning_rate(step, config)), torch.tensor(config.losses.l1_stft_decay**step)
     pairs = pairs or empty_pairs(0, codec.config, frames)
-    of_pairs = (len(pairs.codes) * ranks.world_size, codec.config.acoustic_dim, pairs.codes.shape[-1])
-    beside = config.losses.inversion_noise * (2 * torch.rand(of_pairs, generator=generator) - 1)
-    beside = beside.chunk(ranks.world_size)[ranks.rank]
     languages = torch.zeros(len(waveform), dtype=torch.long) if languages is None else languages
-    others = (*draw, seeds, rate, factor, languages, begins, pairs.codes, pairs.begins, beside)
+    others = (*draw, seeds, rate, factor, languages, begins, pairs.codes, pairs.begins)
     return StepInputs(waveform, *(to_device(tensor, ranks.device) for tensor in others))
 
 
