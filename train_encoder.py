@@ -35,7 +35,6 @@ from data.pairs import PairBatch
 from losses import Balancer, Diversity, FixedWeights, Inversion, MelDistance, PseudoLabels, STFTDistance, commitment
 from losses.codebook import codebook_spacing
 from losses.discriminator_gradients import discriminator_gradients
-from losses.pseudo_labels import labelling_loss
 from losses.shaping import Shaping, target_as_json, voices_target
 from losses.speaker import SpeakerDistance
 from system.arguments import positive
@@ -105,7 +104,7 @@ class Trainer:
             self.asr_projection = build_asr_projection(config, ranks, dims.semantic_dim, self.asr_teacher.width)
             self.auxiliary["asr projection"] = self.asr_projection
         if weights.pseudo_labels:
-            self.labeller = build_labeller(config, ranks, self.asr_teacher.width, dims.semantic_codebook_size)
+            self.labeller = build_labeller(config, ranks, self.asr_teacher.width, dims.semantic_dim)
             self.auxiliary["labeller"] = self.labeller
 
         # losses on the latent; `commitment` is a function
@@ -160,7 +159,8 @@ class Trainer:
         losses = self.losses_of(step)
         spoken = languages or [""] * len(waveform)
         numbers = self.asr_teacher.numbered_languages(spoken) if self.config.losses.asr else None
-        inputs = step_inputs(self.config, self.ranks, self.codec, waveform, step, pairs, numbers)
+        labeller = self.labeller.network if self.config.losses.pseudo_labels else None
+        inputs = step_inputs(self.config, self.ranks, self.codec, waveform, step, pairs, numbers, labeller)
         metrics, flags = self.graphed_compute(inputs, losses)
         self.monitor.observe(step, flags)
         self.ema.update(step)
@@ -274,10 +274,14 @@ class Trainer:
             values["inversion"], shares = self.inversion(whole_frames, pairs.codes, pairs.counted)
             metrics |= shares
         if weights.pseudo_labels:
-            logits = self.labeller.network(self.asr_teacher.states(sound[:, 0]))
-            values["pseudo_labels"] = self.pseudo_labels(semantic, logits[: len(waveform)])
-            known = logits[len(waveform) :, :, : pairs.codes.shape[-1]]
-            learned, metrics["found/labeller"] = labelling_loss(known, pairs.codes[:, 0], pairs.counted)
+            states, frames = self.asr_teacher.states(sound[:, 0]), pairs.codes.shape[-1]
+            known = pairs.codes[:, 0], pairs.counted
+            with torch.no_grad():
+                labels = self.labeller.network(states)
+                metrics["found/labeller"] = self.pseudo_labels.labelling(labels[len(waveform) :, :, :frames], *known)[1]
+            values["pseudo_labels"] = self.pseudo_labels(semantic, labels[: len(waveform)])
+            learning = self.labeller.network(states[len(waveform) :], inputs.labeller_draw.chunk(parts)[part])
+            learned, _ = self.pseudo_labels.labelling(learning[..., :frames], *known)
         at_latent = {**gradients(values, latent), "reconstruction": latent.grad}
         if "asr" in losses:  # the projection learns here, from the same loss as the encoder
             self.asr_projection.backward(values["asr"])

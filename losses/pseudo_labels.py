@@ -6,14 +6,20 @@ labeller, gets Whisper's states of a sound. Of the decoder's sound the codes are
 speech it gives a probability for each entry, and the encoder learns these (pseudo-labels: Lee 2013; soft labels: Hinton
 et al. 2015).
 
-With p_fk the labeller's probability of entry e_k in frame f, z_f the semantic latent, s the codebook's spacing and T a
-temperature, the loss of a frame is
+The labeller makes a latent, as the encoder does, and both name entries of the codebook by their distances. So what it
+learns of one entry holds for those around it, and an entry that is rare in the pairs needs few examples. With z_f the
+encoder's latent of frame f, e_k the entries, s their spacing and T a temperature, a latent's scores are
+−|z_f − e_k|² / (T s). With p_fk the softmax of the labeller's scores, the loss of a frame is
 
     −Σ_k p_fk log softmax_k(−|z_f − e_k|² / (T s))
+
+There are fewer pairs than the labeller could learn by heart. So while it learns, it loses half of its channels, others
+in each crop (dropout: Srivastava et al. 2014; of whole channels: Tompson et al. 2015).
 """
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -21,40 +27,56 @@ from losses.codebook import CodebookLoss, as_frames, squared_distances
 
 STATES = 4  # of Whisper's encoder, 50 a second, in a frame of the codec
 HIDDEN, KERNEL, BLOCKS = 384, 5, 2  # a frame's label comes from the states of 0.7 s around it
+DROPPED = 0.5  # share of the channels that are lost
 
 
 class Labeller(nn.Module):
-    """Takes the states [B, 4·F, width] of Whisper's encoder, returns logits [B, entries, F] of the semantic codes."""
+    """Takes the states [B, 4·F, width] of Whisper's encoder, returns semantic latents [B, D, F]. `draw` [B, channels],
+    uniform in [0, 1), chooses the channels that it loses; without it, it loses none."""
 
-    def __init__(self, width: int, entries: int):
+    def __init__(self, width: int, semantic_dim: int):
         super().__init__()
+        self.sizes = [width, *(1 + BLOCKS) * [HIDDEN]]  # channels of each layer
         self.norm = nn.LayerNorm(width)
         self.first = nn.Linear(STATES * width, HIDDEN)
         self.blocks = nn.ModuleList(nn.Conv1d(HIDDEN, HIDDEN, KERNEL, padding=KERNEL // 2) for _ in range(BLOCKS))
-        self.last = nn.Linear(HIDDEN, entries)
+        self.last = nn.Linear(HIDDEN, semantic_dim)
 
-    def forward(self, states: Tensor) -> Tensor:
-        frames = self.norm(states).unflatten(1, (-1, STATES)).flatten(2)  # [B, F, 4·width]
-        x = F.gelu(self.first(frames)).transpose(1, 2)
-        for block in self.blocks:
-            x = x + F.gelu(block(x))
+    def forward(self, states: Tensor, draw: Tensor | None = None) -> Tensor:
+        of_states, of_first, *of_blocks = [None] * len(self.sizes) if draw is None else draw.split(self.sizes, dim=1)
+        kept = lose_channels(self.norm(states), of_states)
+        frames = kept.unflatten(1, (-1, STATES)).flatten(2)  # [B, F, 4·width]
+        x = lose_channels(F.gelu(self.first(frames)), of_first).transpose(1, 2)
+        for block, numbers in zip(self.blocks, of_blocks, strict=True):
+            x = x + lose_channels(F.gelu(block(x)).transpose(1, 2), numbers).transpose(1, 2)
         return self.last(x.transpose(1, 2)).transpose(1, 2)
 
+    def draw(self, crops: int, generator: torch.Generator) -> Tensor:
+        """The random numbers for so many crops, from a CPU generator."""
+        return torch.rand(crops, sum(self.sizes), generator=generator)
 
-def labelling_loss(logits: Tensor, codes: Tensor, counted: Tensor) -> tuple[Tensor, Tensor]:
-    """What the labeller learns by: the cross entropy of its logits [P, entries, F] for pairs, whose semantic codes
-    [P, F] are known. Frames that do not count [P, F] add nothing. Returns the loss, and the share of codes that it
-    finds in those that count."""
-    loss = (F.cross_entropy(logits, codes, reduction="none") * counted).mean()
-    found = (logits.detach().argmax(dim=1) == codes) & counted
-    return loss, found.sum() / counted.sum().clamp(min=1)
+
+def lose_channels(x: Tensor, draw: Tensor | None) -> Tensor:
+    """Zeros the channels of [B, F, C] whose numbers [B, C] are below DROPPED, and scales the others up."""
+    return x if draw is None else x * ((draw >= DROPPED) / (1 - DROPPED))[:, None]
 
 
 class PseudoLabels(CodebookLoss):
-    """Takes semantic latents [B, D, F] of speech and the labeller's logits [B, entries, F]. Returns a scalar. Only the
-    latents get a gradient. `temperature` is T."""
+    """Takes semantic latents [B, D, F] of speech and the labeller's. Returns a scalar. Only the first get a gradient.
+    `temperature` is T."""
 
-    def forward(self, semantic: Tensor, logits: Tensor) -> Tensor:
-        scores = self.scores(squared_distances(as_frames(semantic), self.entries))  # [B·F, K]
-        labels = logits.detach().float().softmax(dim=1).transpose(1, 2).flatten(0, 1)
-        return F.cross_entropy(scores, labels)
+    def forward(self, semantic: Tensor, labels: Tensor) -> Tensor:
+        return F.cross_entropy(self.scored(semantic), self.scored(labels.detach()).softmax(dim=1))
+
+    def labelling(self, labels: Tensor, codes: Tensor, counted: Tensor) -> tuple[Tensor, Tensor]:
+        """What the labeller learns by: the cross entropy of its latents [P, D, F] for pairs, whose semantic codes
+        [P, F] are known. Frames that do not count [P, F] add nothing. Returns the loss, and the share of codes that
+        it finds in those that count."""
+        scores, wanted = self.scored(labels), codes.flatten()
+        loss = (F.cross_entropy(scores, wanted, reduction="none") * counted.flatten()).mean()
+        found = (scores.detach().argmax(dim=1) == wanted) & counted.flatten()
+        return loss, found.sum() / counted.sum().clamp(min=1)
+
+    def scored(self, latent: Tensor) -> Tensor:
+        """Latents [B, D, F] to scores [B·F, K]."""
+        return self.scores(squared_distances(as_frames(latent), self.entries))

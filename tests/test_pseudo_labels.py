@@ -11,7 +11,7 @@ import train_encoder
 from codec import Codec, load_release
 from experiments.random_release import TINY
 from losses import PseudoLabels
-from losses.pseudo_labels import STATES, Labeller, labelling_loss
+from losses.pseudo_labels import DROPPED, HIDDEN, STATES, Labeller, lose_channels
 from tests.one_step import ALONE
 from tests.random_pairs import random_shards
 from tests.random_teacher import use_random_teacher
@@ -34,62 +34,88 @@ def pairs(tiny_release: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     return f"data.pairs={random_shards(tiny_release, tmp_path / 'pairs')}"
 
 
-def test_the_labeller_learns_the_codes_of_frames_that_count_and_no_others() -> None:
-    generator = torch.Generator().manual_seed(0)
+def test_the_labeller_learns_the_codes_of_frames_that_count_and_no_others(codec: Codec) -> None:
+    loss, generator = PseudoLabels(codec.quantizer), torch.Generator().manual_seed(0)
     torch.manual_seed(0)
-    labeller = Labeller(8, 6)
+    labeller = Labeller(8, TINY.semantic_dim)
     optimizer = torch.optim.Adam(labeller.parameters(), 1e-3)
     looks = torch.randn(6, 8, generator=generator)
     counted = torch.arange(20) >= 5
 
     def batch() -> tuple[torch.Tensor, torch.Tensor]:
-        codes = torch.randint(6, (4, 20), generator=generator)
+        codes = torch.randint(6, (16, 20), generator=generator)
         return looks[codes].repeat_interleave(STATES, dim=1), codes
 
-    for _ in range(60):
+    for _ in range(150):
         states, codes = batch()
         misleading = torch.where(counted, codes, (codes + 1) % 6)
         optimizer.zero_grad()
-        labelling_loss(labeller(states), misleading, counted.expand(4, -1))[0].backward()
+        draw = labeller.draw(16, generator)
+        loss.labelling(labeller(states, draw), misleading, counted.expand(16, -1))[0].backward()
         optimizer.step()
     states, codes = batch()
-    every = torch.ones(4, 20, dtype=torch.bool)
-    assert float(labelling_loss(labeller(states), codes, every)[1]) > 0.95
-    _, found = labelling_loss(labeller(states), torch.where(counted, codes, (codes + 1) % 6), counted.expand(4, -1))
+    every = torch.ones(16, 20, dtype=torch.bool)
+    assert float(loss.labelling(labeller(states), codes, every)[1]) > 0.95
+    _, found = loss.labelling(labeller(states), torch.where(counted, codes, (codes + 1) % 6), counted.expand(16, -1))
     assert float(found) > 0.95, "the share is over the frames that count"
+
+
+def test_a_draw_drops_whole_channels_and_keeps_the_mean() -> None:
+    labeller, generator = Labeller(8, 5), torch.Generator().manual_seed(0)
+    draw = labeller.draw(4, generator)
+    assert draw.shape == (4, 8 + 3 * HIDDEN)
+    x, numbers = 1 + torch.rand(4, 7, HIDDEN, generator=generator), draw[:, 8 : 8 + HIDDEN]
+    lost = lose_channels(x, numbers)
+    gone = (lost == 0).all(dim=1)
+    assert torch.equal(gone, numbers < DROPPED)
+    assert torch.equal(lost.transpose(1, 2)[~gone], 2 * x.transpose(1, 2)[~gone])
+    assert float(lost.mean()) == pytest.approx(float(x.mean()), rel=0.1)
+
+
+def test_every_layer_of_the_labeller_loses_channels() -> None:
+    labeller, states = Labeller(8, 5), torch.rand(1, 28, 8, generator=torch.Generator().manual_seed(0))
+    kept = torch.ones(1, 8 + 3 * HIDDEN)
+    found = [labeller(states, kept)]
+    for layer in (slice(0, 8), slice(8, 8 + HIDDEN), slice(8 + HIDDEN, 8 + 2 * HIDDEN), slice(8 + 2 * HIDDEN, None)):
+        lost = kept.clone()
+        lost[:, layer] = 0
+        found.append(labeller(states, lost))
+    assert len({tuple(each.flatten().tolist()) for each in found}) == 5
 
 
 def test_the_loss_is_smallest_at_the_labelled_entries_and_teaches_only_the_latents(codec: Codec) -> None:
     loss = PseudoLabels(codec.quantizer)
     codes = torch.randint(TINY.semantic_codebook_size, (2, 9), generator=torch.Generator().manual_seed(0))
-    logits = 20.0 * torch.nn.functional.one_hot(codes, TINY.semantic_codebook_size).float().transpose(1, 2)
-    logits.requires_grad_()
+    labels = loss.entries[codes].transpose(1, 2).clone().requires_grad_()
     at_entries = loss.entries[codes].transpose(1, 2)
-    least = float(loss(at_entries, logits))
+    least = float(loss(at_entries, labels))
     noise = torch.randn(at_entries.shape, generator=torch.Generator().manual_seed(1))
-    for size in (0.1, 1.0):
+    for size in (0.5, 2.0):
         moved = (at_entries + size * loss.spacing.sqrt() * noise).requires_grad_()
-        value = loss(moved, logits)
+        value = loss(moved, labels)
         assert value > least
         least = float(value.detach())
     value.backward()
     assert moved.grad is not None
     assert moved.grad.abs().sum() > 0
-    assert logits.grad is None
+    assert labels.grad is None
 
 
 def test_soft_labels_weigh_the_entries_by_their_probabilities(codec: Codec) -> None:
     loss = PseudoLabels(codec.quantizer, temperature=0.7)
     generator = torch.Generator().manual_seed(0)
     latent = loss.spacing.sqrt() * torch.randn(2, TINY.semantic_dim, 3, generator=generator)
-    logits = torch.randn(2, TINY.semantic_codebook_size, 3, generator=generator)
+    labels = loss.spacing.sqrt() * torch.randn(2, TINY.semantic_dim, 3, generator=generator)
+
+    def logarithms(of: torch.Tensor) -> torch.Tensor:
+        return torch.log_softmax(-(loss.entries - of).square().sum(dim=1) / (0.7 * loss.spacing), dim=0)
+
     expected = torch.zeros(())
     for clip in range(2):
         for frame in range(3):
-            squared = (loss.entries - latent[clip, :, frame]).square().sum(dim=1)
-            scores = torch.log_softmax(-squared / (0.7 * loss.spacing), dim=0)
-            expected -= (logits[clip, :, frame].softmax(dim=0) * scores).sum() / 6
-    assert float(loss(latent, logits)) == pytest.approx(float(expected), rel=1e-4)
+            scores, wanted = logarithms(latent[clip, :, frame]), logarithms(labels[clip, :, frame])
+            expected -= (wanted.exp() * scores).sum() / 6
+    assert float(loss(latent, labels)) == pytest.approx(float(expected), rel=1e-4)
 
 
 def test_a_step_labels_speech_and_learns_the_labels_from_pairs(settings: Path, pairs: str) -> None:

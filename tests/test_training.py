@@ -336,8 +336,9 @@ def test_any_one_loss_can_be_switched_off(settings: Path, off: str) -> None:
 
 
 def test_training_brings_the_reconstruction_nearer(settings: Path) -> None:
-    quick = ("init=mirror", "optimizer.lr=0.003", "losses.balancer_decay=0.9", "validate_every=40", "save_every=40")
-    config = run(settings, "steps=40", *quick)
+    """With few crops a step, a high rate is chaotic: what 40 steps reached at 0.003 depended on the CPU's rounding."""
+    quick = ("init=mirror", "optimizer.lr=0.001", "losses.balancer_decay=0.9", "validate_every=80", "save_every=80")
+    config = run(settings, "steps=80", *quick)
     lines = [json.loads(line) for line in (Path(config.output_dir) / "metrics.jsonl").read_text().splitlines()]
     mel = [line["validation/mel"] for line in lines if "validation/mel" in line]
     assert mel[-1] < 0.9 * mel[0]

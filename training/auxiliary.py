@@ -76,8 +76,8 @@ def build_asr_projection(
     return AuxiliaryNetwork(ASRDistillation(semantic_dim, width), config.optimizer.lr, config, ranks)
 
 
-def build_labeller(config: Config, ranks: Ranks, width: int, entries: int) -> AuxiliaryNetwork[Labeller]:
-    return AuxiliaryNetwork(Labeller(width, entries), config.optimizer.lr, config, ranks)
+def build_labeller(config: Config, ranks: Ranks, width: int, semantic_dim: int) -> AuxiliaryNetwork[Labeller]:
+    return AuxiliaryNetwork(Labeller(width, semantic_dim), config.optimizer.lr, config, ranks)
 
 
 def load_teacher(config: Config, ranks: Ranks) -> Teacher:

@@ -19,6 +19,7 @@ from codec.codec import Codec
 from codec.quantizer import Draw
 from data.pairs import PairBatch, empty_pairs
 from data.seeds import derive_seed
+from losses.pseudo_labels import Labeller
 from training.config import Config
 from training.distributed import Ranks
 from training.optimization import learning_rate
@@ -41,6 +42,7 @@ class StepInputs(NamedTuple):
     discriminator_begins: Tensor  # [B], first sample of the part of each crop that the discriminator gets
     pair_codes: Tensor  # [P, 37, context + F] and [P]: data.pairs.PairBatch
     pair_begins: Tensor
+    labeller_draw: Tensor  # [P, channels] that the labeller may lose; [0, 0] without one
 
     @property
     def draw(self) -> Draw:
@@ -55,6 +57,7 @@ def step_inputs(
     step: int,
     pairs: PairBatch | None = None,
     languages: Tensor | None = None,
+    labeller: Labeller | None = None,
 ) -> StepInputs:
     """This rank's inputs for its crops [B, 1, T], and for its crops of pairs if there are any. Random numbers are drawn
     for the crops of all ranks, as a function of the seed and the step, and each rank takes its part."""
@@ -67,8 +70,10 @@ def step_inputs(
     begins = begins.chunk(ranks.world_size)[ranks.rank]
     rate, factor = torch.tensor(learning_rate(step, config)), torch.tensor(config.losses.l1_stft_decay**step)
     pairs = pairs or empty_pairs(0, codec.config, frames)
+    channels = labeller.draw(len(pairs.codes) * ranks.world_size, generator) if labeller else torch.zeros(0, 0)
+    channels = channels.chunk(ranks.world_size)[ranks.rank]
     languages = torch.zeros(len(waveform), dtype=torch.long) if languages is None else languages
-    others = (*draw, seeds, rate, factor, languages, begins, pairs.codes, pairs.begins)
+    others = (*draw, seeds, rate, factor, languages, begins, pairs.codes, pairs.begins, channels)
     return StepInputs(waveform, *(to_device(tensor, ranks.device) for tensor in others))
 
 
