@@ -57,7 +57,7 @@ from training.metrics import RunningMetrics, combine, combine_over_ranks
 from training.monitoring import NonFiniteMonitor, TrainingWarnings, in_parts, not_finite
 from training.optimization import EMA, adam, learning_rate
 from training.output_lock import sole_run
-from training.pairs import PairDecoder
+from training.pairs import DecodedPairs, PairDecoder
 from training.profile import first_full_step, profile
 from training.progress import Progress
 from training.same_run import check_same_settings
@@ -258,6 +258,7 @@ class Trainer:
         assert latent.grad is not None
 
         # losses on the latent, each differentiated there, and what came back through the decoder
+        factors: dict[str, Tensor] = {}
         if weights.commitment:
             values["commitment"] = commitment(semantic, quantized.semantic)
         if "asr" in losses:
@@ -274,14 +275,9 @@ class Trainer:
             values["inversion"], shares = self.inversion(whole_frames, pairs.codes, pairs.counted)
             metrics |= shares
         if weights.pseudo_labels:
-            states, frames = self.asr_teacher.states(sound[:, 0]), pairs.codes.shape[-1]
-            known = pairs.codes[:, 0], pairs.counted
-            with torch.no_grad():
-                labels = self.labeller.network(states)
-                metrics["found/labeller"] = self.pseudo_labels.labelling(labels[len(waveform) :, :, :frames], *known)[1]
-            values["pseudo_labels"] = self.pseudo_labels(semantic, labels[: len(waveform)])
-            learning = self.labeller.network(states[len(waveform) :], inputs.labeller_draw.chunk(parts)[part])
-            learned, _ = self.pseudo_labels.labelling(learning[..., :frames], *known)
+            labels, learned, share = self.label(sound, pairs, inputs.labeller_draw.chunk(parts)[part])
+            values["pseudo_labels"] = self.pseudo_labels(semantic, labels)
+            factors["pseudo_labels"] = metrics["found/labeller"] = share
         at_latent = {**gradients(values, latent), "reconstruction": latent.grad}
         if "asr" in losses:  # the projection learns here, from the same loss as the encoder
             self.asr_projection.backward(values["asr"])
@@ -290,7 +286,7 @@ class Trainer:
         metrics |= detach_all(values)
 
         # one backward through the encoder
-        encoded.backward(self.latent_balancer.combine(at_latent).to(encoded.dtype) / (len(latent) * parts))
+        encoded.backward(self.latent_balancer.combine(at_latent, factors).to(encoded.dtype) / (len(latent) * parts))
 
         if self.config.train == "codec":
             self.quantizer.semantic_codebook.learn(semantic.detach(), quantized.codes[:, :1], inputs.seeds)
@@ -300,6 +296,19 @@ class Trainer:
         metrics |= {f"share_latent/{name}": share for name, share in self.latent_balancer.shares.items()}
         metrics |= {"acoustic_min": levels.min(), "acoustic_mean": levels.mean(), "acoustic_max": levels.max()}
         return metrics, not_finite(at_waveform | at_latent, len(latent))
+
+    def label(self, sound: Tensor, pairs: DecodedPairs, draw: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """For a part's sound [B + P, 1, T], speech and pairs: the labeller's latents [B, D, F] of the speech, the loss
+        by which it learns from the pairs, and the share of all ranks' pairs' codes that it finds."""
+        states, frames = self.asr_teacher.states(sound[:, 0]), pairs.codes.shape[-1]
+        batch, semantic_codes = len(sound) - len(pairs.codes), pairs.codes[:, 0]
+        with torch.no_grad():
+            labels = self.labeller.network(states)
+            _, counts = self.pseudo_labels.labelling(labels[batch:, :, :frames], semantic_codes, pairs.counted)
+            found, counted = self.ranks.sum(counts)
+        learning = self.labeller.network(states[batch:], draw)[..., :frames]
+        learned, _ = self.pseudo_labels.labelling(learning, semantic_codes, pairs.counted)
+        return labels[:batch], learned, found / counted.clamp(min=1)
 
     def validate(self, clips: Tensor, step: int, progress: Progress) -> bool:
         """Reports the EMA encoder's metrics on clips [N, 1, T]. Returns whether it is the best so far."""

@@ -13,6 +13,9 @@ encoder's latent of frame f, e_k the entries, s their spacing and T a temperatur
 
     −Σ_k p_fk log softmax_k(−|z_f − e_k|² / (T s))
 
+In training its weight is multiplied by the share of the pairs' codes that the labeller finds: a labeller that knows
+little, as at first, would pull the codes off.
+
 There are fewer pairs than the labeller could learn by heart. So while it learns, it loses half of its channels, others
 in each crop (dropout: Srivastava et al. 2014; of whole channels: Tompson et al. 2015).
 """
@@ -70,12 +73,12 @@ class PseudoLabels(CodebookLoss):
 
     def labelling(self, labels: Tensor, codes: Tensor, counted: Tensor) -> tuple[Tensor, Tensor]:
         """What the labeller learns by: the cross entropy of its latents [P, D, F] for pairs, whose semantic codes
-        [P, F] are known. Frames that do not count [P, F] add nothing. Returns the loss, and the share of codes that
-        it finds in those that count."""
+        [P, F] are known. Frames that do not count [P, F] add nothing. Returns the loss, and [2]: how many codes it
+        finds in those that count, and of how many."""
         scores, wanted = self.scored(labels), codes.flatten()
         loss = (F.cross_entropy(scores, wanted, reduction="none") * counted.flatten()).mean()
         found = (scores.detach().argmax(dim=1) == wanted) & counted.flatten()
-        return loss, found.sum() / counted.sum().clamp(min=1)
+        return loss, torch.stack([found.sum(), counted.sum()])
 
     def scored(self, latent: Tensor) -> Tensor:
         """Latents [B, D, F] to scores [B·F, K]."""

@@ -42,22 +42,28 @@ def test_the_labeller_learns_the_codes_of_frames_that_count_and_no_others(codec:
     looks = torch.randn(6, 8, generator=generator)
     counted = torch.arange(20) >= 5
 
+    def misleading_at(codes: torch.Tensor, counted: torch.Tensor) -> torch.Tensor:
+        return torch.where(counted, codes, (codes + 1) % 6)
+
     def batch() -> tuple[torch.Tensor, torch.Tensor]:
         codes = torch.randint(6, (16, 20), generator=generator)
         return looks[codes].repeat_interleave(STATES, dim=1), codes
 
     for _ in range(150):
         states, codes = batch()
-        misleading = torch.where(counted, codes, (codes + 1) % 6)
+        misleading = misleading_at(codes, counted)
         optimizer.zero_grad()
         draw = labeller.draw(16, generator)
         loss.labelling(labeller(states, draw), misleading, counted.expand(16, -1))[0].backward()
         optimizer.step()
     states, codes = batch()
     every = torch.ones(16, 20, dtype=torch.bool)
-    assert float(loss.labelling(labeller(states), codes, every)[1]) > 0.95
-    _, found = loss.labelling(labeller(states), torch.where(counted, codes, (codes + 1) % 6), counted.expand(16, -1))
-    assert float(found) > 0.95, "the share is over the frames that count"
+    found, of = loss.labelling(labeller(states), codes, every)[1].tolist()
+    assert of == 320
+    assert found > 0.95 * of
+    found, of = loss.labelling(labeller(states), misleading_at(codes, counted), counted.expand(16, -1))[1].tolist()
+    assert of == 240
+    assert found > 0.95 * of
 
 
 def test_a_draw_drops_whole_channels_and_keeps_the_mean() -> None:
@@ -130,6 +136,26 @@ def test_a_step_labels_speech_and_learns_the_labels_from_pairs(settings: Path, p
     after = training.labeller.network.parameters()
     assert all(not torch.equal(a, b) for a, b in zip(before, after, strict=True))
     assert training.monitor.found() is None
+
+
+def test_the_labels_weigh_as_much_as_the_labeller_finds(
+    settings: Path, pairs: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shares = {}
+    for found in (0, 5, 20):
+
+        def labelling(
+            self: PseudoLabels, labels: torch.Tensor, *known: torch.Tensor
+        ) -> tuple[torch.Tensor, torch.Tensor]:
+            return labels.square().mean(), torch.tensor([found, 20])  # noqa: B023
+
+        monkeypatch.setattr(PseudoLabels, "labelling", labelling)
+        training = train_encoder.Trainer(load_config(settings, (*LABELLED, pairs)), ALONE)
+        data = TrainingData(training.config, ALONE, training.codec)
+        metrics = training.step(next(data.batches(0)).waveform, 0, data.pairs(0))
+        assert float(metrics["found/labeller"]) == found / 20
+        shares[found] = float(metrics["share_latent/pseudo_labels"] / metrics["share_latent/inversion"])
+    assert shares == pytest.approx({0: 0, 5: 0.25 * 2 / 5, 20: 2 / 5}, abs=1e-4)
 
 
 def test_the_labels_gradient_is_at_the_speech_and_the_labeller_learns_the_same_in_parts(

@@ -68,6 +68,14 @@ class Ranks:
         for parameter, part in zip(having, parts, strict=True):
             parameter.grad = part.view_as(parameter)
 
+    def sum(self, tensor: Tensor) -> Tensor:
+        """The sum of all ranks' tensors, on the device and without waiting for it."""
+        if self.world_size == 1:
+            return tensor
+        summed = tensor.clone()
+        dist.all_reduce(summed)
+        return summed
+
     def gather(self, tensor: Tensor) -> Tensor:
         """All ranks' tensors, which have one shape, concatenated along the first dimension."""
         if self.world_size == 1:
