@@ -16,7 +16,7 @@ encoder's latent of frame f, e_k the entries, s their spacing and T a temperatur
 In training its weight is multiplied by the share of the pairs' codes that the labeller finds: a labeller that knows
 little, as at first, would pull the codes off.
 
-There are fewer pairs than the labeller could learn by heart. So while it learns, it loses half of its channels, others
+The labeller could learn all its pairs by heart. So while it learns, it loses half of its channels, others
 in each crop (dropout: Srivastava et al. 2014; of whole channels: Tompson et al. 2015).
 """
 
