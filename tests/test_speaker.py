@@ -237,7 +237,10 @@ def test_a_training_gpu_gives_the_gradient_that_a_cpu_gives(
     with start_ranks() as ranks:
         found = gradient(ranks.device)
     expected = gradient(torch.device("cpu"))
-    assert ((found - expected).norm(dim=-1) / expected.norm(dim=-1)).max() < 1e-3
+    errors = (found - expected).norm(dim=-1) / expected.norm(dim=-1)
+    # TF32 makes the median 3 % (experiments/LOG.md). Single clips can be off without it, where rounding switches
+    # rectifiers: on a CPU, inputs that differ by 1e-7 change one of these gradients by 5e-4.
+    assert errors.median() < 1e-4
 
 
 def test_a_clip_too_short_for_the_network_is_refused(distance: SpeakerDistance) -> None:
