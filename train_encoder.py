@@ -304,10 +304,10 @@ class Trainer:
         batch, semantic_codes = len(sound) - len(pairs.codes), pairs.codes[:, 0]
         with torch.no_grad():
             labels = self.labeller.network(states)
-            _, counts = self.pseudo_labels.labelling(labels[batch:, :, :frames], semantic_codes, pairs.counted)
+            counts = self.pseudo_labels.found(labels[batch:, :, :frames], semantic_codes, pairs.counted)
             found, counted = self.ranks.sum(counts)
         learning = self.labeller.network(states[batch:], draw)[..., :frames]
-        learned, _ = self.pseudo_labels.labelling(learning, semantic_codes, pairs.counted)
+        learned = self.pseudo_labels.labelling(learning, semantic_codes, pairs.counted)
         return labels[:batch], learned, found / counted.clamp(min=1)
 
     def validate(self, clips: Tensor, step: int, progress: Progress) -> bool:
@@ -381,7 +381,8 @@ def train(config: Config, ranks: Ranks) -> None:
                     metrics = combine_over_ranks(on_device | trainer.metrics.mean_shares(), ranks)
                     seen = ranks.gather(trainer.entries_seen[None]).any(dim=0).sum()
                     trainer.entries_seen.zero_()
-                    progress.log(done, {**metrics, "sem_util": int(seen), "learning_rate": learning_rate(step, config)})
+                    rate = learning_rate(step, config.steps, config.optimizer)
+                    progress.log(done, {**metrics, "sem_util": int(seen), "learning_rate": rate})
                     for text in warnings.after(done, metrics, trainer.state.networks()):
                         progress.say(text)
                 if found:  # NaN or infinity stops the run; nothing of it is saved

@@ -30,7 +30,7 @@ from evaluation.judges.judge import Metric
 from evaluation.statistics import Interval, difference
 from evaluation.table import with_interval
 from experiments.results_tables import markdown
-from experiments.runs import DEMO, ROOT, ExperimentError, experiment_status, on_gpus, only, run_shown
+from experiments.runs import DEMO, ROOT, TRAIN, ExperimentError, experiment_status, on_gpus, only, run_shown
 from system.files import folder_written_whole
 
 CONFIGS = ROOT / "configs" / "ablations"
@@ -119,7 +119,7 @@ class Run(NamedTuple):
     folder: Path
     config: Path
     settings: Sequence[str]
-    program: Sequence[str] = ("train_encoder.py",)
+    program: Sequence[str] = TRAIN
 
 
 def train_side_by_side(runs: Sequence[Run], at_once: int) -> None:

@@ -30,7 +30,17 @@ from codec import Codec, load_release
 from codec.checkpoint import read_training, with_encoder
 from data import open_clips
 from data.audio import Clip, decode
-from experiments.runs import ROOT, experiment_status, named, on_gpus, only, run, training_metrics
+from experiments.runs import (
+    ROOT,
+    TRAIN,
+    experiment_status,
+    named,
+    on_gpus,
+    only,
+    run,
+    training_metrics,
+    training_program,
+)
 from system.files import folder_written_whole
 from training.config import load_config
 
@@ -57,7 +67,6 @@ ENCODERS |= {
 MEASURED_STEPS, LOG_EVERY = 200, 50  # of the short run
 CURVE = 5  # encoders of the curve, the last one among them
 VOICES = 8  # presets of the stand-in
-TRAIN = ("train_encoder.py",)
 
 
 def main() -> int:
@@ -119,8 +128,7 @@ def benchmark(options: argparse.Namespace) -> int:
             with encoding:
                 encode_pairs(pairs, release, withheld, options, gpu)
             settings.append(f"data.pairs=[{pairs}]")
-        trial = ("-m", "experiments.trial_trainers", "asked", "--withheld", str(withheld))
-        program = trial if name == "asked" else TRAIN
+        program = training_program("asked" if name == "asked" else "", withheld)
         train(config, options.out / name, settings, steps, share_of_encoders, saves=CURVE, gpu=gpu, program=program)
 
     on_gpus(train_encoder, options.encoders, options.side_by_side)

@@ -11,7 +11,6 @@ demo's. Clips are cut at 30 s.
 from __future__ import annotations
 
 import argparse
-import math
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -26,14 +25,15 @@ from data import decode, open_clips
 from data.pairs import Pairs
 from experiments.runs import DEMO, experiment_status
 from losses import PseudoLabels
-from losses.asr.teacher import Teacher
+from losses.asr.teacher import WINDOW_SECONDS, Teacher
 from losses.pseudo_labels import STATES, Labeller
 from system.device import open_device
 from system.environment import from_environment
+from training.config import Optimizer
+from training.optimization import learning_rate
 
 CROPS, FRAMES = 24, 37  # of a step: three seconds each
-LEARNING_RATE, BETAS, WARM_UP = 0.001, (0.5, 0.9), 50
-LONGEST = 375  # frames that Whisper hears at a time
+OPTIMIZER = Optimizer(lr=0.001, final_lr=0.0001, warmup_steps=50)
 
 
 class Heard(NamedTuple):
@@ -66,11 +66,8 @@ def measure(options: argparse.Namespace) -> int:
 
     def hear(sound: Tensor, codes: Tensor) -> Heard:
         """Of a waveform [1, 1, T] and its codes [1, 37, F]."""
-        frames = min(codes.shape[-1], LONGEST)
-        samples = torch.zeros(1, frames * codec.frame_size, device=device)
-        heard = sound[:, 0, : samples.shape[-1]]
-        samples[:, : heard.shape[-1]] = heard
-        return Heard(teacher.states(samples)[0], codes[0, 0, :frames])
+        frames = min(codes.shape[-1], int(WINDOW_SECONDS * codec.frame_rate))
+        return Heard(teacher.states(sound[:, 0, : frames * codec.frame_size])[0], codes[0, 0, :frames])
 
     spoken = (pairs.codes(index)[None].long().to(device) for index in range(len(pairs)))
     train(labeller, loss, [hear(codec.decode(codes), codes) for codes in spoken], options)
@@ -90,16 +87,16 @@ def measure(options: argparse.Namespace) -> int:
 
 def train(labeller: Labeller, loss: PseudoLabels, heard: Sequence[Heard], options: argparse.Namespace) -> None:
     generator = torch.Generator().manual_seed(options.seed)
-    optimizer = torch.optim.Adam(labeller.parameters(), LEARNING_RATE, BETAS)
+    betas = (OPTIMIZER.beta1, OPTIMIZER.beta2)
+    optimizer = torch.optim.Adam(labeller.parameters(), OPTIMIZER.lr, betas)
     long_enough = [each for each in heard if len(each.codes) >= FRAMES]
     for step in range(options.steps):
         for group in optimizer.param_groups:
-            cosine = 0.5 * (1 + math.cos(math.pi * step / options.steps))
-            group["lr"] = LEARNING_RATE * min(1, (step + 1) / WARM_UP) * (0.1 + 0.9 * cosine)
+            group["lr"] = learning_rate(step, options.steps, OPTIMIZER)
         states, codes = crops(long_enough, generator)
         draw = labeller.draw(CROPS, generator).to(states.device)
         optimizer.zero_grad()
-        loss.labelling(labeller(states, draw), codes, torch.ones_like(codes, dtype=torch.bool))[0].backward()
+        loss.labelling(labeller(states, draw), codes, torch.ones_like(codes, dtype=torch.bool)).backward()
         optimizer.step()
 
 

@@ -32,7 +32,7 @@ from evaluation.statistics import LEVEL, Interval, difference, mean
 from evaluation.table import ARROWS, with_interval
 from experiments.ablations import CONFIGS, Run, raise_failures, train
 from experiments.results_tables import markdown
-from experiments.runs import DEMO, ExperimentError, experiment_status, named, on_gpus, only, run_shown
+from experiments.runs import DEMO, ExperimentError, experiment_status, named, on_gpus, only, run_shown, training_program
 from experiments.stand_in.measure_codes import METRICS, OTHER_SPEAKER, SECOND_PASS, UNTRAINED, WITHHELD, averaged
 
 CONFIG = CONFIGS / "no_asr.yaml"
@@ -242,10 +242,8 @@ def described_run(options: argparse.Namespace, name: str, seed: int, pairs: Sequ
     spoken = ", ".join(str(options.out / "spoken" / each) for each in pairs)
     with_pairs = (*WITH_PAIRS, f"data.pairs=[{spoken}]") if any(pairs) else ()
     settings = (*common, *once, *with_pairs, *configuration.settings, *options.overrides)
-    if not configuration.trial:
-        return Run(options.out / f"{name}_{seed}", CONFIG, settings)
-    trial = ("-m", "experiments.trial_trainers", configuration.trial, "--withheld", str(options.withheld))
-    return Run(options.out / f"{name}_{seed}", CONFIG, settings, trial)
+    program = training_program(configuration.trial, options.withheld)
+    return Run(options.out / f"{name}_{seed}", CONFIG, settings, program)
 
 
 def measure(options: argparse.Namespace, codes: Path) -> tuple[dict[str, Any], dict[str, dict[str, Any]]]:

@@ -23,6 +23,7 @@ from system.command import UserError, exit_status
 ROOT = Path(__file__).parent.parent
 DEMO = ROOT / "data" / "demo"
 SHOWN = 3000  # characters of a failed program's output
+TRAIN = ("train_encoder.py",)
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
@@ -109,6 +110,11 @@ def named(text: str) -> tuple[str, str]:
     if not name or not path:
         raise argparse.ArgumentTypeError(f"{text!r} is not NAME=PATH, such as people=clips.parquet")
     return name, path
+
+
+def training_program(trial: str, withheld: Path) -> tuple[str, ...]:
+    """The program that trains: `train_encoder.py`, or a trial of trial_trainers.py."""
+    return ("-m", "experiments.trial_trainers", trial, "--withheld", str(withheld)) if trial else TRAIN
 
 
 def training_metrics(folder: Path) -> list[dict[str, float]]:

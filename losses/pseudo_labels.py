@@ -71,14 +71,16 @@ class PseudoLabels(CodebookLoss):
     def forward(self, semantic: Tensor, labels: Tensor) -> Tensor:
         return F.cross_entropy(self.scored(semantic), self.scored(labels.detach()).softmax(dim=1))
 
-    def labelling(self, labels: Tensor, codes: Tensor, counted: Tensor) -> tuple[Tensor, Tensor]:
+    def labelling(self, labels: Tensor, codes: Tensor, counted: Tensor) -> Tensor:
         """What the labeller learns by: the cross entropy of its latents [P, D, F] for pairs, whose semantic codes
-        [P, F] are known. Frames that do not count [P, F] add nothing. Returns the loss, and [2]: how many codes it
-        finds in those that count, and of how many."""
-        scores, wanted = self.scored(labels), codes.flatten()
-        loss = (F.cross_entropy(scores, wanted, reduction="none") * counted.flatten()).mean()
-        found = (scores.detach().argmax(dim=1) == wanted) & counted.flatten()
-        return loss, torch.stack([found.sum(), counted.sum()])
+        [P, F] are known. Frames that do not count [P, F] add nothing."""
+        loss = F.cross_entropy(self.scored(labels), codes.flatten(), reduction="none")
+        return (loss * counted.flatten()).mean()
+
+    def found(self, labels: Tensor, codes: Tensor, counted: Tensor) -> Tensor:
+        """Of the same: [2], how many codes the labeller finds in the frames that count, and of how many."""
+        right = (self.scored(labels).argmax(dim=1) == codes.flatten()) & counted.flatten()
+        return torch.stack([right.sum(), counted.sum()])
 
     def scored(self, latent: Tensor) -> Tensor:
         """Latents [B, D, F] to scores [B·F, K]."""

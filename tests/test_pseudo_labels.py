@@ -54,14 +54,14 @@ def test_the_labeller_learns_the_codes_of_frames_that_count_and_no_others(codec:
         misleading = misleading_at(codes, counted)
         optimizer.zero_grad()
         draw = labeller.draw(16, generator)
-        loss.labelling(labeller(states, draw), misleading, counted.expand(16, -1))[0].backward()
+        loss.labelling(labeller(states, draw), misleading, counted.expand(16, -1)).backward()
         optimizer.step()
     states, codes = batch()
     every = torch.ones(16, 20, dtype=torch.bool)
-    found, of = loss.labelling(labeller(states), codes, every)[1].tolist()
+    found, of = loss.found(labeller(states), codes, every).tolist()
     assert of == 320
     assert found > 0.95 * of
-    found, of = loss.labelling(labeller(states), misleading_at(codes, counted), counted.expand(16, -1))[1].tolist()
+    found, of = loss.found(labeller(states), misleading_at(codes, counted), counted.expand(16, -1)).tolist()
     assert of == 240
     assert found > 0.95 * of
 
@@ -143,13 +143,8 @@ def test_the_labels_weigh_as_much_as_the_labeller_finds(
 ) -> None:
     shares = {}
     for found in (0, 5, 20):
-
-        def labelling(
-            self: PseudoLabels, labels: torch.Tensor, *known: torch.Tensor
-        ) -> tuple[torch.Tensor, torch.Tensor]:
-            return labels.square().mean(), torch.tensor([found, 20])  # noqa: B023
-
-        monkeypatch.setattr(PseudoLabels, "labelling", labelling)
+        counts = torch.tensor([found, 20])
+        monkeypatch.setattr(PseudoLabels, "found", lambda self, *known, counts=counts: counts)
         training = train_encoder.Trainer(load_config(settings, (*LABELLED, pairs)), ALONE)
         data = TrainingData(training.config, ALONE, training.codec)
         metrics = training.step(next(data.batches(0)).waveform, 0, data.pairs(0))

@@ -12,7 +12,7 @@ from torch import nn
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from codec.codec import Codec
-from training.config import Config
+from training.config import Optimizer
 
 
 def adam(
@@ -30,12 +30,11 @@ def load_optimizer(optimizer: torch.optim.Optimizer, state: Mapping[str, Any]) -
     optimizer.load_state_dict({**state, "param_groups": groups})
 
 
-def learning_rate(step: int, config: Config) -> float:
-    """The schedule: linear warm-up to `lr`, then half a cosine down to `final_lr` at the last step."""
-    options = config.optimizer
+def learning_rate(step: int, steps: int, options: Optimizer) -> float:
+    """The schedule: linear warm-up to `lr`, then half a cosine down to `final_lr` at the last of the steps."""
     if step < options.warmup_steps:
         return options.lr * (step + 1) / options.warmup_steps
-    progress = (step - options.warmup_steps) / max(1, config.steps - options.warmup_steps)
+    progress = (step - options.warmup_steps) / max(1, steps - options.warmup_steps)
     return options.final_lr + (options.lr - options.final_lr) * 0.5 * (1 + math.cos(math.pi * progress))
 
 

@@ -68,7 +68,8 @@ def step_inputs(
     spare = samples - discriminator_samples(config, samples, codec.sample_rate)
     begins = torch.randint(spare + 1, (len(waveform) * ranks.world_size,), generator=generator)
     begins = begins.chunk(ranks.world_size)[ranks.rank]
-    rate, factor = torch.tensor(learning_rate(step, config)), torch.tensor(config.losses.l1_stft_decay**step)
+    rate = torch.tensor(learning_rate(step, config.steps, config.optimizer))
+    factor = torch.tensor(config.losses.l1_stft_decay**step)
     pairs = pairs or empty_pairs(0, codec.config, frames)
     channels = labeller.draw(len(pairs.codes) * ranks.world_size, generator) if labeller else torch.zeros(0, 0)
     channels = channels.chunk(ranks.world_size)[ranks.rank]
