@@ -35,6 +35,7 @@ from data.pairs import PairBatch
 from losses import Balancer, Diversity, FixedWeights, Inversion, MelDistance, PseudoLabels, STFTDistance, commitment
 from losses.codebook import codebook_spacing
 from losses.discriminator_gradients import discriminator_gradients
+from losses.pseudo_labels import label_weight
 from losses.shaping import Shaping, target_as_json, voices_target
 from losses.speaker import SpeakerDistance
 from system.arguments import positive
@@ -275,9 +276,11 @@ class Trainer:
             values["inversion"], shares = self.inversion(whole_frames, pairs.codes, pairs.counted)
             metrics |= shares
         if weights.pseudo_labels:
-            labels, learned, share = self.label(sound, pairs, inputs.labeller_draw.chunk(parts)[part])
+            losing = inputs.labeller_draw.chunk(parts)[part]
+            labels, learned, counts = self.label(sound, pairs, whole_frames[:, :semantic_dim], losing)
             values["pseudo_labels"] = self.pseudo_labels(semantic, labels)
-            factors["pseudo_labels"] = metrics["found/labeller"] = share
+            factors["pseudo_labels"] = label_weight(counts)
+            metrics["found/labeller"] = counts[0] / counts[2].clamp(min=1)
         at_latent = {**gradients(values, latent), "reconstruction": latent.grad}
         if "asr" in losses:  # the projection learns here, from the same loss as the encoder
             self.asr_projection.backward(values["asr"])
@@ -297,18 +300,20 @@ class Trainer:
         metrics |= {"acoustic_min": levels.min(), "acoustic_mean": levels.mean(), "acoustic_max": levels.max()}
         return metrics, not_finite(at_waveform | at_latent, len(latent))
 
-    def label(self, sound: Tensor, pairs: DecodedPairs, draw: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """For a part's sound [B + P, 1, T], speech and pairs: the labeller's latents [B, D, F] of the speech, the loss
-        by which it learns from the pairs, and the share of all ranks' pairs' codes that it finds."""
+    def label(
+        self, sound: Tensor, pairs: DecodedPairs, of_pairs: Tensor, draw: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """For a part's sound [B + P, 1, T], speech and pairs, and the encoder's semantic latents [P, D, F] of pairs:
+        the labeller's latents [B, D, F] of the speech, the loss by which it learns from the pairs, and what both find
+        of all ranks' pairs, as `PseudoLabels.found` counts."""
         states, frames = self.asr_teacher.states(sound[:, 0]), pairs.codes.shape[-1]
         batch, semantic_codes = len(sound) - len(pairs.codes), pairs.codes[:, 0]
         with torch.no_grad():
             labels = self.labeller.network(states)
-            counts = self.pseudo_labels.found(labels[batch:, :, :frames], semantic_codes, pairs.counted)
-            found, counted = self.ranks.sum(counts)
+            counts = self.pseudo_labels.found(labels[batch:, :, :frames], of_pairs, semantic_codes, pairs.counted)
         learning = self.labeller.network(states[batch:], draw)[..., :frames]
         learned = self.pseudo_labels.labelling(learning, semantic_codes, pairs.counted)
-        return labels[:batch], learned, found / counted.clamp(min=1)
+        return labels[:batch], learned, self.ranks.sum(counts)
 
     def validate(self, clips: Tensor, step: int, progress: Progress) -> bool:
         """Reports the EMA encoder's metrics on clips [N, 1, T]. Returns whether it is the best so far."""

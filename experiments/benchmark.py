@@ -41,12 +41,14 @@ from experiments.runs import (
     training_metrics,
     training_program,
 )
+from experiments.trial_trainers import TRIALS
 from system.files import folder_written_whole
 from training.config import load_config
 
 CONFIGS = ROOT / "configs" / "benchmark"
 PAIRS = ("batch_size=32", "losses.inversion=10", "losses.inversion_temperature=0.5")
 WITHOUT_STATISTICS = ("losses.commitment=0", "losses.diversity=0", "losses.shaping=0")
+COMMITMENT = ("losses.diversity=0", "losses.shaping=0")  # of the three, only commitment
 ENCODERS = {  # by name, the settings in which it differs from configs/benchmark/encoder.yaml
     "recipe": (),
     "second_seed": ("seed=1",),
@@ -58,8 +60,13 @@ ENCODERS = {  # by name, the settings in which it differs from configs/benchmark
     "both_halves": ("discriminator.every=2", "discriminator.crop_seconds=1"),
     "pairs": PAIRS,
     "pairs_without_statistics": (*PAIRS, *WITHOUT_STATISTICS),
-    "pseudo_labels": (*PAIRS, *WITHOUT_STATISTICS, "losses.pseudo_labels=10"),
-    "asked": (*PAIRS, *WITHOUT_STATISTICS),  # the withheld encoder, of the speech itself: trial_trainers.py
+    "pairs_commitment": (*PAIRS, *COMMITMENT),
+    "strong_commitment": (*PAIRS, *COMMITMENT, "losses.commitment=1"),
+    "pseudo_labels": (*PAIRS, *COMMITMENT, "losses.pseudo_labels=10"),
+    # trials of trial_trainers.py
+    "asked": (*PAIRS, *WITHOUT_STATISTICS),
+    "second_pass": (*PAIRS, *COMMITMENT),
+    "semantic_from_pairs": (*PAIRS, *COMMITMENT),
 }
 ENCODERS |= {
     f"{name}_second_seed": (*ENCODERS[name], "seed=1") for name in ("half_crops", "quarter_crops", "both_halves")
@@ -128,7 +135,7 @@ def benchmark(options: argparse.Namespace) -> int:
             with encoding:
                 encode_pairs(pairs, release, withheld, options, gpu)
             settings.append(f"data.pairs=[{pairs}]")
-        program = training_program("asked" if name == "asked" else "", withheld)
+        program = training_program(name if name in TRIALS else "", withheld)
         train(config, options.out / name, settings, steps, share_of_encoders, saves=CURVE, gpu=gpu, program=program)
 
     on_gpus(train_encoder, options.encoders, options.side_by_side)

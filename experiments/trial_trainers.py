@@ -1,7 +1,7 @@
-"""Trainers of two trials: what would bring an encoder's codes of recordings nearer to the original's?
+"""Trainers of trials: what would bring an encoder's codes of recordings nearer to the original's?
 
     python -m experiments.trial_trainers asked --withheld FILE --config CONFIG data.pairs=PAIRS [key=value ...]
-    python -m experiments.trial_trainers bridge --config CONFIG data.pairs=PAIRS [key=value ...]
+    python -m experiments.trial_trainers TRIAL --config CONFIG data.pairs=PAIRS [key=value ...]
 
 An encoder that learned from pairs finds the codes of the decoder's sound again, but makes other codes of recordings
 than the original encoder (RESULTS.md): recordings sound otherwise than what the decoder makes.
@@ -14,7 +14,15 @@ teach at most.
 decoder's sound into real sound. The sound of pairs goes through it before the encoder hears it. It begins as the
 identity. A run that was stopped begins with a new bridge. Its loss is logged as `bridge`.
 
-Both train as `train_encoder.py` does. A bridge is on one GPU.
+`second_pass` gives the encoder the step's speech in place of half of the pairs, and as its codes those that the encoder
+makes of the decoder's sound of its own codes: E(D(E(x))) for x. From the other half it learns the codes of the
+decoder's sound. So where it codes a recording otherwise than the same sound from the decoder, this draws the two
+together.
+
+`semantic_from_pairs` cuts the gradient from the reconstruction to the semantic latents. So only pairs, and losses on
+the latent, say what a semantic code means. The acoustic codes still learn from the reconstruction.
+
+All train as `train_encoder.py` does. A bridge is on one GPU.
 """
 
 from __future__ import annotations
@@ -135,24 +143,86 @@ class BridgedTrainer(Trainer):
         return metrics | {"bridge": self.bridge_loss}, flags
 
 
+class SecondPassTrainer(Trainer):
+    """A Trainer that learns its own second pass of speech. In half of the places of pairs it hears the step's speech,
+    of which there is at least so much."""
+
+    def __init__(self, *arguments: Any, **options: Any):
+        super().__init__(*arguments, **options)
+        self.decode = self.pair_decoder
+        self.pair_decoder = self.decode_beside_speech  # type: ignore[assignment]
+
+    def backward(
+        self, inputs: StepInputs, losses: frozenset[str], part: int
+    ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        self.heard = inputs.waveform.chunk(self.config.accumulate)[part]
+        return super().backward(inputs, losses, part)
+
+    @torch.no_grad()
+    def decode_beside_speech(self, codes: Tensor, begins: Tensor) -> DecodedPairs:
+        """What `pair_decoder` makes, with speech and the codes of its second pass in the first half."""
+        pairs, half = self.decode(codes, begins), len(codes) // 2
+        speech, frames = self.heard[:half], pairs.codes.shape[-1]
+        again = self.codes(self.sound(self.codes(speech)))[..., :frames]
+        settled = (torch.arange(frames, device=speech.device) >= SETTLING).expand(half, -1)
+        return DecodedPairs(
+            torch.cat([speech, pairs.waveform[half:]]),
+            torch.cat([again, pairs.codes[half:]]),
+            torch.cat([settled, pairs.counted[half:]]),
+        )
+
+    def codes(self, waveform: Tensor) -> Tensor:
+        """Waveforms [B, 1, T] to codes [B, 37, F], of the encoder as it is now."""
+        with self.autocast():
+            encoded = self.encoder(waveform)
+        return self.quantizer.encode(encoded.float())
+
+    def sound(self, codes: Tensor) -> Tensor:
+        with self.autocast():
+            decoded = self.decoder(self.quantizer.decode(codes))
+        return decoded.float()
+
+
+class SemanticFromPairsTrainer(Trainer):
+    """A Trainer whose reconstruction teaches acoustic latents only. Nor does ASR distillation, which meets the
+    quantized semantic latents, reach the encoder."""
+
+    def __init__(self, *arguments: Any, **options: Any):
+        super().__init__(*arguments, **options)
+        self.quantizer.register_forward_pre_hook(self.cut)
+
+    def cut(self, quantizer: nn.Module, arguments: tuple[Tensor, Tensor | None]) -> tuple[Tensor, Tensor | None]:
+        """The quantizer's arguments, with semantic latents that get no gradient."""
+        latent, draw = arguments
+        semantic, acoustic = latent.split(self.quantizer.split_sizes, dim=1)
+        return torch.cat([semantic.detach(), acoustic], dim=1), draw
+
+
+TRIALS = {
+    "asked": AskedTrainer,
+    "bridge": BridgedTrainer,
+    "second_pass": SecondPassTrainer,
+    "semantic_from_pairs": SemanticFromPairsTrainer,
+}
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("trial", choices=["asked", "bridge"])
+    parser.add_argument("trial", choices=TRIALS)
     parser.add_argument("--config", required=True, help="a YAML file of settings")
     parser.add_argument("--withheld", type=Path, help="the encoder that is asked")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="settings to change; data.pairs is needed")
     options = parser.parse_intermixed_args(argv)
 
     def run() -> int:
-        bridge = options.trial == "bridge"
-        if not bridge and options.withheld is None:
+        if options.trial == "asked" and options.withheld is None:
             raise UserError("--withheld is missing, expected the encoder that is asked")
         config = load_config(options.config, options.overrides)
         AskedTrainer.withheld = options.withheld
         with (
             start_ranks() as ranks,
             sole_run(Path(config.output_dir), ranks),
-            patch.object(train_encoder, "Trainer", BridgedTrainer if bridge else AskedTrainer),
+            patch.object(train_encoder, "Trainer", TRIALS[options.trial]),
         ):
             train_encoder.train(config, ranks)
         return 0

@@ -13,8 +13,9 @@ encoder's latent of frame f, e_k the entries, s their spacing and T a temperatur
 
     −Σ_k p_fk log softmax_k(−|z_f − e_k|² / (T s))
 
-In training its weight is multiplied by the share of the pairs' codes that the labeller finds: a labeller that knows
-little, as at first, would pull the codes off.
+A labeller that knows little, as at first, would pull the codes off. So in training the weight is multiplied by the
+share of the pairs' codes that the labeller finds. And where the encoder finds more of them than the labeller does, the
+weight is divided by how many times as many.
 
 The labeller could learn all its pairs by heart. So while it learns, it loses half of its channels, others
 in each crop (dropout: Srivastava et al. 2014; of whole channels: Tompson et al. 2015).
@@ -77,11 +78,19 @@ class PseudoLabels(CodebookLoss):
         loss = F.cross_entropy(self.scored(labels), codes.flatten(), reduction="none")
         return (loss * counted.flatten()).mean()
 
-    def found(self, labels: Tensor, codes: Tensor, counted: Tensor) -> Tensor:
-        """Of the same: [2], how many codes the labeller finds in the frames that count, and of how many."""
-        right = (self.scored(labels).argmax(dim=1) == codes.flatten()) & counted.flatten()
-        return torch.stack([right.sum(), counted.sum()])
+    def found(self, labels: Tensor, semantic: Tensor, codes: Tensor, counted: Tensor) -> Tensor:
+        """From the labeller's and the encoder's latents of pairs, both [P, D, F]: [3], how many codes [P, F] the
+        labeller finds in the frames that count, how many the encoder finds, and of how many."""
+        wanted, counts = codes.flatten(), counted.flatten()
+        right = [(self.scored(latent).argmax(dim=1) == wanted) & counts for latent in (labels, semantic)]
+        return torch.stack([*right, counts]).sum(dim=1)
 
     def scored(self, latent: Tensor) -> Tensor:
         """Latents [B, D, F] to scores [B·F, K]."""
         return self.scores(squared_distances(as_frames(latent), self.entries))
+
+
+def label_weight(found: Tensor) -> Tensor:
+    """By what the labels' weight is multiplied: a scalar in [0, 1], for the counts of `PseudoLabels.found`."""
+    labeller, encoder, frames = found
+    return labeller / frames.clamp(min=1) * (labeller / encoder.clamp(min=1)).clamp(max=1)
