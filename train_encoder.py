@@ -276,8 +276,8 @@ class Trainer:
             values["inversion"], shares = self.inversion(whole_frames, pairs.codes, pairs.counted)
             metrics |= shares
         if weights.pseudo_labels:
-            losing = inputs.labeller_draw.chunk(parts)[part]
-            labels, learned, counts = self.label(sound, pairs, whole_frames[:, :semantic_dim], losing)
+            dropping = inputs.labeller_draw.chunk(parts)[part]
+            labels, learned, counts = self.label(sound, pairs, whole_frames[:, :semantic_dim], dropping)
             values["pseudo_labels"] = self.pseudo_labels(semantic, labels)
             factors["pseudo_labels"] = label_weight(counts)
             metrics["found/labeller"] = counts[0] / counts[2].clamp(min=1)
