@@ -62,6 +62,7 @@ ENCODERS = {  # by name, the settings in which it differs from configs/benchmark
     "pairs_without_statistics": (*PAIRS, *WITHOUT_STATISTICS),
     "pairs_commitment": (*PAIRS, *COMMITMENT),
     "strong_commitment": (*PAIRS, *COMMITMENT, "losses.commitment=1"),
+    "always_quantized": (*PAIRS, *COMMITMENT, "stochastic=false"),
     "pseudo_labels": (*PAIRS, *COMMITMENT, "losses.pseudo_labels=10"),
     # trials of trial_trainers.py
     "asked": (*PAIRS, *WITHOUT_STATISTICS),
