@@ -58,7 +58,7 @@ from training.metrics import RunningMetrics, combine, combine_over_ranks
 from training.monitoring import NonFiniteMonitor, TrainingWarnings, in_parts, not_finite
 from training.optimization import EMA, adam, learning_rate
 from training.output_lock import sole_run
-from training.pairs import DecodedPairs, PairDecoder
+from training.pairs import DecodedPairs, PairDecoder, settled
 from training.profile import first_full_step, profile
 from training.progress import Progress
 from training.same_run import check_same_settings
@@ -67,7 +67,7 @@ from training.step_inputs import StepInputs, discriminator_samples, graphed_on_g
 from training.validation import validate
 
 ON_RECONSTRUCTION = ("mel", "l1", "stft", "feature_matching", "speaker")
-ON_LATENT = ("commitment", "asr", "diversity", "shaping", "inversion", "pseudo_labels")
+ON_LATENT = ("commitment", "asr", "diversity", "shaping", "inversion", "second_pass", "pseudo_labels")
 
 
 class TrainingError(UserError):
@@ -275,6 +275,11 @@ class Trainer:
             whole_frames = of_pairs[..., : pairs.codes.shape[-1]]
             values["inversion"], shares = self.inversion(whole_frames, pairs.codes, pairs.counted)
             metrics |= shares
+        if weights.second_pass:
+            again = self.second_pass(reconstruction)
+            counted = settled(len(again), again.shape[-1], again.device)
+            values["second_pass"], shares = self.inversion(of_speech[..., : again.shape[-1]], again, counted)
+            metrics |= {name.replace("found", "steady"): share for name, share in shares.items()}
         if weights.pseudo_labels:
             dropping = inputs.labeller_draw.chunk(parts)[part]
             labels, learned, counts = self.label(sound, pairs, whole_frames[:, :semantic_dim], dropping)
@@ -299,6 +304,13 @@ class Trainer:
         metrics |= {f"share_latent/{name}": share for name, share in self.latent_balancer.shares.items()}
         metrics |= {"acoustic_min": levels.min(), "acoustic_mean": levels.mean(), "acoustic_max": levels.max()}
         return metrics, not_finite(at_waveform | at_latent, len(latent))
+
+    @torch.no_grad()
+    def second_pass(self, reconstruction: Tensor) -> Tensor:
+        """The codes [B, 37, F] of reconstructions [B, 1, T], of the frames that lie wholly inside."""
+        with self.autocast():
+            encoded = self.encoder(reconstruction)
+        return self.quantizer.encode(encoded.float()[..., : reconstruction.shape[-1] // self.codec.frame_size])
 
     def label(
         self, sound: Tensor, pairs: DecodedPairs, of_pairs: Tensor, draw: Tensor

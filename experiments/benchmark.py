@@ -64,9 +64,9 @@ ENCODERS = {  # by name, the settings in which it differs from configs/benchmark
     "strong_commitment": (*PAIRS, *COMMITMENT, "losses.commitment=1"),
     "always_quantized": (*PAIRS, *COMMITMENT, "stochastic=false"),
     "pseudo_labels": (*PAIRS, *COMMITMENT, "losses.pseudo_labels=10"),
+    "second_pass": (*PAIRS, *COMMITMENT, "losses.second_pass=5"),
     # trials of trial_trainers.py
     "asked": (*PAIRS, *WITHOUT_STATISTICS),
-    "second_pass": (*PAIRS, *COMMITMENT),
     "semantic_from_pairs": (*PAIRS, *COMMITMENT),
 }
 ENCODERS |= {

@@ -14,11 +14,6 @@ teach at most.
 decoder's sound into real sound. The sound of pairs goes through it before the encoder hears it. It begins as the
 identity. A run that was stopped begins with a new bridge. Its loss is logged as `bridge`.
 
-`second_pass` gives the encoder the step's speech in place of half of the pairs, and as its codes those that the encoder
-makes of the decoder's sound of its own codes: E(D(E(x))) for x. From the other half it learns the codes of the
-decoder's sound. So where it codes a recording otherwise than the same sound from the decoder, this draws the two
-together.
-
 `semantic_from_pairs` cuts the gradient from the reconstruction to the semantic latents. So only pairs, and losses on
 the latent, say what a semantic code means. The acoustic codes still learn from the reconstruction.
 
@@ -46,7 +41,7 @@ from training.config import load_config
 from training.distributed import exit_process, start_ranks
 from training.optimization import adam
 from training.output_lock import sole_run
-from training.pairs import SETTLING, DecodedPairs
+from training.pairs import DecodedPairs, settled
 from training.step_inputs import StepInputs
 
 WIDTH, DILATIONS = 64, (1, 3, 9, 27, 81)
@@ -100,9 +95,8 @@ class AskedTrainer(Trainer):
         latent = encoded.float()[..., : speech.shape[-1] // self.codec.frame_size]
         codebook, semantic_dim = self.quantizer.acoustic_codebook, self.codec.config.semantic_dim
         levels = (torch.tanh(latent[:, semantic_dim:]) + 1) / 2 * (codebook.levels - 1)
-        settled = torch.arange(latent.shape[-1], device=latent.device) >= SETTLING
         codes = torch.cat([self.quantizer.encode(latent)[:, :1], levels], dim=1)
-        return DecodedPairs(speech, codes, settled.expand(len(speech), -1))
+        return DecodedPairs(speech, codes, settled(len(speech), latent.shape[-1], latent.device))
 
 
 class BridgedTrainer(Trainer):
@@ -143,46 +137,6 @@ class BridgedTrainer(Trainer):
         return metrics | {"bridge": self.bridge_loss}, flags
 
 
-class SecondPassTrainer(Trainer):
-    """A Trainer that learns its own second pass of speech. In half of the places of pairs it hears the step's speech,
-    of which there is at least so much."""
-
-    def __init__(self, *arguments: Any, **options: Any):
-        super().__init__(*arguments, **options)
-        self.decode = self.pair_decoder
-        self.pair_decoder = self.decode_beside_speech  # type: ignore[assignment]
-
-    def backward(
-        self, inputs: StepInputs, losses: frozenset[str], part: int
-    ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        self.heard = inputs.waveform.chunk(self.config.accumulate)[part]
-        return super().backward(inputs, losses, part)
-
-    @torch.no_grad()
-    def decode_beside_speech(self, codes: Tensor, begins: Tensor) -> DecodedPairs:
-        """What `pair_decoder` makes, with speech and the codes of its second pass in the first half."""
-        pairs, half = self.decode(codes, begins), len(codes) // 2
-        speech, frames = self.heard[:half], pairs.codes.shape[-1]
-        again = self.codes(self.sound(self.codes(speech)))[..., :frames]
-        settled = (torch.arange(frames, device=speech.device) >= SETTLING).expand(half, -1)
-        return DecodedPairs(
-            torch.cat([speech, pairs.waveform[half:]]),
-            torch.cat([again, pairs.codes[half:]]),
-            torch.cat([settled, pairs.counted[half:]]),
-        )
-
-    def codes(self, waveform: Tensor) -> Tensor:
-        """Waveforms [B, 1, T] to codes [B, 37, F], of the encoder as it is now."""
-        with self.autocast():
-            encoded = self.encoder(waveform)
-        return self.quantizer.encode(encoded.float())
-
-    def sound(self, codes: Tensor) -> Tensor:
-        with self.autocast():
-            decoded = self.decoder(self.quantizer.decode(codes))
-        return decoded.float()
-
-
 class SemanticFromPairsTrainer(Trainer):
     """A Trainer whose reconstruction teaches acoustic latents only. Nor does ASR distillation, which meets the
     quantized semantic latents, reach the encoder."""
@@ -191,17 +145,16 @@ class SemanticFromPairsTrainer(Trainer):
         super().__init__(*arguments, **options)
         self.quantizer.register_forward_pre_hook(self.cut)
 
-    def cut(self, quantizer: nn.Module, arguments: tuple[Tensor, Tensor | None]) -> tuple[Tensor, Tensor | None]:
-        """The quantizer's arguments, with semantic latents that get no gradient."""
-        latent, draw = arguments
+    def cut(self, quantizer: nn.Module, arguments: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        """The quantizer's arguments, a latent and perhaps a draw, with semantic latents that get no gradient."""
+        latent, *draw = arguments
         semantic, acoustic = latent.split(self.quantizer.split_sizes, dim=1)
-        return torch.cat([semantic.detach(), acoustic], dim=1), draw
+        return torch.cat([semantic.detach(), acoustic], dim=1), *draw
 
 
 TRIALS = {
     "asked": AskedTrainer,
     "bridge": BridgedTrainer,
-    "second_pass": SecondPassTrainer,
     "semantic_from_pairs": SemanticFromPairsTrainer,
 }
 

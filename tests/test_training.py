@@ -138,7 +138,7 @@ def test_a_resumed_run_ends_with_the_same_bits(
     if parts:
         use_random_teacher(monkeypatch)
         pairs = f"data.pairs={random_shards(tiny_release, tmp_path / 'pairs')}"
-        parts = (*parts, pairs, "losses.inversion=1", "losses.pseudo_labels=1")
+        parts = (*parts, pairs, "losses.inversion=1", "losses.second_pass=1", "losses.pseudo_labels=1")
     whole = run(settings, f"output_dir={tmp_path / 'whole'}", *parts)
 
     with pytest.MonkeyPatch.context() as patch:
@@ -391,7 +391,7 @@ def test_eight_ranks_have_the_gradients_of_one_with_the_whole_batch_and_name_one
         "discriminator.channels=2",
         "losses.diversity=0.3",
         "losses.shaping=0.3",
-        *("losses.inversion=5", "losses.pseudo_labels=2"),
+        *("losses.inversion=5", "losses.second_pass=3", "losses.pseudo_labels=2"),
         f"data.pairs={random_shards(tiny_release, tmp_path / 'pairs')}",
         *("steps=2", "save_every=1", "data.crop_seconds=0.2"),
     ]

@@ -80,6 +80,7 @@ class Losses:
     diversity: float = 0.0  # against a codebook that collapses
     shaping: float = 0.0  # toward the code statistics of the release's own voices
     inversion: float = 0.0  # finds again the codes that the release's language model spoke: data.pairs
+    second_pass: float = 0.0  # draws the codes of speech to those that the encoder finds in their reconstruction
     pseudo_labels: float = 0.0  # labels speech with semantic codes, by a network that learns them from pairs
     diversity_temperature: float = 0.1  # in units of the codebook's own spacing
     inversion_temperature: float = 0.5  # in the same units
@@ -207,8 +208,9 @@ class Config:
             )
         if self.data.pairs and not self.losses.inversion:
             raise ConfigError("data.pairs is given and losses.inversion is 0, expected a weight for it")
-        if self.losses.pseudo_labels and not self.losses.inversion:
-            raise ConfigError("losses.pseudo_labels is on, expected data.pairs and losses.inversion, which it needs")
+        for name in ("second_pass", "pseudo_labels"):
+            if getattr(self.losses, name) and not self.losses.inversion:
+                raise ConfigError(f"losses.{name} is on, expected data.pairs and losses.inversion, which it needs")
         if self.losses.inversion and self.train != "encoder":
             raise ConfigError("losses.inversion is on, expected train=encoder: pairs belong to a release's own decoder")
         if self.losses.inversion and self.batch_size < 2:

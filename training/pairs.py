@@ -1,4 +1,4 @@
-"""The pairs' part of a batch: what the frozen decoder makes of their codes."""
+"""The pairs' part of a batch: what the frozen decoder makes of their codes, and which of these count."""
 
 from __future__ import annotations
 
@@ -43,5 +43,10 @@ class PairDecoder:
         samples = torch.arange(self.samples, device=codes.device) + begins[:, None] * self.frame_size
         frames = torch.arange(self.samples // self.frame_size, device=codes.device)
         of_crop = codes.gather(2, (frames + begins[:, None])[:, None].expand(-1, codes.shape[1], -1))
-        counted = (frames >= min(SETTLING, len(frames) - 1)) | (begins == 0)[:, None]
+        counted = settled(len(codes), len(frames), codes.device) | (begins == 0)[:, None]
         return DecodedPairs(sound.gather(1, samples)[:, None], of_crop, counted)
+
+
+def settled(crops: int, frames: int, device: torch.device) -> Tensor:
+    """The frames [crops, frames] bool before which a crop has sound enough to know their codes."""
+    return (torch.arange(frames, device=device) >= min(SETTLING, frames - 1)).expand(crops, -1)
