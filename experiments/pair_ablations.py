@@ -105,6 +105,14 @@ CONFIGURATIONS = {
     "strong_pseudo_labels": Configuration(
         "the same with three times the weight", settings=(*PSEUDO_LABELS, "losses.pseudo_labels=7.5")
     ),
+    "second_pass": Configuration(
+        "with commitment, diversity, shaping, second pass",
+        settings=(*with_statistics(*STATISTICS), "losses.second_pass=5"),
+    ),
+    "second_pass_labels": Configuration(
+        "with these, second pass, pseudo-labels",
+        settings=(*PSEUDO_LABELS, "losses.pseudo_labels=7.5", "losses.second_pass=5"),
+    ),
     "bridge": Configuration(
         "with commitment, diversity, shaping, a bridge", settings=with_statistics(*STATISTICS), trial="bridge"
     ),

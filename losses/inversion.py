@@ -10,6 +10,9 @@ latent of a frame, a its acoustic latents, e_k the K entries of the codebook and
 The first part chooses the entry, the second draws the latent to it, and the third is the squared distance to each
 acoustic level, in units of the distance between two levels. Frames that do not count add nothing; the sum is divided by
 the number of all frames, so that two ranks compute what one computes on the whole batch.
+
+The loss `second_pass` is the same on speech x, with the codes that the encoder finds in the reconstruction, E(D(E(x))).
+The encoder codes what the decoder plays as the language model does, and the loss draws x there.
 """
 
 from __future__ import annotations
