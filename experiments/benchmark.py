@@ -65,9 +65,8 @@ ENCODERS = {  # by name, the settings in which it differs from configs/benchmark
     "always_quantized": (*PAIRS, *COMMITMENT, "stochastic=false"),
     "pseudo_labels": (*PAIRS, *COMMITMENT, "losses.pseudo_labels=10"),
     "second_pass": (*PAIRS, *COMMITMENT, "losses.second_pass=5"),
-    # trials of trial_trainers.py
-    "asked": (*PAIRS, *WITHOUT_STATISTICS),
-    "semantic_from_pairs": (*PAIRS, *COMMITMENT),
+    "second_pass_statistics": (*PAIRS, "losses.second_pass=5"),
+    "asked": (*PAIRS, *WITHOUT_STATISTICS),  # the withheld encoder, of the speech itself: trial_trainers.py
 }
 ENCODERS |= {
     f"{name}_second_seed": (*ENCODERS[name], "seed=1") for name in ("half_crops", "quarter_crops", "both_halves")

@@ -1,7 +1,7 @@
-"""Trainers of trials: what would bring an encoder's codes of recordings nearer to the original's?
+"""Trainers of two trials: what would bring an encoder's codes of recordings nearer to the original's?
 
     python -m experiments.trial_trainers asked --withheld FILE --config CONFIG data.pairs=PAIRS [key=value ...]
-    python -m experiments.trial_trainers TRIAL --config CONFIG data.pairs=PAIRS [key=value ...]
+    python -m experiments.trial_trainers bridge --config CONFIG data.pairs=PAIRS [key=value ...]
 
 An encoder that learned from pairs finds the codes of the decoder's sound again, but makes other codes of recordings
 than the original encoder (RESULTS.md): recordings sound otherwise than what the decoder makes.
@@ -14,10 +14,7 @@ teach at most.
 decoder's sound into real sound. The sound of pairs goes through it before the encoder hears it. It begins as the
 identity. A run that was stopped begins with a new bridge. Its loss is logged as `bridge`.
 
-`semantic_from_pairs` cuts the gradient from the reconstruction to the semantic latents. So only pairs, and losses on
-the latent, say what a semantic code means. The acoustic codes still learn from the reconstruction.
-
-All train as `train_encoder.py` does. A bridge is on one GPU.
+Both train as `train_encoder.py` does. A bridge is on one GPU.
 """
 
 from __future__ import annotations
@@ -137,26 +134,7 @@ class BridgedTrainer(Trainer):
         return metrics | {"bridge": self.bridge_loss}, flags
 
 
-class SemanticFromPairsTrainer(Trainer):
-    """A Trainer whose reconstruction teaches acoustic latents only. Nor does ASR distillation, which meets the
-    quantized semantic latents, reach the encoder."""
-
-    def __init__(self, *arguments: Any, **options: Any):
-        super().__init__(*arguments, **options)
-        self.quantizer.register_forward_pre_hook(self.cut)
-
-    def cut(self, quantizer: nn.Module, arguments: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        """The quantizer's arguments, a latent and perhaps a draw, with semantic latents that get no gradient."""
-        latent, *draw = arguments
-        semantic, acoustic = latent.split(self.quantizer.split_sizes, dim=1)
-        return torch.cat([semantic.detach(), acoustic], dim=1), *draw
-
-
-TRIALS = {
-    "asked": AskedTrainer,
-    "bridge": BridgedTrainer,
-    "semantic_from_pairs": SemanticFromPairsTrainer,
-}
+TRIALS = {"asked": AskedTrainer, "bridge": BridgedTrainer}
 
 
 def main(argv: Sequence[str] | None = None) -> int:

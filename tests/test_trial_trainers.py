@@ -1,5 +1,4 @@
-"""experiments/trial_trainers.py: pairs pass a bridge, or give way to the withheld encoder's codes of speech. Or
-semantic codes learn from pairs alone."""
+"""experiments/trial_trainers.py: pairs pass a bridge, or give way to the withheld encoder's codes of speech."""
 
 from __future__ import annotations
 
@@ -10,12 +9,11 @@ import torch
 
 import train_encoder
 from codec.checkpoint import save_encoder
-from experiments.trial_trainers import AskedTrainer, Bridge, BridgedTrainer, SemanticFromPairsTrainer
+from experiments.trial_trainers import AskedTrainer, Bridge, BridgedTrainer
 from tests.one_step import ALONE
 from tests.random_pairs import random_shards
 from training.config import load_config
 from training.step_inputs import noise_for
-from training.validation import validate
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -72,25 +70,3 @@ def test_the_withheld_encoder_is_asked_about_the_speech_itself(
     metrics = trainer.step(waveform, 0, pairs)
     assert float(metrics["found/semantic"]) > 0.9
     assert float(metrics["found/acoustic"]) > 0.9
-
-
-def test_the_reconstruction_does_not_teach_semantic_latents(
-    settings: Path, tiny_release: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    trainer = SemanticFromPairsTrainer(load_config(settings, with_pairs(tiny_release, tmp_path)), ALONE)
-    found: dict[str, torch.Tensor] = {}
-    combine = trainer.latent_balancer.combine
-
-    def kept(gradients: dict[str, torch.Tensor], factors: dict[str, torch.Tensor]) -> torch.Tensor:
-        found.update(gradients)
-        return combine(gradients, factors)
-
-    monkeypatch.setattr(trainer.latent_balancer, "combine", kept)
-    waveform, pairs = noise_for(trainer.config, trainer.codec)
-    trainer.step(waveform, 0, pairs)
-    of_speech, dim = slice(len(waveform)), trainer.codec.config.semantic_dim
-    assert not found["reconstruction"][of_speech, :dim].any()
-    assert found["reconstruction"][of_speech, dim:].any()
-    assert found["commitment"][of_speech, :dim].any()
-    assert found["inversion"][len(waveform) :, :dim].any()
-    assert validate(trainer.ema.codec, waveform, 2, trainer.autocast).metrics["mel"] > 0
