@@ -63,7 +63,7 @@ ENCODERS = {  # by name, the settings in which it differs from configs/benchmark
     "pairs_commitment": (*PAIRS, *COMMITMENT),
     "strong_commitment": (*PAIRS, *COMMITMENT, "losses.commitment=1"),
     "always_quantized": (*PAIRS, *COMMITMENT, "stochastic=false"),
-    "pseudo_labels": (*PAIRS, *COMMITMENT, "losses.pseudo_labels=10"),
+    "pseudo_labels": (*PAIRS, *WITHOUT_STATISTICS, "losses.pseudo_labels=10"),
     "second_pass": (*PAIRS, *COMMITMENT, "losses.second_pass=5"),
     "second_pass_statistics": (*PAIRS, "losses.second_pass=5"),
     "asked": (*PAIRS, *WITHOUT_STATISTICS),  # the withheld encoder, of the speech itself: trial_trainers.py
