@@ -35,7 +35,6 @@ from data.pairs import PairBatch
 from losses import Balancer, Diversity, FixedWeights, Inversion, MelDistance, PseudoLabels, STFTDistance, commitment
 from losses.codebook import codebook_spacing
 from losses.discriminator_gradients import discriminator_gradients
-from losses.pseudo_labels import label_weight
 from losses.shaping import Shaping, target_as_json, voices_target
 from losses.speaker import SpeakerDistance
 from system.arguments import positive
@@ -58,10 +57,11 @@ from training.metrics import RunningMetrics, combine, combine_over_ranks
 from training.monitoring import NonFiniteMonitor, TrainingWarnings, in_parts, not_finite
 from training.optimization import EMA, adam, learning_rate
 from training.output_lock import sole_run
-from training.pairs import DecodedPairs, PairDecoder, settled
+from training.pairs import PairDecoder
 from training.profile import first_full_step, profile
 from training.progress import Progress
 from training.same_run import check_same_settings
+from training.self_training import Labelling, SecondPass
 from training.state import TrainingState, build_codec, newest_checkpoint
 from training.step_inputs import StepInputs, discriminator_samples, graphed_on_gpu, noise_for, step_inputs
 from training.validation import validate
@@ -120,8 +120,11 @@ class Trainer:
             samples = round(config.data.crop_seconds * self.codec.sample_rate)
             self.pair_decoder = PairDecoder(self.codec, samples, self.bf16)
             self.inversion = Inversion(self.quantizer, weights.inversion_temperature)
+        if weights.second_pass:
+            self.second_pass = SecondPass(self.codec, self.autocast)
         if weights.pseudo_labels:
             self.pseudo_labels = PseudoLabels(self.quantizer, weights.inversion_temperature)
+            self.labelling = Labelling(self.asr_teacher, self.labeller, self.pseudo_labels, ranks)
         # losses on the reconstruction
         if weights.mel:
             self.mel = MelDistance(self.codec.sample_rate, weights.mel_offset).to(ranks.device)
@@ -276,21 +279,19 @@ class Trainer:
             values["inversion"], shares = self.inversion(whole_frames, pairs.codes, pairs.counted)
             metrics |= shares
         if weights.second_pass:
-            again = self.second_pass(reconstruction)
-            counted = settled(len(again), again.shape[-1], again.device)
+            again, counted = self.second_pass(reconstruction)
             values["second_pass"], shares = self.inversion(of_speech[..., : again.shape[-1]], again, counted)
             metrics |= {name.replace("found", "steady"): share for name, share in shares.items()}
         if weights.pseudo_labels:
             dropping = inputs.labeller_draw.chunk(parts)[part]
-            labels, learned, counts = self.label(sound, pairs, whole_frames[:, :semantic_dim], dropping)
-            values["pseudo_labels"] = self.pseudo_labels(semantic, labels)
-            factors["pseudo_labels"] = label_weight(counts)
-            metrics["found/labeller"] = counts[0] / counts[2].clamp(min=1)
+            labels = self.labelling(sound, pairs, metrics["found/semantic"], dropping)
+            values["pseudo_labels"] = self.pseudo_labels(semantic, labels.of_speech)
+            factors["pseudo_labels"], metrics["found/labeller"] = labels.weight, labels.found
         at_latent = {**gradients(values, latent), "reconstruction": latent.grad}
         if "asr" in losses:  # the projection learns here, from the same loss as the encoder
             self.asr_projection.backward(values["asr"])
         if weights.pseudo_labels:  # the labeller learns from pairs only
-            self.labeller.backward(learned)
+            self.labeller.backward(labels.learned)
         metrics |= detach_all(values)
 
         # one backward through the encoder
@@ -304,28 +305,6 @@ class Trainer:
         metrics |= {f"share_latent/{name}": share for name, share in self.latent_balancer.shares.items()}
         metrics |= {"acoustic_min": levels.min(), "acoustic_mean": levels.mean(), "acoustic_max": levels.max()}
         return metrics, not_finite(at_waveform | at_latent, len(latent))
-
-    @torch.no_grad()
-    def second_pass(self, reconstruction: Tensor) -> Tensor:
-        """The codes [B, 37, F] of reconstructions [B, 1, T], of the frames that lie wholly inside."""
-        with self.autocast():
-            encoded = self.encoder(reconstruction)
-        return self.quantizer.encode(encoded.float()[..., : reconstruction.shape[-1] // self.codec.frame_size])
-
-    def label(
-        self, sound: Tensor, pairs: DecodedPairs, of_pairs: Tensor, draw: Tensor
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """For a part's sound [B + P, 1, T], speech and pairs, and the encoder's semantic latents [P, D, F] of pairs:
-        the labeller's latents [B, D, F] of the speech, the loss by which it learns from the pairs, and what both find
-        of all ranks' pairs, as `PseudoLabels.found` counts."""
-        states, frames = self.asr_teacher.states(sound[:, 0]), pairs.codes.shape[-1]
-        batch, semantic_codes = len(sound) - len(pairs.codes), pairs.codes[:, 0]
-        with torch.no_grad():
-            labels = self.labeller.network(states)
-            counts = self.pseudo_labels.found(labels[batch:, :, :frames], of_pairs, semantic_codes, pairs.counted)
-        learning = self.labeller.network(states[batch:], draw)[..., :frames]
-        learned = self.pseudo_labels.labelling(learning, semantic_codes, pairs.counted)
-        return labels[:batch], learned, self.ranks.sum(counts)
 
     def validate(self, clips: Tensor, step: int, progress: Progress) -> bool:
         """Reports the EMA encoder's metrics on clips [N, 1, T]. Returns whether it is the best so far."""

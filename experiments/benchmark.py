@@ -127,7 +127,7 @@ def benchmark(options: argparse.Namespace) -> int:
     common += [f"model_dir={release}", f"losses.speaker_model={options.speaker_model}"]
     config = CONFIGS / "encoder.yaml"
     steps = steps_for(options.encoder_minutes, share_of_encoders, config, options.out / "encoders", common)
-    pairs, encoding = options.out / "pairs", threading.Lock()
+    pairs, encoding = options.out / "spoken", threading.Lock()
 
     def train_encoder(name: str, gpu: str) -> None:
         settings = [*common, *ENCODERS[name]]

@@ -105,7 +105,7 @@ CONFIGURATIONS = {
     "strong_pseudo_labels": Configuration(
         "the same with three times the weight", settings=(*PSEUDO_LABELS, "losses.pseudo_labels=7.5")
     ),
-    "second_pass": Configuration(
+    "with_second_pass": Configuration(
         "with commitment, diversity, shaping, second pass",
         settings=(*with_statistics(*STATISTICS), "losses.second_pass=5"),
     ),

@@ -78,19 +78,17 @@ class PseudoLabels(CodebookLoss):
         loss = F.cross_entropy(self.scored(labels), codes.flatten(), reduction="none")
         return (loss * counted.flatten()).mean()
 
-    def found(self, labels: Tensor, semantic: Tensor, codes: Tensor, counted: Tensor) -> Tensor:
-        """From the labeller's and the encoder's latents of pairs, both [P, D, F]: [3], how many codes [P, F] the
-        labeller finds in the frames that count, how many the encoder finds, and of how many."""
-        wanted, counts = codes.flatten(), counted.flatten()
-        right = [(self.scored(latent).argmax(dim=1) == wanted) & counts for latent in (labels, semantic)]
-        return torch.stack([*right, counts]).sum(dim=1)
+    def found(self, labels: Tensor, codes: Tensor, counted: Tensor) -> Tensor:
+        """From the labeller's latents of pairs [P, D, F]: a scalar, how many codes [P, F] it finds in the frames that
+        count."""
+        return ((self.scored(labels).argmax(dim=1) == codes.flatten()) & counted.flatten()).sum()
 
     def scored(self, latent: Tensor) -> Tensor:
         """Latents [B, D, F] to scores [B·F, K]."""
         return self.scores(squared_distances(as_frames(latent), self.entries))
 
 
-def label_weight(found: Tensor) -> Tensor:
-    """By what the labels' weight is multiplied: a scalar in [0, 1], for the counts of `PseudoLabels.found`."""
-    labeller, encoder, frames = found
-    return labeller / frames.clamp(min=1) * (labeller / encoder.clamp(min=1)).clamp(max=1)
+def label_weight(labeller: Tensor, encoder: Tensor) -> Tensor:
+    """By what the labels' weight is multiplied: a scalar in [0, 1], for the shares of the pairs' codes that the
+    labeller and the encoder find."""
+    return labeller * (labeller / encoder.clamp(min=1e-9)).clamp(max=1)

@@ -114,6 +114,11 @@ def test_codes_are_measured_against_the_withheld_encoder(tmp_path: Path, speech:
     assert len(table.splitlines()) == 2 + 5
 
 
+def test_no_configuration_has_the_name_of_another_row() -> None:
+    others = {measure_codes.WITHHELD, measure_codes.SECOND_PASS, measure_codes.UNTRAINED, measure_codes.OTHER_SPEAKER}
+    assert not others & set(pair_ablations.CONFIGURATIONS)
+
+
 def test_a_set_with_a_single_clip_of_a_speaker_has_the_agreement_only() -> None:
     silence = [torch.zeros(1920, dtype=torch.int16)] * 3
     assert measure_codes.Speech(silence, ["a", "b", "b"], [""] * 3).another() is None
