@@ -4,7 +4,7 @@ config.py        the settings: YAML, environment, command line
 settings_file.py, setting_values.py   a YAML file as text values; a text as a number, a switch or a path
 dataset.py       batches of crops, and the validation clips
 step_inputs.py   what differs from step to step, and the CUDA graph of a step
-self_training.py  codes for speech, by a second pass and by the labeller
+self_training.py what speech is taught: by a second pass, and by the labeller
 auxiliary.py     the discriminator, the ASR projection and the labeller, which learn beside the codec
 optimization.py  Adam, the learning-rate schedule, the EMA of the weights
 state.py         everything that learns: start, resume, save

@@ -1,5 +1,5 @@
-"""Codes for the speech of a step, whose right ones nobody knows: by a second pass of the encoder, and by the labeller
-that learns from pairs (losses/pseudo_labels.py)."""
+"""What a step's speech is taught. Nobody knows its right codes. So they come from a second pass of the encoder, or from
+the labeller, which learns from pairs (losses/pseudo_labels.py)."""
 
 from __future__ import annotations
 
@@ -23,12 +23,8 @@ class SecondPass:
     """Encodes reconstructions without a gradient. `autocast` makes the context of the arithmetic."""
 
     def __init__(self, codec: Codec, autocast: Callable[[], AbstractContextManager[None]]):
-        self.encoder, self.quantizer, self.frame_size = (
-            codec.get_submodule("encoder"),
-            codec.quantizer,
-            codec.frame_size,
-        )
-        self.autocast = autocast
+        self.encoder, self.quantizer = codec.get_submodule("encoder"), codec.quantizer
+        self.frame_size, self.autocast = codec.frame_size, autocast
 
     @torch.no_grad()
     def __call__(self, reconstruction: Tensor) -> tuple[Tensor, Tensor]:
@@ -64,10 +60,10 @@ class Labelling:
         batch, codes = len(sound) - pair_count, pairs.codes[:, 0]
         with torch.no_grad():
             latents = self.labeller(states)
-            right = self.loss.found(latents[batch:, :, :frames], codes, pairs.counted)
             counted = pairs.counted.sum()
-            right, of_encoder, all_counted = self.ranks.sum(torch.stack([right, by_encoder * counted, counted]))
-            labeller, encoder = (count / all_counted.clamp(min=1) for count in (right, of_encoder))
+            right = self.loss.found(latents[batch:, :, :frames], codes, pairs.counted)
+            *both, of_all = self.ranks.sum(torch.stack([right, by_encoder * counted, counted]))
+            labeller, encoder = (count / of_all.clamp(min=1) for count in both)
         learning = self.labeller(states[batch:], draw)[..., :frames]
         learned = self.loss.labelling(learning, codes, pairs.counted)
         return Labels(latents[:batch], label_weight(labeller, encoder), labeller, learned)
